@@ -1,0 +1,1 @@
+"""Many machines: one training sharded by Ray Train; rendering and submitting cluster jobs; doctor."""

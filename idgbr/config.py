@@ -1,0 +1,358 @@
+"""Settings: one frozen dataclass a stage, all inside `Experiment`.
+
+A setting belongs to the stage whose dataclass holds it, and only that stage's key (and those after it) depend on it.
+Recipes (`recipes.py`) are functions that return an `Experiment`; `apply` sets `stage.field=value` overrides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from idgbr.errors import BadRequest, nearest
+
+CONFIG_VERSION = 1
+
+
+def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its doc, its range (inclusive) and its choices; `Section.__post_init__` enforces them."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+
+
+class Section:
+    """Base of the stage dataclasses: checks every field against its declared type, range and choices."""
+
+    name: typing.ClassVar[str]
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            where = f"{self.name}.{f.name}={value!r}"
+            object.__setattr__(self, f.name, _cast(value, hints[f.name], where))
+            _check(getattr(self, f.name), f, where)
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which scenes, how they are read and split."""
+
+    name = "data"
+    source: str = setting("synthetic", "data set layout: synthetic, folder, or a published one (see idgbr/datasets)")
+    root: str = setting("", "folder of the unpacked data set; not used by synthetic scenes")
+    classes: str = setting("", "class table (JSON file); empty: the one of the source")
+    bands: tuple[int, ...] = setting((1, 2, 3), "bands read from each image, from 1, in this order")
+    where: str = setting("", "filter on columns of the split table, e.g. \"zoom == 20\"")
+    block_m: float = setting(150.0, "side of ground blocks, the unit of inference where a split has too few scenes", low=1)
+    layout_seed: int = setting(0, "synthetic: seed of the scenes", low=0)
+    train_scenes: int = setting(6, "synthetic: training scenes", low=1, high=10_000)
+    val_scenes: int = setting(3, "synthetic: validation scenes", low=0, high=10_000)
+    test_scenes: int = setting(3, "synthetic: test scenes", low=0, high=10_000)
+    scene_px: int = setting(256, "synthetic: side of a scene", low=64, high=20_000)
+    n_classes: int = setting(2, "synthetic: 2 (building) or 4 (background, building, road, field)", low=2, high=4)
+
+
+@dataclass(frozen=True)
+class BackboneConfig(Section):
+    """Stage I: a timm encoder with an smp decoder."""
+
+    name = "backbone"
+    encoder: str = setting("resnet18", "any timm encoder with features_only")
+    decoder: str = setting("fpn", "smp decoder", choices=("unet", "fpn", "deeplabv3plus", "upernet", "segformer", "dpt", "unetplusplus",
+                                                         "pspnet", "linknet", "manet", "pan"))
+    weights: str = setting("", "safetensors file with encoder weights (timm keys); empty: random")
+    img_size: int = setting(0, "input side fixed at build time, for encoders that need it (Swin, plain ViT); 0: the crop", low=0)
+    crop_px: int = setting(192, "training crop", low=32, high=2048)
+    batch_images: int = setting(8, "global batch, whatever the number of workers", low=1)
+    train_images: int = setting(2400, "images seen in all", low=1)
+    lr: float = setting(1e-3, "peak learning rate of AdamW", low=1e-8, high=1)
+    weight_decay: float = setting(1e-2, "of AdamW", low=0, high=1)
+    warmup_images: int = setting(160, "linear warm-up", low=0)
+    clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0)
+    ema_images: float = setting(400.0, "half-life of the weight average in images; 0: none", low=0)
+    accumulate: int = setting(1, "micro-batches a step", low=1)
+    checkpoint_images: int = setting(800, "images between resume checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class CoarseConfig(Section):
+    """Coarse maps: of held-out scenes by the backbone; of training scenes out of fold, simulated, or from a folder."""
+
+    name = "coarse"
+    source: str = setting("out_of_fold", "where the refiner's training maps come from",
+                          choices=("out_of_fold", "in_fold", "simulated", "mixed", "external"))
+    folds: int = setting(3, "out of fold: number of folds, by scene, or by block where scenes are fewer", low=2, high=20)
+    root: str = setting("", "external: folder of class maps or probabilities, named like the images")
+    iou: float = setting(0.8, "simulated: wanted IoU of every class against the target", low=0.05, high=0.999)
+    modes: tuple[str, ...] = setting(("resample", "jitter", "holes", "missed", "false", "shift"), "simulated: kinds of error")
+    tile_px: int = setting(256, "prediction window", low=32, high=4096)
+    overlap_px: int = setting(64, "overlap of windows, blended", low=0, high=2048)
+    temperature: float = setting(1.0, "softmax temperature of the coarse probabilities", low=0.05, high=20)
+
+
+@dataclass(frozen=True)
+class RefinerConfig(Section):
+    """Stage II: what is trained to refine. Five independent choices of diffusion, the network, its training."""
+
+    name = "refiner"
+    kind: str = setting("diffusion", "diffusion; one_pass: same network, no noise, no steps; none: the coarse map itself",
+                        choices=("diffusion", "one_pass", "none"))
+    base: str = setting("", "local Stable Diffusion folder (diffusers layout) to build from; empty: the small U-Net below")
+    # label code
+    codec: str = setting("analog", "label map <-> latent", choices=("analog", "vae"))
+    block_px: int = setting(4, "analog: space-to-depth block", low=1, high=32)
+    vae: str = setting("", "vae: local diffusers folder of AutoencoderKL or AutoencoderTiny")
+    # network
+    channels: tuple[int, ...] = setting((48, 96, 144), "U-Net channels, one entry a level")
+    layers: int = setting(1, "ResNet blocks a level", low=1, high=4)
+    condition_channels: tuple[int, ...] = setting((48, 96, 144), "condition encoder channels, one entry a level")
+    guidance_width: int = setting(64, "channels inside the guidance network", low=8, high=2048)
+    guidance_heads: int = setting(4, "attention heads of the guidance network", low=1, high=64)
+    guidance_attention: bool = setting(True, "attention branch of the guidance network")
+    use_image: bool = setting(True, "condition on the image")
+    use_coarse: bool = setting(True, "condition on the coarse map")
+    # diffusion
+    schedule: str = setting("cosine", "noise schedule", choices=("linear", "scaled_linear", "cosine", "sigmoid"))
+    zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise")
+    train_timesteps: int = setting(1000, "length of the training schedule", low=10, high=10_000)
+    parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"))
+    timestep_law: str = setting("uniform", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"))
+    loss_weighting: str = setting("uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"))
+    condition_dropout: float = setting(0.0, "share of samples trained without condition, for guidance_scale > 1", low=0, high=0.9)
+    one_step_images: int = setting(0, "fast track: last images fine-tuned end to end for one step with the task loss", low=0)
+    # alignment
+    alignment: float = setting(0.0, "weight of representation alignment with a frozen ViT; 0: off", low=0, high=100)
+    alignment_images: int = setting(0, "images during which alignment lasts; 0: all", low=0)
+    teacher: str = setting("", "timm name of the frozen ViT")
+    teacher_weights: str = setting("", "safetensors file of the frozen ViT")
+    # training
+    crop_px: int = setting(128, "training crop", low=16, high=2048)
+    boundary_share: float = setting(0.75, "share of crops centred near a coarse or target boundary", low=0, high=1)
+    batch_images: int = setting(16, "global batch, whatever the number of workers", low=1)
+    train_images: int = setting(16_000, "images seen in all", low=1)
+    lr: float = setting(5e-4, "peak learning rate of AdamW", low=1e-8, high=1)
+    weight_decay: float = setting(1e-2, "of AdamW", low=0, high=1)
+    warmup_images: int = setting(800, "linear warm-up", low=0)
+    clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0)
+    ema_images: float = setting(2000.0, "half-life of the weight average in images; 0: none", low=0)
+    accumulate: int = setting(1, "micro-batches a step", low=1)
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
+    checkpoint_images: int = setting(4000, "images between resume checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class SamplerConfig(Section):
+    """How the refiner is run over scenes. Nothing here ever trains anything."""
+
+    name = "sampler"
+    split: str = setting("val", "scenes refined and scored", choices=("train", "val", "test"))
+    sampler: str = setting("ddim", "sampler", choices=("ddim", "dpm++", "euler", "one_step"))
+    steps: int = setting(4, "denoising steps", low=1, high=1000)
+    spacing: str = setting("trailing", "timestep spacing", choices=("trailing", "leading", "linspace"))
+    guidance_scale: float = setting(1.0, "classifier-free guidance; 1 skips the second branch", low=0, high=30)
+    strength: float = setting(1.0, "1: start from noise; below: from the noised coarse map; 0: the coarse map itself", low=0, high=1)
+    samples: int = setting(1, "samples a tile, averaged", low=1, high=64)
+    tile_px: int = setting(128, "tile side", low=16, high=2048)
+    overlap_px: int = setting(32, "overlap of tiles, Hann blended", low=0, high=1024)
+    batch_tiles: int = setting(16, "tiles a batch; changes speed only", low=1, high=4096)
+    reach_px: float = setting(0.0, "pixels farther than this from a coarse boundary keep the coarse class; 0: no limit", low=0)
+    keep_confidence: float = setting(0.0, "pixels whose coarse probability is above this keep the coarse class; 0: none", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class ScoreConfig(Section):
+    """Which counts are taken. Conventions that can be chosen at read time are not here."""
+
+    name = "score"
+    tile_px: int = setting(256, "side of scoring tiles, the unit of pairing", low=16, high=8192)
+    boundary_ratio: float = setting(0.005, "boundary IoU: width as share of the tile's diagonal (at least 1 px)", low=1e-5, high=0.5)
+    boundary_px: float = setting(0.0, "boundary IoU: width in px; above 0 it takes the place of the ratio", low=0)
+    tolerance_px: float = setting(3.0, "boundary F: tolerance (inclusive disk)", low=0, high=100)
+    trimap_px: int = setting(3, "trimap IoU: width on either side", low=1, high=100)
+    distance_edges_px: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0, 8.0, 16.0), "edges of the bands of distance to the target boundary")
+    band_levels: int = setting(4, "frequency bands: boxes of 1, 2, ... 2^levels px", low=1, high=10)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a result. `seed` is a replicate, never an axis to optimise over."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    coarse: CoarseConfig = field(default_factory=CoarseConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    seed: int = 0
+    reseed: str = "refiner"  # first stage that draws from `seed`; "backbone" retrains stage I for every replicate
+
+    def __post_init__(self) -> None:
+        if self.reseed not in ("backbone", "refiner"):
+            raise BadRequest("unknown setting reseed", value=repr(self.reseed), allowed="backbone, refiner")
+        if self.sampler.overlap_px >= self.sampler.tile_px:
+            raise BadRequest("sampler.overlap_px must be smaller than sampler.tile_px",
+                             value=f"sampler.overlap_px={self.sampler.overlap_px}, sampler.tile_px={self.sampler.tile_px}")
+        if self.coarse.overlap_px >= self.coarse.tile_px:
+            raise BadRequest("coarse.overlap_px must be smaller than coarse.tile_px",
+                             value=f"coarse.overlap_px={self.coarse.overlap_px}, coarse.tile_px={self.coarse.tile_px}")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    cls.name: cls for cls in (DataConfig, BackboneConfig, CoarseConfig, RefinerConfig, SamplerConfig, ScoreConfig)
+}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How fast, never what: nothing here may change a result beyond rounding, so nothing here is in a key."""
+
+    device: str = "auto"  # auto, cpu, cuda
+    precision: str = "fp32"  # fp32, bf16
+    threads: int = 0  # torch threads of one process; 0: leave
+    compile: bool = False
+    loader_workers: int = 0
+    checkpoint_seconds: float = 120.0
+
+
+# ---- dict, JSON, digest -------------------------------------------------------------------------------------------------
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    return {"version": CONFIG_VERSION, **dataclasses.asdict(experiment)}
+
+
+def from_dict(data: Mapping[str, Any]) -> Experiment:
+    """Strict: unknown sections, unknown fields and another `version` are `BadRequest`s that name the nearest right one."""
+    data = dict(data)
+    version = data.pop("version", None)
+    if version != CONFIG_VERSION:
+        raise BadRequest("config of another version", value=version, allowed=str(CONFIG_VERSION),
+                         hint="resolve the recipe again with `idgbr config RECIPE`")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if name in SECTIONS:
+            values[name] = section_from_dict(SECTIONS[name], value)
+        elif name in ("seed", "reseed"):
+            values[name] = value
+        else:
+            raise BadRequest("unknown section in a config", value=name, allowed=", ".join([*SECTIONS, "seed", "reseed"]))
+    return Experiment(**values)
+
+
+def section_from_dict(cls: type[Section], data: Mapping[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in data:
+        if name not in known:
+            raise BadRequest(f"unknown setting {cls.name}.{name}", allowed=", ".join(sorted(known)), hint=nearest(name, known) or None)
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """20 hex digits of sha256 over the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:20]
+
+
+# ---- overrides ----------------------------------------------------------------------------------------------------------
+
+
+def apply(experiment: Experiment, overrides: Iterable[str] | Mapping[str, Any]) -> Experiment:
+    """Set `stage.field=value` (strings, typed by the field) or a mapping of `stage.field` to values.
+
+    Raises:
+        BadRequest: unknown stage or field (names the nearest), a value of another type, out of range or not a choice.
+    """
+    if not isinstance(overrides, Mapping):
+        pairs: dict[str, Any] = {}
+        for text in overrides:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise BadRequest("an override is written stage.field=value", value=text)
+            pairs[name.strip()] = value.strip()
+        overrides = pairs
+    changes: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if name == "seed":
+            top["seed"] = _cast(value, int, f"seed={value!r}")
+            continue
+        if name == "reseed":
+            top["reseed"] = value
+            continue
+        section, field_name = split_name(name)
+        changes.setdefault(section, {})[field_name] = value
+    for section, values in changes.items():
+        top[section] = dataclasses.replace(getattr(experiment, section), **values)
+    return dataclasses.replace(experiment, **top)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`stage.field` -> (stage, field), or a `BadRequest` that names the nearest right one."""
+    section, _, field_name = name.partition(".")
+    everything = [f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if name not in everything:
+        same = [n for n in everything if n.startswith(section + ".")]
+        allowed = ", ".join(n.partition(".")[2] for n in same) if same else ", ".join(SECTIONS)
+        raise BadRequest(f"unknown setting {name}", allowed=f"{section}: {allowed}" if same else allowed,
+                         hint=nearest(name, same or everything) or "`idgbr config RECIPE` lists every setting")
+    return section, field_name
+
+
+def _cast(value: Any, hint: Any, where: str) -> Any:
+    """`value` as type `hint` (bool, int, float, str, tuple of one of these); strings are parsed, nothing is guessed."""
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        item = typing.get_args(hint)[0]
+        if isinstance(value, str):
+            value = [v for v in value.strip("()[] ").split(",") if v.strip()]
+        if not isinstance(value, list | tuple):
+            raise BadRequest(f"{where} is not a list", allowed=f"values of type {item.__name__}, separated by commas")
+        return tuple(_cast(v.strip() if isinstance(v, str) else v, item, where) for v in value)
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"settings have one type each: {where}")
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        lowered = str(value).lower()
+        if lowered in ("true", "on", "yes", "1", "false", "off", "no", "0"):
+            return lowered in ("true", "on", "yes", "1")
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.replace("_", "").removeprefix("-").isdigit():
+            return int(value)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                pass  # falls through to the one error below
+    elif hint is str and isinstance(value, str):
+        return value
+    raise BadRequest(f"{where} has the wrong type", allowed=getattr(hint, "__name__", str(hint)))
+
+
+def _check(value: Any, f: dataclasses.Field, where: str) -> None:
+    choices, low, high = f.metadata.get("choices") or (), f.metadata.get("low"), f.metadata.get("high")
+    if choices and value not in choices:
+        raise BadRequest(f"{where} is not a choice", allowed=", ".join(choices), hint=nearest(str(value), choices) or None)
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and number != number:
+            raise BadRequest(f"{where} is not a number")
+        if (low is not None and number < low) or (high is not None and number > high):
+            bounds = " and ".join(b for b in (f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else "") if b)
+            raise BadRequest(f"{where} is out of range", allowed=bounds)

@@ -1,0 +1,1 @@
+"""Many runs: studies, plan, Ray Tune and Optuna, Parquet tables, statistics, report."""
