@@ -83,7 +83,7 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def list(self, folder: str, suffix: str = "", recursive: bool = False) -> list[str]:
+    def names(self, folder: str, suffix: str = "", recursive: bool = False) -> list[str]:
         """Names below `folder` relative to the root; names that begin with `_` or `.` are not there yet."""
         found = self.fs.get_file_info(fs.FileSelector(f"{self.base}/{folder}", allow_not_found=True, recursive=recursive))
         names = [i.path.removeprefix(self.base).lstrip("/") for i in found if i.type == fs.FileType.File]
@@ -171,12 +171,12 @@ class Store:
         return local
 
     def keys(self, stage: str) -> Iterator[str]:
-        for name in self.list(f"artifacts/{stage}", suffix="/manifest.json", recursive=True):
+        for name in self.names(f"artifacts/{stage}", suffix="/manifest.json", recursive=True):
             yield name.split("/")[3]
 
     def runs(self, stage: str) -> list[str]:
         """Keys in the order of `runs/`, one entry for every computation of this stage: the counter that proves reuse."""
-        return [name.rpartition("/")[2].rpartition("-")[0] for name in self.list(f"runs/{stage}", suffix=".json")]
+        return [name.rpartition("/")[2].rpartition("-")[0] for name in self.names(f"runs/{stage}", suffix=".json")]
 
     def check_writable(self) -> None:
         """Raises:
