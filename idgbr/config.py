@@ -20,9 +20,14 @@ from idgbr.errors import BadRequest, nearest
 CONFIG_VERSION = 1
 
 
-def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its doc, its range (inclusive) and its choices; `Section.__post_init__` enforces them."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+def setting(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), speed_only: bool = False
+) -> Any:
+    """A dataclass field with its doc, its range (inclusive) and its choices; `Section.__post_init__` enforces them.
+
+    `speed_only` settings change how fast a result comes, never the result, so they are in no key.
+    """
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices, "speed_only": speed_only})
 
 
 class Section:
@@ -77,7 +82,7 @@ class BackboneConfig(Section):
     clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0)
     ema_images: float = setting(400.0, "half-life of the weight average in images; 0: none", low=0)
     accumulate: int = setting(1, "micro-batches a step", low=1)
-    checkpoint_images: int = setting(800, "images between resume checkpoints", low=1)
+    checkpoint_images: int = setting(800, "images between resume checkpoints", low=1, speed_only=True)
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,8 @@ class RefinerConfig(Section):
     clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0)
     ema_images: float = setting(2000.0, "half-life of the weight average in images; 0: none", low=0)
     accumulate: int = setting(1, "micro-batches a step", low=1)
-    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
-    checkpoint_images: int = setting(4000, "images between resume checkpoints", low=1)
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass", speed_only=True)
+    checkpoint_images: int = setting(4000, "images between resume checkpoints", low=1, speed_only=True)
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ class SamplerConfig(Section):
     samples: int = setting(1, "samples a tile, averaged", low=1, high=64)
     tile_px: int = setting(128, "tile side", low=16, high=2048)
     overlap_px: int = setting(32, "overlap of tiles, Hann blended", low=0, high=1024)
-    batch_tiles: int = setting(16, "tiles a batch; changes speed only", low=1, high=4096)
+    batch_tiles: int = setting(16, "tiles a batch", low=1, high=4096, speed_only=True)
     reach_px: float = setting(0.0, "pixels farther than this from a coarse boundary keep the coarse class; 0: no limit", low=0)
     keep_confidence: float = setting(0.0, "pixels whose coarse probability is above this keep the coarse class; 0: none", low=0, high=1)
 

@@ -1,0 +1,81 @@
+"""Recipes: functions that return a whole `Experiment`. A user's own works the same: `path/to/file.py:function`.
+
+Each begins with its command, the time it takes, and the score to expect.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+from idgbr.config import BackboneConfig, CoarseConfig, DataConfig, Experiment, RefinerConfig, SamplerConfig, ScoreConfig
+from idgbr.errors import BadRequest, Missing, nearest
+
+
+def synthetic() -> Experiment:
+    """Synthetic roofs, 2 classes: `idgbr config synthetic`. The demo's scenes; the `quickstart` study is built on it."""
+    return Experiment(
+        data=DataConfig(source="synthetic", train_scenes=8, val_scenes=8, test_scenes=8, scene_px=256),
+        backbone=BackboneConfig(encoder="test_efficientnet", decoder="fpn", crop_px=128, batch_images=8, train_images=1600, lr=3e-3,
+                                warmup_images=80, ema_images=200),
+        coarse=CoarseConfig(folds=2),
+        refiner=RefinerConfig(channels=(32, 64), condition_channels=(32, 64), guidance_width=32, crop_px=64, batch_images=16,
+                              train_images=6400, warmup_images=320, ema_images=800, lr=1e-3),
+        sampler=SamplerConfig(tile_px=128, overlap_px=32),
+        score=ScoreConfig(tile_px=128),
+    )
+
+
+def oam_buildings() -> Experiment:
+    """Buildings from drones, zoom 20 only. Set `data.root` (and IDGBR_DATA for its default) and `backbone.weights`."""
+    root = Path(os.environ.get("IDGBR_DATA", "../shared/data"))
+    return Experiment(
+        data=DataConfig(source="oam_buildings", root=str(root / "oam-buildings"), where="zoom == 20"),
+        backbone=BackboneConfig(encoder="tf_efficientnet_lite0", decoder="fpn",
+                                weights=str(root / "weights" / "tf_efficientnet_lite0_in1k.safetensors"),
+                                crop_px=192, batch_images=8, train_images=2400),
+        coarse=CoarseConfig(folds=3),
+        refiner=RefinerConfig(),
+        sampler=SamplerConfig(),
+        score=ScoreConfig(tile_px=256),
+    )
+
+
+BUILT_IN: dict[str, Callable[[], Experiment]] = {f.__name__: f for f in (synthetic, oam_buildings)}
+
+
+def recipe(name: str) -> Experiment:
+    """The experiment of a built-in recipe, or of `path.py:function`.
+
+    Raises:
+        BadRequest: no such recipe (names the nearest), or the function is not one.
+        Missing: no such file.
+    """
+    if ".py:" not in name:
+        if name not in BUILT_IN:
+            raise BadRequest("no such recipe", value=name, allowed=", ".join(sorted(BUILT_IN)) + ", or path.py:function",
+                             hint=nearest(name, BUILT_IN) or None)
+        return BUILT_IN[name]()
+    return load_function(name, Experiment)()
+
+
+def load_function(name: str, returns: type) -> Callable[[], Experiment]:
+    """`path.py:function` -> the function, checked to take no required argument."""
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise Missing("no such file", value=path, hint="path/to/file.py:function")
+    scope = runpy.run_path(path)
+    if not callable(scope.get(function)):
+        functions = [n for n, v in scope.items() if inspect.isfunction(v) and v.__module__ == "<run_path>"]
+        raise BadRequest(f"{path} has no function {function}", allowed=", ".join(functions) or "none there", hint=nearest(function, functions) or None)
+
+    def call() -> Experiment:
+        value = scope[function]()
+        if not isinstance(value, returns):
+            raise BadRequest(f"{name} must return {'an' if returns.__name__[0] in 'AEIOU' else 'a'} {returns.__name__}", value=type(value).__name__)
+        return value
+
+    return call

@@ -1,0 +1,274 @@
+"""The six stages: how their keys chain, and what each runs.
+
+    data -> backbone (full, and one a fold) -> coarse -> refiner -> refined -> counts
+
+A key holds everything that changes the bytes and nothing else: settings that the stage really reads (a one-pass refiner reads no noise
+schedule), contents of files and not their paths, and the replicate seed from the stage that `Experiment.reseed` names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idgbr.config import Experiment, Runtime, Section, digest, to_dict
+from idgbr.errors import Missing
+from idgbr.store import Store
+
+if TYPE_CHECKING:
+    from idgbr.train import World
+
+STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
+
+# Raised by hand when a stage comes to mean something else; the git commit is recorded, not hashed.
+VERSIONS = {"data": 1, "backbone": 1, "coarse": 1, "refiner": 1, "refined": 1, "counts": 1}
+
+Report = Callable[..., None]
+Stop = Callable[[], bool]
+
+# Settings that name a file or folder count by content, so that two users with other paths share artefacts.
+_PATHS = {"root", "classes", "weights", "base", "vae", "teacher_weights"}
+_OF_SOURCE = {
+    "synthetic": ("layout_seed", "train_scenes", "val_scenes", "test_scenes", "scene_px", "n_classes"),
+}
+_OF_DIFFUSION = ("schedule", "zero_terminal_snr", "train_timesteps", "parameterisation", "timestep_law", "loss_weighting",
+                 "condition_dropout", "one_step_images")
+_OF_SAMPLING = ("sampler", "steps", "spacing", "guidance_scale", "strength", "samples")
+_OF_TILES = ("tile_px", "overlap_px", "reach_px", "keep_confidence")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of work: finished exactly when (stage, key) is in the store.
+
+    `name` tells fold backbones apart ("full", "fold0", ...); `parents` maps names to keys; `trains` says whether it trains a network.
+    """
+
+    stage: str
+    key: str
+    name: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    seed: int | None
+    trains: bool = False
+
+
+def jobs(experiment: Experiment) -> tuple[Job, ...]:
+    """Every job the experiment needs, in order of dependence; the last one is its counts.
+
+    Raises:
+        Missing: a file named in the settings is not there.
+    """
+    e = experiment
+    data = _job("data", "data", _settings(e.data, leave_out=_foreign_data(e)) | {"inputs": _inputs(e)}, {}, None)
+    made = [data]
+    backbones: dict[str, str] = {}
+    seed_backbone = e.seed if e.reseed == "backbone" else 0
+    if e.coarse.source != "external":
+        names = ["full"]
+        if e.coarse.source in ("out_of_fold", "mixed") and needs_training_maps(e):
+            names += [f"fold{i}" for i in range(e.coarse.folds)]
+        for name in names:
+            part = {"part": name} | ({"folds": e.coarse.folds} if name != "full" else {})
+            job = _job("backbone", name, _settings(e.backbone) | part, {"data": data.key}, seed_backbone, trains=True)
+            backbones[name] = job.key
+            made.append(job)
+    coarse = _job("coarse", "coarse", _settings(e.coarse, leave_out=_foreign_coarse(e)) | {"training_maps": needs_training_maps(e)},
+                  {"data": data.key, **backbones}, seed_backbone)
+    made.append(coarse)
+    parents = {"data": data.key, "coarse": coarse.key}
+    if e.refiner.kind != "none":
+        refiner = _job("refiner", "refiner", _settings(e.refiner, leave_out=_foreign_refiner(e)), parents, e.seed, trains=True)
+        made.append(refiner)
+        parents = parents | {"refiner": refiner.key}
+    refined = _job("refined", "refined", _settings(e.sampler, leave_out=_foreign_sampler(e)) | {"kind": e.refiner.kind}, parents,
+                   e.seed if e.refiner.kind == "diffusion" else None)
+    made.append(refined)
+    made.append(_job("counts", "counts", _settings(e.score), {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
+    return tuple(made)
+
+
+def needs_training_maps(experiment: Experiment) -> bool:
+    """Coarse maps of the training scenes: always, so that the trial without a refiner shares its coarse stage with all others."""
+    return True
+
+
+def run(
+    job: Job, store: Store, experiment: Experiment, runtime: Runtime | None = None, report: Report | None = None, stop: Stop | None = None,
+    fit: Callable[..., None] | None = None,
+) -> dict[str, Any]:
+    """Make sure the job's artefact is in the store (its parents must be) and return its manifest; does nothing when it is there.
+
+    Args:
+        report: called with keyword arguments while it works (stage, done, total, and what the stage has to tell).
+        stop: asked between steps; True ends the job with `Interrupted`, its checkpoint kept.
+        fit: takes over the training stages, e.g. `cluster.train.fit_sharded`; same signature as `train_stage` without `world`.
+
+    Raises:
+        IdgbrError: whatever the stage finds wrong; nothing half-written is left.
+    """
+    found = store.manifest(job.stage, job.key)
+    if found is not None:
+        return found
+    runtime = runtime or Runtime()
+    _set_threads(runtime)
+
+    def write(out: Path) -> None:
+        if job.trains:
+            (fit or train_stage)(job, store, experiment, out, runtime=runtime, report=report, stop=stop)
+        else:
+            _run_plain(job, store, experiment, out, runtime, report)
+
+    record = {"version": VERSIONS[job.stage], "name": job.name, "settings": job.config, "parents": job.parents, "seed": job.seed,
+              "experiment": to_dict(experiment)}
+    manifest = store.put(job.stage, job.key, write, record)
+    if job.trains:
+        store.delete(scratch_name(job))
+    return manifest
+
+
+def scratch_name(job: Job) -> str:
+    """Where resume checkpoints of a training live, below the store's root; deleted when it is done."""
+    return f"scratch/{job.stage}/{job.key}"
+
+
+def train_stage(
+    job: Job, store: Store, experiment: Experiment, out: Path, *, world: World | None = None, runtime: Runtime | None = None,
+    report: Report | None = None, stop: Stop | None = None, scratch: Path | None = None,
+) -> None:
+    """One training on this process; `world` says which share of every batch is this process's (none: all of it)."""
+    from idgbr import backbone, datasets, refiner
+    from idgbr.train import World
+
+    world, runtime = world or World(), runtime or Runtime()
+    dataset = datasets.load(store.path("data", job.parents["data"]), experiment.data)
+    scratch = scratch or Path(store.base if store.is_local else store.cache) / scratch_name(job)
+    common = {"seed": job.seed or 0, "out": out, "scratch": scratch, "world": world, "runtime": runtime, "report": report, "stop": stop}
+    if job.stage == "backbone":
+        rasters = dataset.of("train")
+        if job.name != "full":
+            held_out = dataset.folds(experiment.coarse.folds)[int(job.name.removeprefix("fold"))]
+            rasters = tuple(r for r in rasters if r.id not in held_out)
+        backbone.fit(experiment.backbone, dataset, rasters, **common)
+    else:
+        refiner.fit(experiment.refiner, dataset, store.path("coarse", job.parents["coarse"]), **common)
+
+
+def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtime: Runtime, report: Report | None) -> None:
+    from idgbr import datasets
+
+    if job.stage == "data":
+        datasets.prepare(experiment.data, out, report)
+        return
+    dataset = datasets.load(store.path("data", job.parents["data"]), experiment.data)
+    if job.stage == "coarse":
+        from idgbr import coarse
+
+        backbones = {name: store.path("backbone", key) for name, key in job.parents.items() if name != "data"}
+        coarse.write(experiment.coarse, dataset, backbones, seed=job.seed or 0, out=out, runtime=runtime, report=report)
+        return
+    coarse_dir = store.path("coarse", job.parents["coarse"])
+    if job.stage == "refined":
+        from idgbr import scene
+
+        refiner_dir = store.path("refiner", job.parents["refiner"]) if "refiner" in job.parents else None
+        scene.refine_split(experiment.sampler, refiner_dir, dataset, coarse_dir, experiment.sampler.split, seed=job.seed or 0, out=out,
+                           runtime=runtime, report=report)
+    else:
+        from idgbr import scores
+
+        refined_dir = store.path("refined", job.parents["refined"])
+        scores.count_rasters(experiment.score, dataset, experiment.sampler.split, refined_dir, coarse_dir, out, report=report)
+
+
+# ---- keys ---------------------------------------------------------------------------------------------------------------
+
+
+def _job(stage: str, name: str, config: dict[str, Any], parents: dict[str, str], seed: int | None, trains: bool = False) -> Job:
+    key = digest({"stage": stage, "version": VERSIONS[stage], "config": config, "parents": parents, "seed": seed})
+    return Job(stage, key, name, config, parents, seed, trains)
+
+
+def _settings(section: Section, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings that decide the bytes, paths replaced by what they hold."""
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(section):  # type: ignore[arg-type]
+        value = getattr(section, f.name)
+        if f.name in leave_out or f.metadata.get("speed_only"):
+            continue
+        if f.name in _PATHS and value:
+            value = content_digest(value, f"{section.name}.{f.name}")
+        values[f.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def _foreign_data(e: Experiment) -> tuple[str, ...]:
+    foreign = tuple(name for source, names in _OF_SOURCE.items() if source != e.data.source for name in names)
+    return (*foreign, "root")  # the content of root is in `inputs`
+
+
+def _foreign_coarse(e: Experiment) -> tuple[str, ...]:
+    source = e.coarse.source
+    out: tuple[str, ...] = ()
+    if source not in ("out_of_fold", "mixed"):
+        out += ("folds",)
+    if source not in ("simulated", "mixed"):
+        out += ("iou", "modes")
+    return out
+
+
+def _foreign_refiner(e: Experiment) -> tuple[str, ...]:
+    r = e.refiner
+    out = _OF_DIFFUSION if r.kind == "one_pass" else ()
+    if r.alignment == 0:
+        out += ("alignment_images", "teacher", "teacher_weights")
+    if r.codec == "analog":
+        out += ("vae",)
+    if not r.guidance_attention:
+        out += ("guidance_heads",)
+    return out
+
+
+def _foreign_sampler(e: Experiment) -> tuple[str, ...]:
+    if e.refiner.kind == "none":
+        return (*_OF_SAMPLING, *_OF_TILES)
+    return _OF_SAMPLING if e.refiner.kind == "one_pass" else ()
+
+
+def _inputs(e: Experiment) -> str:
+    from idgbr import datasets
+
+    return datasets.input_digest(e.data)
+
+
+def content_digest(path: str, where: str) -> str:
+    """sha256 of a file, or of all files of a folder with their names; remembered while size and time of change stay the same.
+
+    Raises:
+        Missing: nothing is there.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise Missing(f"{where} names a file that is not there", value=str(place), hint=f"an existing path: {where}=PATH")
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith("."))
+    names = [p.name if place.is_file() else str(p.relative_to(place)) for p in files]
+    stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return digest([[name, _file_digest(*stamp)] for name, stamp in zip(names, stamps, strict=True)])
+
+
+@functools.lru_cache(maxsize=100_000)
+def _file_digest(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _set_threads(runtime: Runtime) -> None:
+    if runtime.threads:
+        import torch
+
+        torch.set_num_threads(runtime.threads)
