@@ -53,7 +53,7 @@ class DataConfig(Section):
     root: str = setting("", "folder of the unpacked data set; not used by synthetic scenes")
     classes: str = setting("", "class table (JSON file); empty: the one of the source")
     bands: tuple[int, ...] = setting((1, 2, 3), "bands read from each image, from 1, in this order")
-    where: str = setting("", "filter on columns of the split table, e.g. \"zoom == 20\"")
+    where: str = setting("", 'filter on columns of the split table, e.g. "zoom == 20"')
     block_m: float = setting(150.0, "side of ground blocks, the unit of inference where a split has too few scenes", low=1)
     layout_seed: int = setting(0, "synthetic: seed of the scenes", low=0)
     train_scenes: int = setting(6, "synthetic: training scenes", low=1, high=10_000)
@@ -69,8 +69,11 @@ class BackboneConfig(Section):
 
     name = "backbone"
     encoder: str = setting("resnet18", "any timm encoder with features_only")
-    decoder: str = setting("fpn", "smp decoder", choices=("unet", "fpn", "deeplabv3plus", "upernet", "segformer", "dpt", "unetplusplus",
-                                                         "pspnet", "linknet", "manet", "pan"))
+    decoder: str = setting(
+        "fpn",
+        "smp decoder",
+        choices=("unet", "fpn", "deeplabv3plus", "upernet", "segformer", "dpt", "unetplusplus", "pspnet", "linknet", "manet", "pan"),
+    )
     weights: str = setting("", "safetensors file with encoder weights (timm keys); empty: random")
     img_size: int = setting(0, "input side fixed at build time, for encoders that need it (Swin, plain ViT); 0: the crop", low=0)
     crop_px: int = setting(192, "training crop", low=32, high=2048)
@@ -90,8 +93,9 @@ class CoarseConfig(Section):
     """Coarse maps: of held-out scenes by the backbone; of training scenes out of fold, simulated, or from a folder."""
 
     name = "coarse"
-    source: str = setting("out_of_fold", "where the refiner's training maps come from",
-                          choices=("out_of_fold", "in_fold", "simulated", "mixed", "external"))
+    source: str = setting(
+        "out_of_fold", "where the refiner's training maps come from", choices=("out_of_fold", "in_fold", "simulated", "mixed", "external")
+    )
     folds: int = setting(3, "out of fold: number of folds, by scene, or by block where scenes are fewer", low=2, high=20)
     root: str = setting("", "external: folder of class maps or probabilities, named like the images")
     iou: float = setting(0.8, "simulated: wanted IoU of every class against the target", low=0.05, high=0.999)
@@ -106,8 +110,11 @@ class RefinerConfig(Section):
     """Stage II: what is trained to refine. Five independent choices of diffusion, the network, its training."""
 
     name = "refiner"
-    kind: str = setting("diffusion", "diffusion; one_pass: same network, no noise, no steps; none: the coarse map itself",
-                        choices=("diffusion", "one_pass", "none"))
+    kind: str = setting(
+        "diffusion",
+        "diffusion; one_pass: same network, no noise, no steps; none: the coarse map itself",
+        choices=("diffusion", "one_pass", "none"),
+    )
     base: str = setting("", "local Stable Diffusion folder (diffusers layout) to build from; empty: the small U-Net below")
     # label code
     codec: str = setting("analog", "label map <-> latent", choices=("analog", "vae"))
@@ -201,11 +208,15 @@ class Experiment:
         if self.reseed not in ("backbone", "refiner"):
             raise BadRequest("unknown setting reseed", value=repr(self.reseed), allowed="backbone, refiner")
         if self.sampler.overlap_px >= self.sampler.tile_px:
-            raise BadRequest("sampler.overlap_px must be smaller than sampler.tile_px",
-                             value=f"sampler.overlap_px={self.sampler.overlap_px}, sampler.tile_px={self.sampler.tile_px}")
+            raise BadRequest(
+                "sampler.overlap_px must be smaller than sampler.tile_px",
+                value=f"sampler.overlap_px={self.sampler.overlap_px}, sampler.tile_px={self.sampler.tile_px}",
+            )
         if self.coarse.overlap_px >= self.coarse.tile_px:
-            raise BadRequest("coarse.overlap_px must be smaller than coarse.tile_px",
-                             value=f"coarse.overlap_px={self.coarse.overlap_px}, coarse.tile_px={self.coarse.tile_px}")
+            raise BadRequest(
+                "coarse.overlap_px must be smaller than coarse.tile_px",
+                value=f"coarse.overlap_px={self.coarse.overlap_px}, coarse.tile_px={self.coarse.tile_px}",
+            )
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -237,8 +248,12 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
     data = dict(data)
     version = data.pop("version", None)
     if version != CONFIG_VERSION:
-        raise BadRequest("config of another version", value=version, allowed=str(CONFIG_VERSION),
-                         hint="resolve the recipe again with `idgbr config RECIPE`")
+        raise BadRequest(
+            "config of another version",
+            value=version,
+            allowed=str(CONFIG_VERSION),
+            hint="resolve the recipe again with `idgbr config RECIPE`",
+        )
     values: dict[str, Any] = {}
     for name, value in data.items():
         if name in SECTIONS:
@@ -308,8 +323,11 @@ def split_name(name: str) -> tuple[str, str]:
     if name not in everything:
         same = [n for n in everything if n.startswith(section + ".")]
         allowed = ", ".join(n.partition(".")[2] for n in same) if same else ", ".join(SECTIONS)
-        raise BadRequest(f"unknown setting {name}", allowed=f"{section}: {allowed}" if same else allowed,
-                         hint=nearest(name, same or everything) or "`idgbr config RECIPE` lists every setting")
+        raise BadRequest(
+            f"unknown setting {name}",
+            allowed=f"{section}: {allowed}" if same else allowed,
+            hint=nearest(name, same or everything) or "`idgbr config RECIPE` lists every setting",
+        )
     return section, field_name
 
 
@@ -359,5 +377,7 @@ def _check(value: Any, f: dataclasses.Field, where: str) -> None:
         if isinstance(number, float) and number != number:
             raise BadRequest(f"{where} is not a number")
         if (low is not None and number < low) or (high is not None and number > high):
-            bounds = " and ".join(b for b in (f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else "") if b)
+            bounds = " and ".join(
+                b for b in (f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else "") if b
+            )
             raise BadRequest(f"{where} is out of range", allowed=bounds)

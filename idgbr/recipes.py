@@ -19,11 +19,28 @@ def synthetic() -> Experiment:
     """Synthetic roofs, 2 classes: `idgbr config synthetic`. The demo's scenes; the `quickstart` study is built on it."""
     return Experiment(
         data=DataConfig(source="synthetic", train_scenes=8, val_scenes=8, test_scenes=8, scene_px=256),
-        backbone=BackboneConfig(encoder="test_efficientnet", decoder="fpn", crop_px=128, batch_images=8, train_images=1600, lr=3e-3,
-                                warmup_images=80, ema_images=200),
+        backbone=BackboneConfig(
+            encoder="test_efficientnet",
+            decoder="fpn",
+            crop_px=128,
+            batch_images=8,
+            train_images=1600,
+            lr=3e-3,
+            warmup_images=80,
+            ema_images=200,
+        ),
         coarse=CoarseConfig(folds=2),
-        refiner=RefinerConfig(channels=(32, 64), condition_channels=(32, 64), guidance_width=32, crop_px=64, batch_images=16,
-                              train_images=6400, warmup_images=320, ema_images=800, lr=1e-3),
+        refiner=RefinerConfig(
+            channels=(32, 64),
+            condition_channels=(32, 64),
+            guidance_width=32,
+            crop_px=64,
+            batch_images=16,
+            train_images=6400,
+            warmup_images=320,
+            ema_images=800,
+            lr=1e-3,
+        ),
         sampler=SamplerConfig(tile_px=128, overlap_px=32),
         score=ScoreConfig(tile_px=128),
     )
@@ -34,9 +51,14 @@ def oam_buildings() -> Experiment:
     root = Path(os.environ.get("IDGBR_DATA", "../shared/data"))
     return Experiment(
         data=DataConfig(source="oam_buildings", root=str(root / "oam-buildings"), where="zoom == 20"),
-        backbone=BackboneConfig(encoder="tf_efficientnet_lite0", decoder="fpn",
-                                weights=str(root / "weights" / "tf_efficientnet_lite0_in1k.safetensors"),
-                                crop_px=192, batch_images=8, train_images=2400),
+        backbone=BackboneConfig(
+            encoder="tf_efficientnet_lite0",
+            decoder="fpn",
+            weights=str(root / "weights" / "tf_efficientnet_lite0_in1k.safetensors"),
+            crop_px=192,
+            batch_images=8,
+            train_images=2400,
+        ),
         coarse=CoarseConfig(folds=3),
         refiner=RefinerConfig(),
         sampler=SamplerConfig(),
@@ -56,8 +78,12 @@ def recipe(name: str) -> Experiment:
     """
     if ".py:" not in name:
         if name not in BUILT_IN:
-            raise BadRequest("no such recipe", value=name, allowed=", ".join(sorted(BUILT_IN)) + ", or path.py:function",
-                             hint=nearest(name, BUILT_IN) or None)
+            raise BadRequest(
+                "no such recipe",
+                value=name,
+                allowed=", ".join(sorted(BUILT_IN)) + ", or path.py:function",
+                hint=nearest(name, BUILT_IN) or None,
+            )
         return BUILT_IN[name]()
     return load_function(name, Experiment)()
 
@@ -70,12 +96,16 @@ def load_function(name: str, returns: type) -> Callable[[], Experiment]:
     scope = runpy.run_path(path)
     if not callable(scope.get(function)):
         functions = [n for n, v in scope.items() if inspect.isfunction(v) and v.__module__ == "<run_path>"]
-        raise BadRequest(f"{path} has no function {function}", allowed=", ".join(functions) or "none there", hint=nearest(function, functions) or None)
+        raise BadRequest(
+            f"{path} has no function {function}", allowed=", ".join(functions) or "none there", hint=nearest(function, functions) or None
+        )
 
     def call() -> Experiment:
         value = scope[function]()
         if not isinstance(value, returns):
-            raise BadRequest(f"{name} must return {'an' if returns.__name__[0] in 'AEIOU' else 'a'} {returns.__name__}", value=type(value).__name__)
+            raise BadRequest(
+                f"{name} must return {'an' if returns.__name__[0] in 'AEIOU' else 'a'} {returns.__name__}", value=type(value).__name__
+            )
         return value
 
     return call

@@ -36,8 +36,16 @@ _PATHS = {"root", "classes", "weights", "base", "vae", "teacher_weights"}
 _OF_SOURCE = {
     "synthetic": ("layout_seed", "train_scenes", "val_scenes", "test_scenes", "scene_px", "n_classes"),
 }
-_OF_DIFFUSION = ("schedule", "zero_terminal_snr", "train_timesteps", "parameterisation", "timestep_law", "loss_weighting",
-                 "condition_dropout", "one_step_images")
+_OF_DIFFUSION = (
+    "schedule",
+    "zero_terminal_snr",
+    "train_timesteps",
+    "parameterisation",
+    "timestep_law",
+    "loss_weighting",
+    "condition_dropout",
+    "one_step_images",
+)
 _OF_SAMPLING = ("sampler", "steps", "spacing", "guidance_scale", "strength", "samples")
 _OF_TILES = ("tile_px", "overlap_px", "reach_px", "keep_confidence")
 
@@ -71,35 +79,39 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     seed_backbone = e.seed if e.reseed == "backbone" else 0
     if e.coarse.source != "external":
         names = ["full"]
-        if e.coarse.source in ("out_of_fold", "mixed") and needs_training_maps(e):
+        if e.coarse.source in ("out_of_fold", "mixed"):
             names += [f"fold{i}" for i in range(e.coarse.folds)]
         for name in names:
             part = {"part": name} | ({"folds": e.coarse.folds} if name != "full" else {})
             job = _job("backbone", name, _settings(e.backbone) | part, {"data": data.key}, seed_backbone, trains=True)
             backbones[name] = job.key
             made.append(job)
-    coarse = _job("coarse", "coarse", _settings(e.coarse, leave_out=_foreign_coarse(e)) | {"training_maps": needs_training_maps(e)},
-                  {"data": data.key, **backbones}, seed_backbone)
+    coarse = _job("coarse", "coarse", _settings(e.coarse, leave_out=_foreign_coarse(e)), {"data": data.key, **backbones}, seed_backbone)
     made.append(coarse)
     parents = {"data": data.key, "coarse": coarse.key}
     if e.refiner.kind != "none":
         refiner = _job("refiner", "refiner", _settings(e.refiner, leave_out=_foreign_refiner(e)), parents, e.seed, trains=True)
         made.append(refiner)
         parents = parents | {"refiner": refiner.key}
-    refined = _job("refined", "refined", _settings(e.sampler, leave_out=_foreign_sampler(e)) | {"kind": e.refiner.kind}, parents,
-                   e.seed if e.refiner.kind == "diffusion" else None)
+    refined = _job(
+        "refined",
+        "refined",
+        _settings(e.sampler, leave_out=_foreign_sampler(e)) | {"kind": e.refiner.kind},
+        parents,
+        e.seed if e.refiner.kind == "diffusion" else None,
+    )
     made.append(refined)
     made.append(_job("counts", "counts", _settings(e.score), {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
     return tuple(made)
 
 
-def needs_training_maps(experiment: Experiment) -> bool:
-    """Coarse maps of the training scenes: always, so that the trial without a refiner shares its coarse stage with all others."""
-    return True
-
-
 def run(
-    job: Job, store: Store, experiment: Experiment, runtime: Runtime | None = None, report: Report | None = None, stop: Stop | None = None,
+    job: Job,
+    store: Store,
+    experiment: Experiment,
+    runtime: Runtime | None = None,
+    report: Report | None = None,
+    stop: Stop | None = None,
     fit: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
     """Make sure the job's artefact is in the store (its parents must be) and return its manifest; does nothing when it is there.
@@ -124,8 +136,14 @@ def run(
         else:
             _run_plain(job, store, experiment, out, runtime, report)
 
-    record = {"version": VERSIONS[job.stage], "name": job.name, "settings": job.config, "parents": job.parents, "seed": job.seed,
-              "experiment": to_dict(experiment)}
+    record = {
+        "version": VERSIONS[job.stage],
+        "name": job.name,
+        "settings": job.config,
+        "parents": job.parents,
+        "seed": job.seed,
+        "experiment": to_dict(experiment),
+    }
     manifest = store.put(job.stage, job.key, write, record)
     if job.trains:
         store.delete(scratch_name(job))
@@ -138,8 +156,16 @@ def scratch_name(job: Job) -> str:
 
 
 def train_stage(
-    job: Job, store: Store, experiment: Experiment, out: Path, *, world: World | None = None, runtime: Runtime | None = None,
-    report: Report | None = None, stop: Stop | None = None, scratch: Path | None = None,
+    job: Job,
+    store: Store,
+    experiment: Experiment,
+    out: Path,
+    *,
+    world: World | None = None,
+    runtime: Runtime | None = None,
+    report: Report | None = None,
+    stop: Stop | None = None,
+    scratch: Path | None = None,
 ) -> None:
     """One training on this process; `world` says which share of every batch is this process's (none: all of it)."""
     from idgbr import backbone, datasets, refiner
@@ -177,8 +203,17 @@ def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtim
         from idgbr import scene
 
         refiner_dir = store.path("refiner", job.parents["refiner"]) if "refiner" in job.parents else None
-        scene.refine_split(experiment.sampler, refiner_dir, dataset, coarse_dir, experiment.sampler.split, seed=job.seed or 0, out=out,
-                           runtime=runtime, report=report)
+        scene.refine_split(
+            experiment.sampler,
+            refiner_dir,
+            dataset,
+            coarse_dir,
+            experiment.sampler.split,
+            seed=job.seed or 0,
+            out=out,
+            runtime=runtime,
+            report=report,
+        )
     else:
         from idgbr import scores
 

@@ -31,7 +31,9 @@ def open_filesystem(root: str | Path) -> tuple[fs.FileSystem, str]:
         try:
             filesystem, path = fs.FileSystem.from_uri(text)
         except Exception as error:
-            raise Missing(f"cannot open the store {text}: {error}", hint="a folder, or a URI that pyarrow.fs knows (s3://, gs://)") from error
+            raise Missing(
+                f"cannot open the store {text}: {error}", hint="a folder, or a URI that pyarrow.fs knows (s3://, gs://)"
+            ) from error
         return filesystem, path.rstrip("/")
     return fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
 
@@ -128,8 +130,15 @@ class Store:
                 fs.copy_files(str(work), f"{self.base}/{target}", source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.fs)
             files = {str(p.relative_to(work)): p.stat().st_size for p in sorted(work.rglob("*")) if p.is_file()}
             manifest = {
-                "stage": stage, "key": key, "attempt": attempt, "files": files, "bytes": sum(files.values()),
-                "seconds": round(time.time() - started, 3), "finished": time.time(), "host": socket.gethostname(), **record,
+                "stage": stage,
+                "key": key,
+                "attempt": attempt,
+                "files": files,
+                "bytes": sum(files.values()),
+                "seconds": round(time.time() - started, 3),
+                "finished": time.time(),
+                "host": socket.gethostname(),
+                **record,
             }
             text = json.dumps(manifest, indent=1).encode()
             self.write_bytes(f"runs/{stage}/{key}-{uuid.uuid4().hex[:8]}.json", text)
@@ -194,7 +203,9 @@ def unwritable(path: str, error: OSError) -> IdgbrError:
     import errno
 
     if error.errno == errno.ENOSPC:
-        return Missing(f"no space left while writing {path}", hint="free some space (`python -m sweeps gc --dry-run`), then run the same command again")
+        return Missing(
+            f"no space left while writing {path}", hint="free some space (`python -m sweeps gc --dry-run`), then run the same command again"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Missing(f"cannot write {path}: {error.strerror}", hint="a store you may write to: --store FOLDER")
     return Missing(f"cannot write {path}: {error}")
