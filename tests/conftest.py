@@ -23,31 +23,29 @@ def shared() -> Path:
     return SHARED
 
 
+def _own_address() -> str:
+    """This machine's address as others see it. Connecting a datagram socket sends nothing; it only picks the interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
+        except OSError:  # no route: the machine has only loopback
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+_OWN = {"localhost", "::1", "0.0.0.0", socket.gethostname(), _own_address()}
+
+
 @pytest.fixture(autouse=True)
 def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Library code never opens a socket to fetch anything: an address that is not this machine's is refused."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: object) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
+        if self.type == socket.SOCK_STREAM and isinstance(address, tuple):
             host = str(address[0])
-            own = host.startswith("127.") or host in ("::1", "localhost", "0.0.0.0", socket.gethostname()) or host in _own_addresses()
-            if not own:
+            if not host.startswith("127.") and host not in _OWN:
                 raise OSError(f"a test tried to reach {address}")
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
-
-
-def _own_addresses() -> set[str]:
-    try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
-    except OSError:
-        found = set()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # a UDP "connect" sends nothing; it names this machine's address
-        try:
-            socket.socket.connect.__wrapped__ if hasattr(socket.socket.connect, "__wrapped__") else None
-            found.add(probe.getsockname()[0])
-        except OSError:
-            return found
-    return found
