@@ -1,0 +1,237 @@
+"""The `idgbr` command: thin verbs, heavy imports inside them. Results go to stdout, talk to stderr; exit codes as in `errors.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from idgbr.errors import IdgbrError
+
+EXAMPLES = """Examples:
+  idgbr demo                                          both stages on synthetic scenes, CPU, about two minutes
+  idgbr refine scene.tif coarse.tif -o refined.tif --model DIR
+  idgbr score refined.tif truth.tif --coarse coarse.tif
+  idgbr config synthetic refiner.guidance_width=64
+
+An override is written stage.field=value; `idgbr config RECIPE` shows them all. Sweeps: python -m sweeps --help"""
+
+Recipe = Positional[str]
+Overrides = Positional[tuple[str, ...]]
+StorePath = Annotated[str, arg(help="folder or URI of the store")]
+
+
+def _store_default() -> str:
+    return os.environ.get("IDGBR_STORE", "store")
+
+
+def demo(*, store: StorePath = "") -> None:
+    """Synthetic scenes, both stages small on the CPU, scores of coarse and refined side by side."""
+    from idgbr import demo as demo_
+
+    demo_.demo(store or _store_default())
+
+
+def doctor(*, store: StorePath = "") -> None:
+    """What is installed, missing, reachable; exit code 3 if something needed is not there."""
+    from idgbr.doctor import doctor as check
+
+    check(store or _store_default())
+
+
+def config(
+    recipe: Recipe, overrides: Overrides = (), /, *, diff: Annotated[str, arg(help="show only what differs from this recipe")] = ""
+) -> None:
+    """Print the resolved settings as JSON."""
+    from idgbr.config import apply, to_dict
+    from idgbr.recipes import recipe as find
+
+    resolved = to_dict(apply(find(recipe), overrides))
+    if diff:
+        other = to_dict(find(diff))
+        changed = {
+            f"{section}.{name}": {"here": value, diff: other[section][name]}
+            for section, values in resolved.items()
+            if isinstance(values, dict)
+            for name, value in values.items()
+            if value != other[section][name]
+        }
+        print(json.dumps(changed, indent=1))
+        return
+    print(json.dumps(resolved, indent=1))
+
+
+def prepare(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    /,
+    *,
+    store: StorePath = "",
+    sheet: Annotated[str, arg(help="write a contact sheet in class colours to this PNG")] = "",
+) -> None:
+    """Index the scenes of a recipe, check every pair, show the class histogram."""
+    from idgbr.prepare_command import prepare as run
+
+    run(_experiment(recipe, overrides), store or _store_default(), sheet=Path(sheet) if sheet else None)
+
+
+def train_backbone(
+    recipe: Recipe, overrides: Overrides = (), /, *, store: StorePath = "", device: str = "auto", bf16: bool = False
+) -> None:
+    """Train stage I (and the fold models that the coarse maps need). Run it again to resume."""
+    _run_until("backbone", recipe, overrides, store, device, bf16)
+
+
+def train_refiner(recipe: Recipe, overrides: Overrides = (), /, *, store: StorePath = "", device: str = "auto", bf16: bool = False) -> None:
+    """Train stage II, and everything before it that is missing. Run it again to resume. Prints the model's folder."""
+    _run_until("refiner", recipe, overrides, store, device, bf16)
+
+
+def predict(
+    recipe: Recipe,
+    scene: Positional[Path],
+    overrides: Overrides = (),
+    /,
+    *,
+    out: Annotated[Path, arg(aliases=["-o"])],
+    probabilities: Annotated[bool, arg(help="write quantised probabilities, one band a class, instead of the class map")] = False,
+    store: StorePath = "",
+    overwrite: bool = False,
+) -> None:
+    """Coarse map of a scene by the recipe's trained backbone."""
+    from idgbr.predict_command import predict as run
+
+    run(_experiment(recipe, overrides), scene, out, store=store or _store_default(), probabilities=probabilities, overwrite=overwrite)
+
+
+def refine(
+    scene: Positional[Path],
+    coarse: Positional[Path],
+    /,
+    *,
+    out: Annotated[Path, arg(aliases=["-o"])],
+    model: Annotated[str, arg(help="a refiner's folder, or its key in the store")],
+    steps: Annotated[int, arg(help="denoising steps")] = 4,
+    samples: Annotated[int, arg(help="samples a tile; more than 1 gives agreement and entropy")] = 1,
+    reach_px: Annotated[float, arg(help="pixels farther than this from a coarse boundary are never changed; 0: no limit")] = 0.0,
+    seed: int = 0,
+    confidence: Annotated[bool, arg(help="write confidence beside the map")] = False,
+    polygons: Annotated[Path | None, arg(help="also write patches as .gpkg or .geojson")] = None,
+    simplify_px: Annotated[float, arg(help="simplification tolerance of the polygons in px")] = 0.0,
+    resume: Annotated[bool, arg(help="continue an interrupted scene strip by strip")] = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    store: StorePath = "",
+) -> None:
+    """Sharpen any model's class map of a scene. CRS, grid, nodata and colours are kept."""
+    from idgbr.refine_command import refine as run
+
+    run(
+        scene, coarse, out, model=model, steps=steps, samples=samples, reach_px=reach_px, seed=seed, confidence=confidence,
+        polygons=polygons, simplify_px=simplify_px, resume=resume, overwrite=overwrite, device=device, store=store or _store_default(),
+    )  # fmt: skip
+
+
+def align(
+    map: Positional[Path],
+    /,
+    *,
+    like: Annotated[Path, arg(help="the scene whose grid is wanted")],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    overwrite: bool = False,
+) -> None:
+    """Bring a class map onto another grid, by nearest neighbour."""
+    from idgbr.align import align as run
+
+    run(map, like, out, overwrite=overwrite)
+
+
+def score(
+    pred: Positional[Path],
+    target: Positional[Path],
+    /,
+    *,
+    coarse: Annotated[Path | None, arg(help="the map before refinement: adds repaired and damaged")] = None,
+    classes: Annotated[Path | None, arg(help="class table (JSON)")] = None,
+    ignore: Annotated[int, arg(help="label value that is not scored")] = 255,
+    tolerance_px: Annotated[float, arg(help="boundary F tolerance")] = 3.0,
+    json: Annotated[bool, arg(help="JSON to stdout")] = False,
+    out: Annotated[Path | None, arg(help="write the counts as Parquet")] = None,
+    overwrite: bool = False,
+) -> None:
+    """Scores of any two class maps (files, or folders matched by name): IoU, boundaries, frequency bands, repair ledger."""
+    from idgbr.score_command import score as run
+
+    run(pred, target, coarse=coarse, classes=classes, ignore=ignore, tolerance_px=tolerance_px, json=json, out=out, overwrite=overwrite)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo, "doctor": doctor, "config": config, "prepare": prepare, "train-backbone": train_backbone, "train-refiner": train_refiner,
+    "predict": predict, "refine": refine, "align": align, "score": score,
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 part failed, 2 bad request, 3 missing, 4 disagreement, 130 stopped by the user."""
+    sys.exit(run_verbs(VERBS, "idgbr", EXAMPLES, argv))
+
+
+def run_verbs(verbs: dict[str, Callable[..., None]], prog: str, examples: str, argv: list[str] | None = None) -> int:
+    """Parse, run one verb, turn errors into one line on stderr and an exit code."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            verbs, prog=prog, description=examples, args=argv, sort_subcommands=False, config=(OmitArgPrefixes,)
+        )
+    except IdgbrError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped; nothing half-written is left, the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _experiment(recipe: str, overrides: tuple[str, ...]) -> Any:
+    from idgbr.config import apply
+    from idgbr.recipes import recipe as find
+
+    return apply(find(recipe), overrides)
+
+
+def _run_until(stage: str, recipe: str, overrides: tuple[str, ...], store: str, device: str, bf16: bool) -> None:
+    """Run the jobs of the recipe up to and with `stage`; print the folder of the last artefact."""
+    from idgbr import stages
+    from idgbr.config import Runtime
+    from idgbr.progress import Progress
+    from idgbr.store import Store
+
+    experiment = _experiment(recipe, overrides)
+    place = Store(store or _store_default())
+    place.check_writable()
+    runtime = Runtime(device=device, precision="bf16" if bf16 else "fp32")
+    wanted = stages.STAGES[: stages.STAGES.index(stage) + 1]
+    todo = [job for job in stages.jobs(experiment) if job.stage in wanted]
+    if not any(job.stage == stage for job in todo):
+        from idgbr.errors import BadRequest
+
+        raise BadRequest(
+            f"this recipe has no {stage} to train",
+            value=f"refiner.kind={experiment.refiner.kind}, coarse.source={experiment.coarse.source}",
+        )
+    for job in todo:
+        with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
+            stages.run(job, place, experiment, runtime, report=progress)
+    print(place.path(todo[-1].stage, todo[-1].key))
+
+
+if __name__ == "__main__":
+    main()
