@@ -1,0 +1,250 @@
+"""The processes that train together: rank, size, device, and how a module is spread over them.
+
+`World` is one process. `DistributedWorld` speaks torch.distributed (gloo or nccl) with DDP or FSDP2, whoever started the processes:
+Ray Train (`cluster/train.py`), torchrun, or a test. No Ray here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import types
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idgbr.config import Runtime
+from idgbr.errors import BadRequest, Missing
+
+Save = Callable[[Path], None]
+
+
+def device_of(runtime: Runtime) -> torch.device:
+    """The device `runtime.device` names; `auto` is CUDA where there is one.
+
+    Raises:
+        BadRequest: a device torch does not know.
+        Missing: CUDA asked for, none there.
+    """
+    if runtime.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(runtime.device)
+    except RuntimeError as error:
+        raise BadRequest("unknown device", value=runtime.device, allowed="auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Missing("no GPU on this machine", value=f"device={runtime.device}", hint="device=auto or device=cpu")
+    return device
+
+
+class World:
+    """One process. The methods are what `train` needs of several."""
+
+    rank: int = 0
+    size: int = 1
+    sharding: str = "none"
+
+    def __init__(self, device: torch.device | None = None):
+        self._device = device
+
+    def device(self, runtime: Runtime) -> torch.device:
+        return self._device or device_of(runtime)
+
+    # ---- the module --------------------------------------------------------------------------------------------------
+
+    def wrap(self, module: nn.Module, runtime: Runtime) -> nn.Module:
+        """The callable of the training step; `module` stays the owner of names and weights."""
+        return module
+
+    def last_micro_batch(self, wrapped: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged in the last micro-batch only."""
+        return contextlib.nullcontext()
+
+    # ---- talk --------------------------------------------------------------------------------------------------------
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return value
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def min(self, values: Tensor) -> Tensor:
+        return values
+
+    def barrier(self) -> None: ...
+
+    # ---- checkpoints: where they are kept is the world's business, what is in them is the loop's ------------------------
+
+    @contextlib.contextmanager
+    def latest_checkpoint(self, scratch: Path) -> Iterator[Path | None]:
+        """The newest complete checkpoint as a local folder, or None."""
+        found = sorted(scratch.glob("checkpoint-*")) if scratch.is_dir() else []
+        yield found[-1] if found else None
+
+    def keep_checkpoint(self, scratch: Path, images: int, save: Save, record: dict[str, Any]) -> None:
+        """`save(folder)` writes it (called on every rank; only rank 0's folder is kept). Atomic: a complete name or nothing."""
+        if self.rank == 0:
+            scratch.mkdir(parents=True, exist_ok=True)
+        temporary = scratch / f".writing-{uuid.uuid4().hex[:8]}"
+        final = scratch / f"checkpoint-{images:012d}"
+        try:
+            if self.rank == 0:
+                temporary.mkdir()
+            save(temporary)
+            if self.rank == 0:
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(temporary, final)
+                for old in scratch.glob("checkpoint-*"):
+                    if old.name < final.name:
+                        shutil.rmtree(old, ignore_errors=True)
+        finally:
+            if self.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def drop_checkpoints(self, scratch: Path) -> None:
+        """After success: the weights are published, nothing is left to resume."""
+        if self.rank == 0:
+            for old in [*scratch.glob("checkpoint-*"), *scratch.glob(".writing-*")]:
+                shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other files of the owner of this folder may lie in it
+                scratch.rmdir()
+
+
+class DistributedWorld(World):
+    """A process group that is already initialised, with `sharding` ddp or fsdp."""
+
+    def __init__(self, sharding: str = "ddp", device: torch.device | None = None):
+        if sharding not in ("ddp", "fsdp"):
+            raise BadRequest("unknown sharding", value=sharding, allowed="ddp, fsdp")
+        super().__init__(device)
+        self.rank = torch.distributed.get_rank()
+        self.size = torch.distributed.get_world_size()
+        self.sharding = sharding
+
+    def device(self, runtime: Runtime) -> torch.device:
+        device = super().device(runtime)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return device
+
+    def wrap(self, module: nn.Module, runtime: Runtime) -> nn.Module:
+        device = self.device(runtime)
+        synchronise_batch_norm(module, device)
+        if self.sharding == "fsdp":
+            return shard(module, self.size, device, runtime.precision)
+        # No search for unused parameters: every parameter of a LossModule takes part in every step.
+        # Buffers are not broadcast: batch norm is synchronised, so they are equal on all ranks as it is.
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+
+    def last_micro_batch(self, wrapped: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        if self.sharding == "fsdp":
+            wrapped.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+            return contextlib.nullcontext()
+        return contextlib.nullcontext() if is_last else wrapped.no_sync()  # type: ignore[operator]
+
+    def broadcast(self, value: Any) -> Any:
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sum(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        return values
+
+    def min(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MIN)
+        return values
+
+    def barrier(self) -> None:
+        torch.distributed.barrier()
+
+
+# ---- FSDP2 --------------------------------------------------------------------------------------------------------------
+
+
+def shard_units(module: nn.Module) -> list[nn.Module]:
+    """Blocks to gather one at a time: the innermost members of lists and sequences that hold at least 1/128 of the parameters.
+
+    Innermost, because `fully_shard` gathers in a module's `forward`, and a network that is driven through its own `encode` and
+    `decode` calls the forward of its blocks, not that of their containers. A module may name its own with `shard_units()`.
+    """
+    if hasattr(module, "shard_units"):
+        return list(module.shard_units())
+    total = sum(p.numel() for p in module.parameters())
+    found: list[nn.Module] = []
+    for parent in module.modules():
+        if isinstance(parent, nn.ModuleList | nn.Sequential):
+            found += [c for c in parent if not isinstance(c, nn.ModuleList) and sum(p.numel() for p in c.parameters()) * 128 >= total]
+    inside = {id(m) for unit in found for m in unit.modules() if m is not unit}
+    outer = [u for u in found if not any(id(m) in {id(f) for f in found} for m in u.modules() if m is not u)]
+    return [u for u in dict.fromkeys(outer) if id(u) not in inside or u in outer]
+
+
+def shard(module: nn.Module, size: int, device: torch.device, precision: str) -> nn.Module:
+    """`fully_shard` of the units, then of the whole (in place: names stay). Gradients are averaged in fp32."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    mesh = init_device_mesh(device.type, (size,))
+    for unit in shard_units(module):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    return module
+
+
+# ---- batch norm over the global batch ----------------------------------------------------------------------------------------
+
+
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Batch norm sees the global batch, so that the number of workers changes no loss. In place; names of weights stay.
+
+    torch's SyncBatchNorm is CUDA only; the same statistics over gloo are two all-reduces.
+    """
+    if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm
+
+        for name, child in list(module.named_children()):
+            setattr(module, name, convert_sync_batchnorm(child))
+        return
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.forward = types.MethodType(_global_batch_norm, layer)  # type: ignore[method-assign]
+
+
+def _global_batch_norm(self: Any, x: Tensor) -> Tensor:
+    """Forward of a batch norm in training: mean and variance over all ranks' pixels (Ioffe and Szegedy 2015, over the global batch)."""
+    from torch.distributed.nn.functional import all_reduce
+
+    if not self.training:
+        y = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    else:
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        total = all_reduce(torch.cat([x.float().sum(dims), x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)]))
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        centred = x.float() - mean.view(shape)
+        variance = all_reduce(centred.square().sum(dims)) / count
+        y = (centred * torch.rsqrt(variance + self.eps).view(shape)).to(x.dtype)
+        if self.weight is not None:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                rate = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean.detach(), rate)
+                self.running_var.lerp_((variance * count / (count - 1)).detach(), rate)
+    if hasattr(self, "act"):  # timm's BatchNormAct2d
+        y = self.act(self.drop(y))
+    return y
