@@ -1,0 +1,190 @@
+"""The grid a raster lies on, and a small pool of open files. Every read of an image file's pixels goes through `opened`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rasterio
+from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
+
+OPEN_FILES = 64  # data sets kept open in one process
+# libjpeg only warns of a truncated file and fills the rest with grey; a scene that is not all there must not be read in silence
+READ_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels lie. Two grids are equal only if every number is."""
+
+    height: int
+    width: int
+    transform: Affine = Affine.identity()  # noqa: RUF009 - an immutable value
+    crs: CRS | None = None
+
+    @classmethod
+    def of(cls, path: str | Path) -> Grid:
+        """Raises:
+        Missing: no such file. Disagreement: not a raster GDAL can read.
+        """
+        with opened(path) as source:
+            return grid_of(source)
+
+    @property
+    def pixel(self) -> float:
+        """Side of a pixel in units of the CRS (square root of its area)."""
+        return math.sqrt(abs(self.transform.determinant))
+
+    def metres(self) -> float | None:
+        """Side of a pixel on the ground at the middle of the raster, from its area on the WGS 84 ellipsoid; None without a CRS.
+
+        Right for geographic CRS and for Mercator, whose map unit is not a metre on the ground.
+        """
+        if self.crs is None:
+            return None
+        from rasterio.warp import transform as reproject
+
+        col, row = self.width / 2, self.height / 2
+        points = [self.transform * point for point in ((col, row), (col + 1, row), (col, row + 1))]
+        try:
+            lon, lat = reproject(self.crs, CRS.from_epsg(4326), [x for x, _ in points], [y for _, y in points])
+        except (RasterioError, CPLE_BaseError):
+            return None  # an engineering CRS that has no place on the earth
+        phi, axis, e2 = math.radians(lat[0]), 6378137.0, 0.00669437999014  # WGS 84
+        prime = axis / math.sqrt(1 - e2 * math.sin(phi) ** 2)  # radius of curvature in the prime vertical, and in the meridian below
+        meridian = axis * (1 - e2) / (1 - e2 * math.sin(phi) ** 2) ** 1.5
+        east = [math.radians(lon[i] - lon[0]) * prime * math.cos(phi) for i in (1, 2)]
+        north = [math.radians(lat[i] - lat[0]) * meridian for i in (1, 2)]
+        side = math.sqrt(abs(east[0] * north[1] - east[1] * north[0]))
+        return side if math.isfinite(side) and side > 0 else None
+
+    def pixels(self, metres: float, asked_by: str) -> float:
+        """A length in metres as pixels.
+
+        Raises:
+            BadRequest: the raster has no CRS, so metres mean nothing.
+        """
+        side = self.metres()
+        if side is None:
+            raise BadRequest(
+                f"{asked_by} is given in metres, but the raster has no coordinate reference system",
+                value=f"{metres} m on {self}",
+                hint="give the length in pixels, or assign the CRS first (rio edit-info --crs EPSG:... FILE)",
+            )
+        return metres / side
+
+    def __str__(self) -> str:
+        t = self.transform
+        name = "no CRS" if self.crs is None else self.crs.to_string()
+        if len(name) > 60:  # WKT of a CRS without an authority code
+            name = name[:57] + "..."
+        if self.crs is None and t == Affine.identity():
+            return f"{self.width} x {self.height} px, not georeferenced"
+        unit = (
+            "deg"
+            if self.crs is not None and self.crs.is_geographic
+            else "m"
+            if self.crs is not None and self.crs.linear_units == "metre"
+            else "units"
+        )
+        if t.b or t.d:
+            size = f"matrix ({t.a!r}, {t.b!r}, {t.d!r}, {t.e!r})"
+        elif t.a == -t.e:
+            size = f"{t.a!r} {unit}"
+        else:
+            size = f"{t.a!r} x {-t.e!r} {unit}"
+        return f"{self.width} x {self.height} px, {size}, {name}, corner ({t.c!r}, {t.f!r})"
+
+
+def require_same_grid(scene: Path, grid: Grid, other: Path, other_grid: Grid, out: str = "ALIGNED.tif") -> None:
+    """Raises:
+    Disagreement: the grids differ; the message has both and the command that aligns them.
+    """
+    if grid != other_grid:
+        raise Disagreement(
+            f"`{other}` and `{scene}` are on different grids. {scene.name}: {grid}; {other.name}: {other_grid}. "
+            "Class maps are never resampled unasked",
+            hint=f"align by nearest neighbour: `idgbr align {other} --like {scene} -o {out}`",
+        )
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------------
+
+_lock = threading.RLock()
+_open: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+_of_parent: list[Any] = []
+
+
+def _after_fork() -> None:
+    # The child shares file offsets with its parent: it must open its own, and must not close (flush) the parent's.
+    global _lock, _open
+    _of_parent.append(_open)
+    _lock, _open = threading.RLock(), OrderedDict()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """A rasterio data set, one at a time in a process, from a small pool of open files.
+
+    Raises:
+        Missing: no such file, or no permission. Disagreement: not a raster, or a truncated one.
+    """
+    path = Path(path)
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise Missing(f"no such raster: {path}", value=error.strerror, hint="check the path") from error
+    key = (str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    with _lock, rasterio.Env(**READ_OPTIONS), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a photograph without a CRS is a fair input
+        try:
+            source = _open.pop(key, None)
+            if source is None:
+                _check_complete(path)
+                source = rasterio.open(path)
+            _open[key] = source
+            while len(_open) > OPEN_FILES:
+                _open.popitem(last=False)[1].close()
+            yield source
+        except (RasterioError, CPLE_BaseError) as error:
+            raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: BaseException) -> IdgbrError:
+    if not os.access(path, os.R_OK):
+        return Missing(f"no permission to read {path}", hint=f"chmod u+r {path}")
+    cause = f"{error.__cause__}" if error.__cause__ is not None else f"{error}"
+    return Disagreement(
+        f"cannot read {path}: the file is truncated, damaged, or not a raster ({cause})",
+        hint=f"copy or download it again; `rio info {path}` shows what GDAL sees",
+    )
+
+
+def _check_complete(path: Path) -> None:
+    """GDAL reads a truncated PNG without a word; its end marker tells."""
+    with open(path, "rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return
+        file.seek(max(0, path.stat().st_size - 4096))
+        if b"IEND" not in file.read():
+            raise Disagreement(f"{path} is a truncated PNG: its end is missing", hint="copy or download it again")
+
+
+def grid_of(source: Any) -> Grid:
+    return Grid(source.height, source.width, source.transform, source.crs or None)
