@@ -1,0 +1,201 @@
+"""One table, five ways out: terminal (rich), Markdown, LaTeX (booktabs), JSON, CSV.
+
+A cell carries the text that is printed and the numbers it was printed from, so that every format tells the same story and every printed
+number can be recomputed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from idgbr.errors import BadRequest
+
+FORMATS = ("rich", "md", "latex", "json", "csv")
+TABLE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Printed text and the numbers behind it. `bold`: best, or tied with the best by the test."""
+
+    text: str
+    data: Any = None
+    bold: bool = False
+    sort: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str  # for machines
+    title: str  # for people
+    is_number: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes:
+    header: what the numbers are about (label set, split, scenes, seeds, versions), as (name, text).
+    rows: one list of cells a row, in the order of `columns`.
+    notes: what a reader must know not to be misled.
+    """
+
+    name: str
+    title: str
+    header: tuple[tuple[str, str], ...]
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)  # the header for machines
+
+
+def render(tables: Sequence[Table], form: str) -> str:
+    """All tables as one text.
+
+    Raises:
+        BadRequest: unknown format.
+    """
+    if form == "json":
+        return json.dumps([to_json(t) for t in tables], indent=1, allow_nan=False) + "\n"
+    one = {"md": to_markdown, "latex": to_latex, "csv": to_csv, "rich": to_text}
+    if form not in one:
+        raise BadRequest("unknown table format", value=form, allowed=", ".join(FORMATS))
+    return "\n".join(one[form](t) for t in tables)
+
+
+def to_json(table: Table) -> dict[str, Any]:
+    """Plain JSON: no NaN (null stands for "not defined")."""
+    return {
+        "version": TABLE_VERSION,
+        "name": table.name,
+        "title": table.title,
+        "header": dict(table.header),
+        "facts": finite(table.facts),
+        "columns": [c.name for c in table.columns],
+        "rows": [{c.name: finite(cell.text if cell.data is None else cell.data) for c, cell in zip(table.columns, row)} for row in table.rows],
+        "printed": [[cell.text for cell in row] for row in table.rows],
+        "notes": list(table.notes),
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities as None and numpy scalars as Python's."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if hasattr(value, "item"):
+        value = value.item()
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def to_markdown(table: Table) -> str:
+    def clean(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    lines = [f"### {table.title}", ""]
+    lines += [f"- {name}: {clean(text)}" for name, text in table.header]
+    lines += ["", "| " + " | ".join(clean(c.title) for c in table.columns) + " |"]
+    lines += ["|" + "|".join("---:" if c.is_number else "---" for c in table.columns) + "|"]
+    for row in table.rows:
+        lines.append("| " + " | ".join(f"**{clean(c.text)}**" if c.bold else clean(c.text) for c in row) + " |")
+    lines += [""] + [f"{i}. {clean(note)}" for i, note in enumerate(table.notes, 1)]
+    return "\n".join(lines) + "\n"
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$", "×": r"$\times$",
+    "−": r"$-$", "–": "--", "≤": r"$\le$", "≥": r"$\ge$", "Δ": r"$\Delta$", "α": r"$\alpha$", "·": r"$\cdot$", "→": r"$\to$",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "[": "{[}", "]": "{]}", "½": r"$\frac12$", "°": r"$^\circ$",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Escaped for LaTeX, one pass; characters outside its reach become '?', which a reader sees, and never a failed compilation."""
+    return "".join(_TEX.get(c, c if ord(c) < 0x250 else "?") for c in text)
+
+
+def tex_number(text: str) -> str:
+    """A signed number keeps its sign in math mode, so that minus signs are minus signs."""
+    return tex(text.replace("-", "−"))
+
+
+def to_latex(table: Table) -> str:
+    """A `table*` with booktabs; needs \\usepackage{booktabs}. `latex_document` wraps it to be compiled alone."""
+    lines = [r"\begin{table*}[t]", r"\centering", rf"\caption{{{tex(table.title)}. " + " ".join(f"{tex(n)}: {tex(t)}." for n, t in table.header) + "}",
+             rf"\label{{tab:{''.join(c if c.isalnum() else '-' for c in table.name)}}}", r"\small", r"\setlength{\tabcolsep}{4pt}",
+             rf"\begin{{tabular}}{{{''.join('r' if c.is_number else 'l' for c in table.columns)}}}", r"\toprule",
+             " & ".join(tex(c.title) for c in table.columns) + r" \\", r"\midrule"]
+    for row in table.rows:
+        cells = [tex_number(cell.text) if c.is_number else tex(cell.text) for c, cell in zip(table.columns, row)]
+        lines.append(" & ".join(rf"\textbf{{{text}}}" if cell.bold else text for text, cell in zip(cells, row)) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if table.notes:
+        lines += ["", r"\vspace{2pt}", r"\begin{minipage}{\linewidth}\footnotesize"]
+        lines += [tex(note) + r"\par" for note in table.notes]
+        lines += [r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+
+
+def latex_document(body: str) -> str:
+    """A document that compiles on its own with nothing but booktabs."""
+    head = [r"\documentclass[a4paper,landscape]{article}", r"\usepackage[utf8]{inputenc}", r"\usepackage[T1]{fontenc}", r"\usepackage{booktabs}",
+            r"\usepackage[margin=1cm]{geometry}", r"\begin{document}"]
+    return "\n".join([*head, body, r"\end{document}"]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Raw numbers, one column a number: `effect.low`, `effect.high`, ...; no header block, so that any program reads it."""
+    flat = [_flat(table, row) for row in table.rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def _flat(table: Table, row: Sequence[Cell]) -> dict[str, Any]:
+    values: dict[str, Any] = {"table": table.name}
+    for column, cell in zip(table.columns, row):
+        data = finite(cell.text if cell.data is None else cell.data)
+        if isinstance(data, dict):
+            values |= {f"{column.name}.{k}": v if not isinstance(v, list) else " ".join(map(str, v)) for k, v in data.items()}
+        else:
+            values[column.name] = data
+    return values
+
+
+def rich_renderables(table: Table) -> list[Any]:
+    """For `rich.console.Console.print`: heading, table, notes."""
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    out = RichTable(title=escape(table.title), title_justify="left", show_lines=False, header_style="bold")
+    for c in table.columns:
+        out.add_column(escape(c.title), justify="right" if c.is_number else "left", no_wrap=c.is_number, overflow="fold")
+    for row in table.rows:
+        out.add_row(*[Text(c.text, style="bold green" if c.bold else "") for c in row])
+    head = Text("\n".join(f"{name}: {text}" for name, text in table.header), style="dim")
+    notes = Text("\n".join(f"{i}. {note}" for i, note in enumerate(table.notes, 1)), style="dim")
+    return [head, out, notes]
+
+
+def to_text(table: Table, width: int = 200) -> str:
+    """What the terminal would show, without colours."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    console = Console(file=out, width=width, no_color=True, highlight=False)
+    for part in rich_renderables(table):
+        console.print(part)
+    return out.getvalue()
