@@ -53,14 +53,16 @@ class DataConfig(Section):
     root: str = setting("", "folder of the unpacked data set; not used by synthetic scenes")
     classes: str = setting("", "class table (JSON file); empty: the one of the source")
     bands: tuple[int, ...] = setting((1, 2, 3), "bands read from each image, from 1, in this order")
+    split_table: str = setting("", "folder: split table (CSV) below the root; empty: splits.csv")
     where: str = setting("", 'filter on columns of the split table, e.g. "zoom == 20"')
+    allow_duplicates: bool = setting(False, "go on although one image stands in two splits")
     block_m: float = setting(150.0, "side of ground blocks, the unit of inference where a split has too few scenes", low=1)
     layout_seed: int = setting(0, "synthetic: seed of the scenes", low=0)
     train_scenes: int = setting(6, "synthetic: training scenes", low=1, high=10_000)
     val_scenes: int = setting(3, "synthetic: validation scenes", low=0, high=10_000)
     test_scenes: int = setting(3, "synthetic: test scenes", low=0, high=10_000)
     scene_px: int = setting(256, "synthetic: side of a scene", low=64, high=20_000)
-    n_classes: int = setting(2, "synthetic: 2 (building) or 4 (background, building, road, field)", low=2, high=4)
+    n_classes: int = setting(2, "synthetic: 2 (background, building), 3 (and road) or 4 (and field)", low=2, high=4)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class RefinerConfig(Section):
     # label code
     codec: str = setting("analog", "label map <-> latent", choices=("analog", "vae"))
     block_px: int = setting(4, "analog: space-to-depth block", low=1, high=32)
+    code_scale: float = setting(1.0, "analog: amplitude of the code; below 1 hides more of it at every timestep", low=0.01, high=10)
     vae: str = setting("", "vae: local diffusers folder of AutoencoderKL or AutoencoderTiny")
     # network
     channels: tuple[int, ...] = setting((48, 96, 144), "U-Net channels, one entry a level")
@@ -127,6 +130,7 @@ class RefinerConfig(Section):
     guidance_width: int = setting(64, "channels inside the guidance network", low=8, high=2048)
     guidance_heads: int = setting(4, "attention heads of the guidance network", low=1, high=64)
     guidance_attention: bool = setting(True, "attention branch of the guidance network")
+    guidance_window: int = setting(8, "attention within windows of this many latent positions a side; 0: over the whole map", low=0, high=256)
     use_image: bool = setting(True, "condition on the image")
     use_coarse: bool = setting(True, "condition on the coarse map")
     # diffusion
@@ -134,6 +138,8 @@ class RefinerConfig(Section):
     zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise")
     train_timesteps: int = setting(1000, "length of the training schedule", low=10, high=10_000)
     parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"))
+    target_loss: str = setting("mse", "mse: squared error of what the network predicts; cross_entropy: the output is read as class logits (x0)",
+                               choices=("mse", "cross_entropy"))
     timestep_law: str = setting("uniform", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"))
     loss_weighting: str = setting("uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"))
     condition_dropout: float = setting(0.0, "share of samples trained without condition, for guidance_scale > 1", low=0, high=0.9)
@@ -145,6 +151,7 @@ class RefinerConfig(Section):
     teacher_weights: str = setting("", "safetensors file of the frozen ViT")
     # training
     crop_px: int = setting(128, "training crop", low=16, high=2048)
+    crop_pool: int = setting(0, "crops repeat after this many, so that frozen latents and teacher tokens can be cached; 0: never", low=0)
     boundary_share: float = setting(0.75, "share of crops centred near a coarse or target boundary", low=0, high=1)
     batch_images: int = setting(16, "global batch, whatever the number of workers", low=1)
     train_images: int = setting(16_000, "images seen in all", low=1)

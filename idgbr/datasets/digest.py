@@ -1,0 +1,85 @@
+"""What files contain, as a digest that is computed once for a given size and time of change.
+
+Digests are kept in one SQLite file in the user's cache (`IDGBR_CACHE`, else `~/.cache/idgbr`), so that planning a study over 30 GB of
+imagery does not read it again. A cache that cannot be written costs time only: the digest is then computed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+from idgbr.errors import Missing
+
+_known: dict[tuple[str, int, int], str] = {}
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("IDGBR_CACHE") or Path.home() / ".cache" / "idgbr")
+
+
+def digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Content digest (BLAKE2b, 32 hex digits) of every file.
+
+    Raises:
+        Missing: a file is not there or may not be read.
+    """
+    stamps: dict[Path, tuple[str, int, int]] = {}
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise Missing(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
+        stamps[path] = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
+    unknown = {p: s for p, s in stamps.items() if s not in _known}
+    if unknown:
+        _recall(set(unknown.values()))
+        unknown = {p: s for p, s in unknown.items() if s not in _known}
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
+            fresh = dict(zip(unknown.values(), pool.map(_digest, unknown), strict=True))
+        _known.update(fresh)
+        _remember(fresh)
+    return {path: _known[stamp] for path, stamp in stamps.items()}
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type,return-value]
+    except OSError as error:
+        raise Missing(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
+
+
+def _connect() -> sqlite3.Connection:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(cache_folder() / "digests.sqlite", timeout=20)
+    connection.execute("create table if not exists digests (path text, size integer, mtime integer, digest text, primary key (path))")
+    return connection
+
+
+def _recall(stamps: set[tuple[str, int, int]]) -> None:
+    try:
+        with closing(_connect()) as connection:
+            for path, size, mtime in stamps:
+                row = connection.execute(
+                    "select digest from digests where path = ? and size = ? and mtime = ?", (path, size, mtime)
+                ).fetchone()
+                if row:
+                    _known[path, size, mtime] = row[0]
+    except (sqlite3.Error, OSError):
+        return  # no cache: digests are computed, which is slower and the same
+
+
+def _remember(fresh: dict[tuple[str, int, int], str]) -> None:
+    try:
+        with closing(_connect()) as connection, connection:
+            connection.executemany(
+                "insert or replace into digests values (?, ?, ?, ?)", [(*stamp, digest) for stamp, digest in fresh.items()]
+            )
+    except (sqlite3.Error, OSError):
+        return  # as above

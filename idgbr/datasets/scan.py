@@ -1,0 +1,339 @@
+"""Stage "data": opens every pair once, checks it, measures the bands, and writes the index. Pixels of user data are never copied.
+
+out/scenes.parquet    one row a raster (index.SCHEMA)
+out/classes.json      the class table
+out/stats.json        band statistics of the training rasters, and what was read from where
+out/*.tif             synthetic scenes only
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idgbr.config import DataConfig
+from idgbr.datasets import index, synthetic
+from idgbr.datasets.digest import digests
+from idgbr.datasets.folder import some
+from idgbr.datasets.index import BandStats
+from idgbr.datasets.layout import SPLITS, Entry, Found, Layout
+from idgbr.datasets.sources import layout
+from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.labels import IGNORE, ClassTable
+
+STRIP_PX = 4_000_000  # pixels read at once: bounds memory for scenes of any size, whole rows so that JPEG and striped files decode once
+SAMPLES = 40_000  # pixels of a raster that count for the percentiles
+SPAWN_BYTES = 300_000_000  # compressed imagery above which a second process pays for its start
+
+Report = Callable[..., None]
+
+
+def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None:
+    """Index the data set of `config` into `out`.
+
+    Args:
+        report: called as report(stage="data", done=, total=) for every raster.
+
+    Raises:
+        Missing: root, files or class table not there; says what was expected and found.
+        Disagreement: unreadable or truncated file, image and label of different size, unknown codes, one scene or one image in two splits.
+        BadRequest: unknown source, wrong filter.
+    """
+    source = layout(config.source)
+    out.mkdir(parents=True, exist_ok=True)
+    root: Path | None = None
+    if source.find is None:
+        found = Found(tuple(synthetic.write(config, out, report)))
+        base, table = out.absolute(), synthetic.table(config.n_classes)
+    else:
+        root = base = _root(config, source)
+        found = find(config)
+        table = class_table(config, source, found)
+    check_splits(found.entries)
+    contents = digests(p for e in found.entries for p in (e.image, e.label, e.label_eroded) if p is not None)
+    rows, moments = [], []
+    for entry, (row, moment) in zip(found.entries, _inspect_all(found.entries, table, config.bands, report)):
+        row |= {"image": _below(entry.image, base), "label": _below(entry.label, base), "label_eroded": _below(entry.label_eroded, base)}
+        row |= {"image_digest": contents[entry.image], "label_digest": contents[entry.label] if entry.label else None}
+        rows.append(row)
+        moments.append(moment)
+    _place(rows)
+    notes = [*found.notes, *_duplicates(rows, config.allow_duplicates)]
+    measured = "train" if any(r["split"] == "train" for r in rows) else "all"
+    stats = _stats([m for r, m in zip(rows, moments) if measured == "all" or r["split"] == "train"])
+    facts = {
+        "source": config.source,
+        "root": str(root) if root else "",
+        "bands": list(config.bands),
+        "block_m": config.block_m,
+        "notes": notes,
+        "measured_on": measured,
+    }
+    index.save(out, rows, table, stats, facts)
+
+
+def input_digest(config: DataConfig) -> str:
+    """Digest of everything the files contribute to stage "data": names, splits, contents, class table. Paths above the root do not count.
+
+    Raises:
+        Missing, Disagreement, BadRequest: as `prepare`, as far as names tell.
+    """
+    source = layout(config.source)
+    if source.find is None:
+        return f"synthetic-{synthetic.VERSION}"
+    root, found = _root(config, source), find(config)
+    contents = digests([*(p for e in found.entries for p in (e.image, e.label, e.label_eroded) if p is not None), *found.extra_files])
+
+    def named(path: Path | None) -> list[str] | None:
+        return None if path is None else [str(_below(path, root)), contents[path]]
+
+    parts = [[e.id, e.scene, e.split, named(e.image), named(e.label), named(e.label_eroded), e.gsd_m, e.x_m, e.y_m] for e in found.entries]
+    text = json.dumps([parts, json.loads(class_table(config, source, found).to_json()), [contents[p] for p in found.extra_files]])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def find(config: DataConfig) -> Found:
+    """What the layout's reader finds below the root, by name only.
+
+    Raises:
+        Missing, Disagreement, BadRequest: as `prepare`.
+    """
+    source = layout(config.source)
+    if source.find is None:
+        raise BadRequest("synthetic scenes are made, not found", value=f"data.source={config.source}")
+    found = source.find(_root(config, source), config)
+    if not found.entries:
+        raise Missing(f"no image and label pairs of {source.title} in {config.root}", allowed=source.expected)
+    ids = defaultdict(list)
+    for entry in found.entries:
+        ids[entry.id].append(entry.image)
+    twice = [f"{name}: {', '.join(str(p) for p in paths)}" for name, paths in ids.items() if len(paths) > 1]
+    if twice:
+        raise Disagreement("two rasters have one name", value=some(twice, 3), hint="rename one, or take one out of the split table")
+    return found
+
+
+def class_table(config: DataConfig, source: Layout, found: Found) -> ClassTable:
+    """`data.classes`, else classes.json of an own folder, else the table of the layout."""
+    if config.classes:
+        return ClassTable.load(Path(config.classes).expanduser())
+    table = found.table or source.table
+    return table if table is not None else ClassTable.load(Path(config.root).expanduser() / "classes.json")
+
+
+def check_splits(entries: Sequence[Entry]) -> None:
+    """Raises:
+    Disagreement: a scene in two splits, or one file for two rasters of different splits.
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        if entry.split not in SPLITS:
+            raise Disagreement(f"{entry.id} is in an unknown split", value=entry.split, allowed=", ".join(SPLITS))
+        splits[entry.scene].add(entry.split)
+    shared = sorted(scene for scene, found in splits.items() if len(found) > 1)
+    if shared:
+        raise Disagreement(
+            "one scene in two splits: its pixels would be trained on and judged by",
+            value=some([f"{s} ({', '.join(sorted(splits[s]))})" for s in shared]),
+            hint="give every scene to one split; `scene` in the split table says what belongs together",
+        )
+
+
+def _root(config: DataConfig, source: Layout) -> Path:
+    if not config.root:
+        raise Missing(f"{source.title} needs its folder", allowed=f"a folder with {source.expected}", hint="data.root=FOLDER")
+    root = Path(config.root).expanduser().absolute()
+    if not root.is_dir():
+        parent = next(p for p in root.parents if p.is_dir())
+        there = some(sorted(p.name for p in parent.iterdir() if p.is_dir())) or "no folders"
+        raise Missing(
+            f"no folder {root}",
+            value=f"data.root={config.root}; {parent} holds {there}",
+            allowed=f"a folder with {source.expected}",
+            hint="data.root=FOLDER of the unpacked download",
+        )
+    return root
+
+
+def _below(path: Path | None, root: Path) -> str | None:
+    if path is None:
+        return None
+    path = path.absolute()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+# ---- one raster ---------------------------------------------------------------------------------------------------------
+
+
+def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read one pair completely. Returns its row of the index (without paths) and the moments of its bands.
+
+    Raises:
+        Missing, Disagreement: see `prepare`.
+    """
+    from idgbr.raster import Grid, Reader, opened, read_labels
+
+    reader = Reader(entry.image, bands)
+    grid = reader.grid
+    for label in (entry.label, entry.label_eroded):
+        if label is not None:
+            other = Grid.of(label)
+            if (other.height, other.width) != (grid.height, grid.width):
+                raise Disagreement(
+                    f"image and label of {entry.id} differ in size",
+                    value=f"{entry.image} is {grid.width} x {grid.height}, {label} is {other.width} x {other.height}",
+                    hint="put the right pair together; labels are never resampled",
+                )
+    with opened(entry.image) as source:
+        facts = {
+            "image_bands": source.count,
+            "dtype": source.dtypes[0],
+            "compression": source.compression.value if source.compression else None,
+            "block_rows": source.block_shapes[0][0],
+            "block_cols": source.block_shapes[0][1],
+        }
+    count = max(1, STRIP_PX // grid.width)
+    class_px = np.zeros(256, np.int64)
+    n, total, squares = 0, np.zeros(len(bands)), np.zeros(len(bands))
+    samples: list[NDArray[np.float32]] = []
+    every = max(1, grid.height * grid.width // SAMPLES)
+    for row in range(0, grid.height, count):
+        height = min(count, grid.height - row)
+        image, valid = reader.read(row, 0, height, grid.width)
+        pixels = image.reshape(len(bands), -1)[:, valid.ravel()]
+        n += pixels.shape[1]
+        total += pixels.sum(1, dtype=np.float64)
+        squares += np.square(pixels, dtype=np.float64).sum(1)
+        samples.append(pixels[:, ::every].copy())
+        if entry.label is not None:
+            label = read_labels(entry.label, table, row, 0, height, grid.width)
+            label[~valid] = IGNORE
+            class_px += np.bincount(label.ravel(), minlength=256)
+        if entry.label_eroded is not None:
+            read_labels(entry.label_eroded, table, row, 0, height, grid.width)
+    gsd = entry.gsd_m if entry.gsd_m is not None else grid.metres()
+    ground = gsd / grid.pixel if gsd and grid.pixel else 1.0
+    corner = grid.transform * (0, 0)
+    row_of_index = {
+        "id": entry.id,
+        "scene": entry.scene,
+        "split": entry.split,
+        "height": grid.height,
+        "width": grid.width,
+        "gsd_m": gsd,
+        "x_m": entry.x_m,
+        "y_m": entry.y_m,
+        "_corner": (corner[0] * ground, -corner[1] * ground) if grid.crs is not None else None,
+        "crs": grid.crs.to_string() if grid.crs else None,
+        "transform": list(grid.transform)[:6],
+        "nodata": _number(reader.nodata),
+        **facts,
+        "valid_px": n,
+        "ignored_px": int(class_px[IGNORE]) if entry.label else None,
+        "class_px": class_px[: table.n_classes].tolist() if entry.label else None,
+    }
+    return row_of_index, {"n": n, "sum": total, "squares": squares, "samples": np.concatenate(samples, 1)}
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _inspect_all(
+    entries: Sequence[Entry], table: ClassTable, bands: tuple[int, ...], report: Report | None
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = sum(e.image.stat().st_size for e in entries)
+    tables, all_bands = [table] * len(entries), [bands] * len(entries)
+    if cores < 2 or size < SPAWN_BYTES or len(entries) < 2:
+        results: Iterator[Any] = map(inspect, entries, tables, all_bands)
+        yield from _told(results, len(entries), report)
+        return
+    with ProcessPoolExecutor(min(cores, 8), mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from _told(
+                pool.map(inspect, entries, tables, all_bands, chunksize=max(1, min(16, len(entries) // 64))), len(entries), report
+            )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _told(results: Iterator[Any], total: int, report: Report | None) -> Iterator[Any]:
+    for done, result in enumerate(results, 1):
+        if report is not None:
+            report(stage="data", done=done, total=total)
+        yield result
+
+
+# ---- over all rasters ---------------------------------------------------------------------------------------------------
+
+
+def _place(rows: list[dict[str, Any]]) -> None:
+    """x_m, y_m: by the names, else by the georeference relative to the scene's upper left, else 0."""
+    corners = defaultdict(list)
+    for row in rows:
+        if row["_corner"] is not None:
+            corners[row["scene"], row["crs"]].append(row["_corner"])
+    for row in rows:
+        corner = row.pop("_corner")
+        if row["x_m"] is None or row["y_m"] is None:
+            others = corners[row["scene"], row["crs"]]
+            row["x_m"] = corner[0] - min(c[0] for c in others) if corner else 0.0
+            row["y_m"] = corner[1] - min(c[1] for c in others) if corner else 0.0
+
+
+def _duplicates(rows: list[dict[str, Any]], allowed: bool) -> list[str]:
+    """Fills `same_image_as`.
+
+    Raises:
+        Disagreement: the same bytes in two splits.
+    """
+    first: dict[str, dict[str, Any]] = {}
+    across, within = [], []
+    for row in rows:
+        original = first.setdefault(row["image_digest"], row)
+        row["same_image_as"] = None if original is row else original["id"]
+        if original is not row:
+            (within if original["split"] == row["split"] else across).append(
+                f"{original['id']} ({original['split']}) = {row['id']} ({row['split']})"
+            )
+    if across and not allowed:
+        raise Disagreement(
+            "the same image stands in two splits",
+            value=f"{len(across)}: {some(across)}",
+            hint="take one of each pair out of the split table; or data.allow_duplicates=true, to go on all the same",
+        )
+    return [f"{len(d)} images stand twice {where}: {some(d)}" for d, where in ((across, "in two splits"), (within, "in one split")) if d]
+
+
+def _stats(moments: list[dict[str, Any]]) -> BandStats:
+    n = sum(m["n"] for m in moments)
+    if not n:
+        raise Disagreement(
+            "the training rasters have no valid pixel: nothing to measure the bands on", hint="check nodata and alpha of the images"
+        )
+    mean = sum(m["sum"] for m in moments) / n
+    variance = sum(m["squares"] for m in moments) / n - mean**2
+    std = np.sqrt(np.maximum(variance, 0))
+    if (std <= 1e-6 * np.maximum(1, np.abs(mean))).any():
+        band = int(np.argmin(std))
+        raise Disagreement(
+            "a band has one value everywhere in the training rasters",
+            value=f"band number {band + 1} of data.bands: {mean[band]:g}",
+            hint="choose other data.bands",
+        )
+    samples = np.concatenate([m["samples"] for m in moments], 1)
+    low, high = np.percentile(samples, (1, 99), axis=1)
+    return BandStats(*(tuple(float(v) for v in values) for values in (mean, std, low, high)))
