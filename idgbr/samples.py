@@ -34,7 +34,7 @@ def sample_seed(seed: int, i: int) -> int:
 
 
 def tile_seed(seed: int, raster_id: str, row: int, col: int) -> int:
-    """Seed of the tile with upper left pixel (row, col) of a raster: 63 bits of BLAKE2b, the same in every process and version of Python."""
+    """Seed of the tile with upper left pixel (row, col) of a raster: 63 bits of BLAKE2b, the same in every process and Python."""
     digest = hashlib.blake2b(f"{seed}|{raster_id}|{row}|{col}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -51,12 +51,13 @@ class TrainSamples:
     """A map-style data set for `torch.utils.data.DataLoader`; may be pickled to spawned workers, which open files for themselves.
 
     Sample i: a raster with probability proportional to its area; a crop, uniform over all positions, or (with probability
-    `boundary_share`) centred within 8 px of a boundary of the target or, with `coarse_dir`, of the coarse map; one of the 8 symmetries of
-    the square; light, contrast, gamma and noise per band. Rasters smaller than the crop are padded: the nearest edge pixel, invalid, ignored.
-    A raster without a boundary is drawn again up to 8 times, then a uniform crop is taken.
+    `boundary_share`) centred within 8 px of a boundary of the target or, with `coarse_dir`, of the coarse map; one of the 8 symmetries
+    of the square; light, contrast, gamma and noise per band. Rasters smaller than the crop are padded: the nearest edge pixel, invalid,
+    ignored. A raster without a boundary is drawn again up to 8 times, then a uniform crop is taken.
 
-    Windows of JPEG, PNG and striped files decode much more than the window; so where all rasters together take less than 1 GiB decoded, each
-    process keeps them in memory from first use. Larger sets are read window by window: tiled GeoTIFFs are fast, others slow (`slow_rasters`).
+    Windows of JPEG, PNG and striped files decode much more than the window; so where all rasters together take less than 1 GiB
+    decoded, each process keeps them in memory from first use. Larger sets are read window by window: tiled GeoTIFFs are fast, others
+    slow (`slow_rasters`).
 
     Args:
         rasters: with labels, usually a part of `dataset.of("train")`.
@@ -249,8 +250,9 @@ def dihedral(array: NDArray[Any], symmetry: int) -> NDArray[Any]:
 
 
 def radiometric(image: Floats, stats: BandStats, rng: np.random.Generator) -> Floats:
-    """Another light on the same ground. Sizes are in units of each band's standard deviation on the training set, so 8-bit and 16-bit alike:
-    brightness +-0.3 (all bands) and +-0.1 (each), contrast x exp(+-0.2), gamma exp(+-0.2) between the 1st and 99th percentile, noise up to 0.06.
+    """Another light on the same ground. Sizes are in units of each band's standard deviation on the training set (8-bit and 16-bit
+    alike): brightness +-0.3 (all bands) and +-0.1 (each), contrast x exp(+-0.2), gamma exp(+-0.2) between the 1st and 99th percentile,
+    noise up to 0.06.
     """
     shape = (-1, 1, 1)
     mean, std, low, high = (np.asarray(v, np.float32).reshape(shape) for v in (stats.mean, stats.std, stats.low, stats.high))
@@ -259,7 +261,7 @@ def radiometric(image: Floats, stats: BandStats, rng: np.random.Generator) -> Fl
     gamma = np.float32(np.exp(rng.uniform(-0.2, 0.2)))
     share = np.where((share > 0) & (share < 1), np.abs(share) ** gamma, share)  # identity outside: monotone, continuous, nothing clipped
     image = low + share * np.maximum(high - low, 1e-6)
-    contrast = np.exp(rng.uniform(-0.2, 0.2)).astype(np.float32) if n else np.float32(1)
+    contrast = np.float32(np.exp(rng.uniform(-0.2, 0.2)))
     shift = (rng.uniform(-0.3, 0.3) + rng.uniform(-0.1, 0.1, n)).astype(np.float32).reshape(shape)
     noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 0.06))
     return np.asarray(mean + (image - mean) * contrast + (shift + noise) * std, np.float32)

@@ -50,7 +50,7 @@ def digests(paths: Iterable[Path]) -> dict[Path, str]:
 def _digest(path: Path) -> str:
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type,return-value]
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
         raise Missing(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
 

@@ -54,9 +54,9 @@ SCHEMA = pa.schema(
 class Raster:
     """One image file with (perhaps) a label file.
 
-    `label` is the full ground truth; `label_eroded` the variant whose object borders are ignore (ISPRS). `x_m`, `y_m` are the place of the upper
-    left corner within the scene, x to the right and y downwards, in metres; where the ground size of a pixel is unknown (`gsd_m` None) a pixel
-    counts as one metre; 0 where the place is unknown.
+    `label` is the full ground truth; `label_eroded` the variant whose object borders are ignore (ISPRS).
+    `x_m`, `y_m` are the place of the upper left corner within the scene, x to the right and y downwards, in metres; where the ground
+    size of a pixel is unknown (`gsd_m` None) a pixel counts as one metre; 0 where the place is unknown.
     """
 
     id: str
@@ -109,8 +109,9 @@ class Dataset:
     def folds(self, k: int) -> list[tuple[str, ...]]:
         """Ids of the training rasters held out in each of k folds; every training raster is in exactly one.
 
-        By scene, where there are at least k scenes and none has more than 2/k (for k > 4: 1/2) of the area (else one fold's network would be trained on next to
-        nothing); by ground block of side `block_m` (the block of the raster's middle) otherwise; by raster where blocks are too few.
+        By scene, where there are at least k scenes and none has more than 2/k (for k > 4: 1/2) of the area (else one fold's network
+        would be trained on next to nothing); by ground block of side `block_m` (the block of the raster's middle) otherwise; by raster
+        where blocks are too few.
         Groups go, largest first, to the fold that has the smallest area so far.
 
         Raises:

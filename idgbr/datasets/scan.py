@@ -217,9 +217,9 @@ def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[di
         squares += np.square(pixels, dtype=np.float64).sum(1)
         samples.append(pixels[:, ::every].copy())
         if entry.label is not None:
-            label = read_labels(entry.label, table, row, 0, height, grid.width)
-            label[~valid] = IGNORE
-            class_px += np.bincount(label.ravel(), minlength=256)
+            classes = read_labels(entry.label, table, row, 0, height, grid.width)
+            classes[~valid] = IGNORE
+            class_px += np.bincount(classes.ravel(), minlength=256)
         if entry.label_eroded is not None:
             read_labels(entry.label_eroded, table, row, 0, height, grid.width)
     gsd = entry.gsd_m if entry.gsd_m is not None else grid.metres()
@@ -301,7 +301,8 @@ def _duplicates(rows: list[dict[str, Any]], allowed: bool) -> list[str]:
         Disagreement: the same bytes in two splits.
     """
     first: dict[str, dict[str, Any]] = {}
-    across, within = [], []
+    across: list[str] = []
+    within: list[str] = []
     for row in rows:
         original = first.setdefault(row["image_digest"], row)
         row["same_image_as"] = None if original is row else original["id"]

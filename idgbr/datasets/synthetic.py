@@ -77,20 +77,20 @@ class _Canvas:
 
     # ---- geometry ----------------------------------------------------------------------------------------------------
 
-    def box(self, center: NDArray[np.float32], reach: float) -> tuple[slice, slice] | None:
+    def box(self, center: NDArray[np.floating], reach: float) -> tuple[slice, slice] | None:
         """The part of the canvas within `reach` px of `center` (x, y), or None."""
         x0, y0 = np.floor(center - reach).astype(int)
         x1, y1 = np.ceil(center + reach).astype(int) + 1
         rows, cols = slice(max(y0, 0), min(y1, self.side)), slice(max(x0, 0), min(x1, self.side))
         return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
 
-    def local(self, at: tuple[slice, slice], center: NDArray[np.float32], axes: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    def local(self, at: tuple[slice, slice], center: NDArray[np.floating], axes: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Coordinates (u, v) of the pixel centres of a box, in the frame `axes` about `center`."""
         x = np.arange(at[1].start, at[1].stop, dtype=np.float32)[None, :] + 0.5 - center[0]
         y = np.arange(at[0].start, at[0].stop, dtype=np.float32)[:, None] + 0.5 - center[1]
         return axes[0, 0] * x + axes[0, 1] * y, axes[1, 0] * x + axes[1, 1] * y
 
-    def paint(self, at: tuple[slice, slice], distance: Floats, color: NDArray[np.float32], code: int | None, opacity: float = 1.0) -> None:
+    def paint(self, at: tuple[slice, slice], distance: Floats, color: NDArray[np.floating], code: int | None, opacity: float = 1.0) -> None:
         cover = np.clip(0.5 - distance, 0, 1)[..., None] * np.float32(opacity)
         self.image[at] += cover * (color - self.image[at])
         if code is not None:
@@ -117,7 +117,7 @@ class _Canvas:
             if kind == "village":
                 self.village(origin + self.axes.T @ (pitch * (i, j)).astype(np.float32), pitch - road_px)
 
-    def field(self, center: NDArray[np.float32], half: NDArray[np.float32]) -> None:
+    def field(self, center: NDArray[np.floating], half: NDArray[np.floating]) -> None:
         at = self.box(center, float(np.hypot(*half)) + 2)
         if at is None:
             return
@@ -126,7 +126,7 @@ class _Canvas:
         rows = np.sin((u if self.rng.random() < 0.5 else v) * np.float32(2 * np.pi / self.rng.uniform(3.5, 9))) * self.rng.uniform(2, 8)
         self.paint(at, _rectangle(u, v, half), color + rows[..., None] + self.noise_like(at, 5)[..., None], _FIELD)
 
-    def roads(self, origin: NDArray[np.float32], pitch: NDArray[np.float32], width: float, n: int) -> None:
+    def roads(self, origin: NDArray[np.floating], pitch: NDArray[np.floating], width: float, n: int) -> None:
         at = (slice(0, self.side), slice(0, self.side))
         u, v = self.local(at, origin, self.axes)
         u += np.float32(self.rng.uniform(0, 9)) * np.sin(v / np.float32(self.rng.uniform(50, 110)))
@@ -141,7 +141,7 @@ class _Canvas:
             if distance[row, col] < -3:
                 self.car(np.array([col, row], np.float32))
 
-    def car(self, center: NDArray[np.float32]) -> None:
+    def car(self, center: NDArray[np.floating]) -> None:
         at = self.box(center, 10)
         if at is None:
             return
@@ -149,7 +149,7 @@ class _Canvas:
         half = np.array([7.5, 3.2], np.float32) if self.rng.random() < 0.5 else np.array([3.2, 7.5], np.float32)
         self.paint(at, _rectangle(u, v, half), self.rng.choice(np.array([(225, 225, 222), (60, 62, 70), (160, 50, 45)], np.float32)), None)
 
-    def village(self, center: NDArray[np.float32], size: NDArray[np.float32]) -> None:
+    def village(self, center: NDArray[np.floating], size: NDArray[np.floating]) -> None:
         rng = self.rng
         columns = max(1, round(float(size[0]) / 62))
         places = np.stack(np.meshgrid((np.arange(columns) + 0.5) / columns - 0.5, (-0.25, 0.25), indexing="ij"), -1).reshape(-1, 2)
@@ -166,14 +166,14 @@ class _Canvas:
                 self.yard(middle, plot / 2 * rng.uniform(0.7, 0.98, 2).astype(np.float32), yard + rng.normal(0, 9, 3).astype(np.float32))
             self.building(middle, np.maximum(half, 8).astype(np.float32), roof)
 
-    def yard(self, center: NDArray[np.float32], half: NDArray[np.float32], color: NDArray[np.float32]) -> None:
+    def yard(self, center: NDArray[np.floating], half: NDArray[np.floating], color: NDArray[np.floating]) -> None:
         at = self.box(center, float(np.hypot(*half)) + 2)
         if at is None:
             return
         u, v = self.local(at, center, self.axes)
         self.paint(at, _rectangle(u, v, half), color + self.noise_like(at, 4)[..., None], None, self.rng.uniform(0.5, 0.95))
 
-    def building(self, center: NDArray[np.float32], half: NDArray[np.float32], color: NDArray[np.float32]) -> None:
+    def building(self, center: NDArray[np.floating], half: NDArray[np.floating], color: NDArray[np.floating]) -> None:
         """A roof with its shadow: rectangle or L, flat or gabled, a few degrees off the lattice."""
         rng = self.rng
         at = self.box(center, float(np.hypot(*half)) + self.shadow_px + 3)
@@ -245,7 +245,7 @@ class _Canvas:
         return np.ascontiguousarray(np.clip(np.rint(image), 0, 255).astype(np.uint8).transpose(2, 0, 1))
 
 
-def _rectangle(u: Floats, v: Floats, half: NDArray[np.float32]) -> Floats:
+def _rectangle(u: Floats, v: Floats, half: NDArray[np.floating]) -> Floats:
     """Signed distance of (u, v) to an axis-parallel rectangle about 0 with half sides `half` (exact inside and beside the sides)."""
     return np.maximum(np.abs(u) - half[0], np.abs(v) - half[1]).astype(np.float32)
 
