@@ -192,10 +192,14 @@ class ScoreConfig(Section):
     tile_px: int = setting(256, "side of scoring tiles, the unit of pairing", low=16, high=8192)
     boundary_ratio: float = setting(0.005, "boundary IoU: width as share of the tile's diagonal (at least 1 px)", low=1e-5, high=0.5)
     boundary_px: float = setting(0.0, "boundary IoU: width in px; above 0 it takes the place of the ratio", low=0)
+    boundary_m: float = setting(0.0, "boundary IoU: width in metres on the ground; above 0 it takes the place of the others", low=0)
     tolerance_px: float = setting(3.0, "boundary F: tolerance (inclusive disk)", low=0, high=100)
+    tolerance_m: float = setting(0.0, "boundary F: tolerance in metres on the ground; above 0 it takes the place of px", low=0)
     trimap_px: int = setting(3, "trimap IoU: width on either side", low=1, high=100)
     distance_edges_px: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0, 8.0, 16.0), "edges of the bands of distance to the target boundary")
     band_levels: int = setting(4, "frequency bands: boxes of 1, 2, ... 2^levels px", low=1, high=10)
+    legacy: bool = setting(True, "also the weighted F-measures as the authors' code computes them, defects included")
+    surface: bool = setting(False, "also HD95 and ASSD, of each tile by itself")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,211 @@
+"""Diffusion: noise schedule, parameterisation, timestep law, loss weighting, sampler; five independent choices.
+
+Forward process: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps (DDPM, arXiv 2006.11239, eq. 4). The network's output is read as
+epsilon, v = sqrt(abar) eps - sqrt(1 - abar) z_0 (arXiv 2202.00512), or x0. diffusers' schedulers take the steps; they always get x0.
+
+Shape letters: B batch, D latent channels, h, w latent grid, T training timesteps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from idgbr.config import RefinerConfig, SamplerConfig
+from idgbr.errors import BadRequest
+
+MIN_SNR_GAMMA = 5.0  # arXiv 2303.09556
+WEIGHT_FLOOR = 0.05  # of min-SNR weights: at zero terminal SNR the weight would be 0 exactly where trailing samplers start
+
+
+def betas(schedule: str, steps: int, zero_terminal_snr: bool) -> np.ndarray:
+    """Noise schedule as betas [T], float64, each in (0, 0.999], or 1 at the end with zero terminal SNR.
+
+    linear: DDPM, 1e-4..0.02 for T = 1000. scaled_linear: Stable Diffusion, 8.5e-4..0.012 in square roots. cosine: arXiv 2102.09672 eq. 17.
+    sigmoid: arXiv 2301.10972 algorithm 1 (start -3, end 3, tau 1).
+    """
+    shorter = 1000 / steps  # fewer steps, larger betas: the same noise at the end
+    if schedule == "linear":
+        values = np.linspace(1e-4 * shorter, 0.02 * shorter, steps)
+    elif schedule == "scaled_linear":
+        values = np.linspace(math.sqrt(8.5e-4 * shorter), math.sqrt(0.012 * shorter), steps) ** 2
+    else:
+        u = np.arange(steps + 1) / steps
+        if schedule == "cosine":
+            bar = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        else:
+            s = 1 / (1 + np.exp(-(u * 6 - 3)))
+            bar = (s[-1] - s) / (s[-1] - s[0])
+        values = 1 - bar[1:] / bar[:-1]
+    values = np.clip(values, 1e-8, 0.999)
+    if not zero_terminal_snr:
+        return values
+    # arXiv 2305.08891 algorithm 1: shift sqrt(abar) to 0 at T, scale it back to its value at the first step
+    root = np.sqrt(np.cumprod(1 - values))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    bar = root**2
+    return 1 - np.concatenate([bar[:1], bar[1:] / bar[:-1]])
+
+
+class Diffusion:
+    """Forward process, conversions between parameterisations, and training weights, on the CPU in float32 tables.
+
+    Raises:
+        BadRequest: epsilon with zero terminal SNR (at the last timestep x0 cannot be recovered from epsilon).
+    """
+
+    def __init__(self, config: RefinerConfig):
+        check(config)
+        self.config = config
+        self.steps = config.train_timesteps
+        self.betas = betas(config.schedule, self.steps, config.zero_terminal_snr)
+        self.abar = torch.tensor(np.cumprod(1 - self.betas).clip(0, 1), dtype=torch.float32)
+        snr = self.abar / (1 - self.abar).clamp_min(1e-12)
+        kept = snr.clamp_max(MIN_SNR_GAMMA)
+        weight = {"x0": kept, "epsilon": kept / snr.clamp_min(1e-12), "v": kept / (snr + 1)}[config.parameterisation]
+        self.min_snr = weight.clamp_min(WEIGHT_FLOOR) / weight.clamp_min(WEIGHT_FLOOR).mean()
+
+    def abar_at(self, t: Tensor) -> Tensor:
+        """Timesteps [B] -> abar [B,1,1,1] on t's device."""
+        return self.abar.to(t.device)[t.long()].view(-1, 1, 1, 1)
+
+    def draw_timestep(self, generator: torch.Generator) -> int:
+        """One training timestep in 0 .. T-1 by the config's law."""
+        law = self.config.timestep_law
+        if law == "logit_normal":  # arXiv 2403.03206, mean 0, scale 1
+            u = torch.sigmoid(torch.randn(1, generator=generator)).item()
+            return min(self.steps - 1, int(self.steps * u))
+        u = torch.randint(self.steps, (1,), generator=generator).item()
+        if law == "cubic":  # METHOD.md 1.8: t = min(T-1, floor(T (1 - (u/T)^3)))
+            return min(self.steps - 1, int(self.steps * (1 - (u / self.steps) ** 3)))
+        return int(u)
+
+    def noised(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        bar = self.abar_at(t)
+        return bar.sqrt() * z0 + (1 - bar).sqrt() * noise
+
+    def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should put out."""
+        kind = self.config.parameterisation
+        if kind == "x0":
+            return z0
+        bar = self.abar_at(t)
+        return noise if kind == "epsilon" else bar.sqrt() * noise - (1 - bar).sqrt() * z0
+
+    def x0(self, output: Tensor, z: Tensor, bar: Tensor) -> Tensor:
+        """Network output at noise level abar (`bar`, broadcast) -> x0."""
+        kind = self.config.parameterisation
+        if kind == "x0":
+            return output
+        if kind == "epsilon":
+            return (z - (1 - bar).sqrt() * output) / bar.sqrt()
+        return bar.sqrt() * z - (1 - bar).sqrt() * output
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """[B] weights by timestep; mean 1 over all timesteps."""
+        if self.config.loss_weighting != "min_snr":
+            return torch.ones_like(t, dtype=torch.float32)
+        return self.min_snr.to(t.device)[t.long()]
+
+
+def check(config: RefinerConfig) -> None:
+    if config.kind == "diffusion" and config.parameterisation == "epsilon" and config.zero_terminal_snr:
+        raise BadRequest("epsilon cannot be learnt at zero terminal SNR: the last timestep holds no signal to recover x0 from",
+                         value="refiner.parameterisation=epsilon, refiner.zero_terminal_snr=true", allowed="x0 or v with zero terminal SNR",
+                         hint="refiner.zero_terminal_snr=false or refiner.parameterisation=v")
+
+
+class Sampler:
+    """One walk from noise (or the noised coarse latents) to x0 through a diffusers scheduler.
+
+    `strength` below 1 walks over the first `strength` share of the schedule in all `steps`: the start is
+    z = sqrt(abar) coarse + sqrt(1 - abar) noise at that point, so the coarse map is really mixed in.
+
+    Attributes:
+        timesteps: [steps], from noisy to clean.
+
+    Raises:
+        BadRequest: more steps than timesteps.
+    """
+
+    def __init__(self, diffusion: Diffusion, config: SamplerConfig):
+        self.diffusion = diffusion
+        self.kind = config.sampler
+        length = max(1, round(diffusion.steps * config.strength))
+        if config.steps > length:
+            raise BadRequest("more denoising steps than timesteps", value=f"sampler.steps={config.steps}", allowed=f"at most {length}",
+                             hint="fewer steps, a larger sampler.strength, or a longer refiner.train_timesteps")
+        self.whole = length == diffusion.steps
+        self.length = length
+        if self.kind == "one_step":
+            self.scheduler = None
+            self.timesteps = torch.tensor([length - 1])
+            return
+        self.scheduler = _scheduler(self.kind, diffusion.betas[:length], config.spacing)
+        self.scheduler.set_timesteps(config.steps)
+        self.timesteps = self.scheduler.timesteps
+
+    def start(self, noise: Tensor, coarse: Tensor) -> Tensor:
+        """Latent at the first timestep; noise and coarse latent [B,D,h,w]."""
+        if self.whole:
+            z = noise
+        else:
+            bar = self._bar(self.timesteps[0])
+            z = bar.sqrt() * coarse + (1 - bar).sqrt() * noise
+        return z / self._scale(0)
+
+    def network_input(self, z: Tensor, step: int) -> Tensor:
+        """Variance-preserving latent that the network sees (Euler walks in another scale)."""
+        return z * self._scale(step)
+
+    def bar(self, step: int) -> Tensor:
+        """abar at a step, scalar."""
+        if self.kind == "euler":
+            return 1 / (self.scheduler.sigmas[step] ** 2 + 1)
+        return self._bar(self.timesteps[step])
+
+    def next(self, z: Tensor, x0: Tensor, step: int) -> Tensor:
+        """Latent at the following timestep."""
+        if self.scheduler is None:
+            return x0
+        return self.scheduler.step(x0, self.timesteps[step], z).prev_sample
+
+    def _bar(self, t: Tensor) -> Tensor:
+        return self.diffusion.abar[t.long()]
+
+    def _scale(self, step: int) -> Tensor:
+        if self.kind != "euler":
+            return torch.ones(())
+        return (self.scheduler.sigmas[step] ** 2 + 1) ** -0.5
+
+
+def _scheduler(kind: str, values: np.ndarray, spacing: str) -> Any:
+    import diffusers
+
+    common: dict[str, Any] = {
+        "num_train_timesteps": len(values), "trained_betas": values.astype(np.float32), "prediction_type": "sample", "timestep_spacing": spacing,
+        "steps_offset": 1 if spacing == "leading" and len(values) > 1 else 0,
+    }
+    if kind == "ddim":
+        return diffusers.DDIMScheduler(clip_sample=False, **common)
+    # these two divide by sqrt(abar): diffusers' own guard puts 2^-24 in place of 0 at the last timestep
+    guard = bool(values[-1] > 0.9999)
+    if kind == "dpm++":
+        return diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", rescale_betas_zero_snr=guard, **common)
+    euler = diffusers.EulerDiscreteScheduler(rescale_betas_zero_snr=guard, **common)
+    euler.is_scale_input_called = True  # `network_input` does it
+    return euler
+
+
+def noise_like(seeds: Sequence[int], shape: tuple[int, int, int], draws: int = 1) -> Tensor:
+    """[draws,B,D,h,w] float32 on the CPU: every row comes from its own seed, so it never depends on the batch it is in."""
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(int(seed) % (1 << 63))
+        rows.append(torch.randn((draws, *shape), generator=generator))
+    return torch.stack(rows, 1)
