@@ -80,7 +80,7 @@ def train(
     scratch: Path | None = None,
     world: World | None = None,
     runtime: Runtime | None = None,
-    report: Callable[[dict[str, Any]], None] | None = None,
+    report: Callable[..., None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> None:
     """Train `module` and leave `model.safetensors` and `curve.jsonl` in `out`.
@@ -302,7 +302,7 @@ class _Run:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.curve))
 
 
-def _loop(run: _Run, out: Path, scratch: Path, report: Callable[[dict[str, Any]], None] | None, stop: Callable[[], bool] | None) -> None:
+def _loop(run: _Run, out: Path, scratch: Path, report: Callable[..., None] | None, stop: Callable[[], bool] | None) -> None:
     world = run.world
     with world.latest_checkpoint(scratch) as folder:
         if folder is not None:
@@ -324,7 +324,9 @@ def _loop(run: _Run, out: Path, scratch: Path, report: Callable[[dict[str, Any]]
             run.curve.append(line)
             if report and world.rank == 0:
                 left = (run.steps - run.step) * run.batch
-                report({**line, "total_images": run.steps * run.batch, "eta_s": left / max(line["images_per_s"], 1e-9), "memory_bytes": _memory(run.device)})
+                eta_s = left / max(line["images_per_s"], 1e-9)
+                total = run.steps * run.batch
+                report(done=line["images"], total=total, eta_s=eta_s, memory_bytes=_memory(run.device), **line)
             run.reset_sums()
             mark_time, mark_step = now, run.step
 

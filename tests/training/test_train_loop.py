@@ -55,7 +55,7 @@ def losses(folder: Path) -> list[float]:
 
 def test_the_loss_falls_and_the_curve_counts_every_image_once(tmp_path: Path) -> None:
     reports: list[dict] = []
-    train(Toy(), Samples(), Settings(), seed=1, out=tmp_path, report=reports.append)
+    train(Toy(), Samples(), Settings(), seed=1, out=tmp_path, report=lambda **values: reports.append(values))
     curve = read_curve(tmp_path)
     assert [line["images"] for line in curve] == list(range(4, 81, 4))
     assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
@@ -64,7 +64,7 @@ def test_the_loss_falls_and_the_curve_counts_every_image_once(tmp_path: Path) ->
     assert max(line["lr"] for line in curve) == pytest.approx(1e-2, rel=0.02)
     assert curve[-1]["lr"] < 2e-4
     assert len(reports) == len(curve)
-    assert reports[-1]["total_images"] == 80
+    assert reports[-1]["total"] == 80
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curve.jsonl", "model.safetensors"]
 
 
