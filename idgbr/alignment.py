@@ -36,8 +36,9 @@ class Aligner(nn.Module):
         super().__init__()
         self.teacher = _Frozen(load_teacher(config.teacher, config.teacher_weights))
         hidden = PROJECTOR_WIDTH * channels
-        self.projector = nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-                                       nn.Linear(hidden, self.teacher.width))
+        self.projector = nn.Sequential(
+            nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, self.teacher.width)
+        )
         self.low: Tensor
         self.high: Tensor
         for name in ("low", "high"):
@@ -81,8 +82,12 @@ def load_teacher(name: str, weights: str) -> Any:
     from timm.models.vision_transformer import VisionTransformer
 
     if name not in timm.list_models() and name.partition(".")[0] not in timm.list_models():
-        raise BadRequest("refiner.alignment needs a frozen ViT", value=f"refiner.teacher={name!r}", allowed="a timm VisionTransformer",
-                         hint=nearest(name, timm.list_models("*vit*")) or "refiner.teacher=vit_small_patch14_dinov2")
+        raise BadRequest(
+            "refiner.alignment needs a frozen ViT",
+            value=f"refiner.teacher={name!r}",
+            allowed="a timm VisionTransformer",
+            hint=nearest(name, timm.list_models("*vit*")) or "refiner.teacher=vit_small_patch14_dinov2",
+        )
     vit = timm.create_model(name, pretrained=False, num_classes=0)
     if not isinstance(vit, VisionTransformer):
         raise BadRequest("the teacher is not a plain ViT", value=f"refiner.teacher={name}", allowed="a timm VisionTransformer")
@@ -90,7 +95,9 @@ def load_teacher(name: str, weights: str) -> Any:
         from safetensors.torch import load_file
 
         if not Path(weights).is_file():
-            raise Missing("no weights of the teacher", value=f"refiner.teacher_weights={weights}", hint="a safetensors file with timm's keys")
+            raise Missing(
+                "no weights of the teacher", value=f"refiner.teacher_weights={weights}", hint="a safetensors file with timm's keys"
+            )
         state = {k: v for k, v in load_file(weights).items() if not k.startswith(("head.", "fc_norm."))}
         left = vit.load_state_dict(state, strict=False)
         if left.missing_keys:

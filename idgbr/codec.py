@@ -101,8 +101,11 @@ class Codec(nn.Module):
     def _check(self, height: int, width: int) -> None:
         if height % self.factor or width % self.factor:
             pad = [side + -side % self.factor for side in (height, width)]
-            raise BadRequest("a map's sides must be multiples of the code's block", value=f"{height} x {width} px, block {self.factor} px",
-                             hint=f"pad it to {pad[0]} x {pad[1]}; Refiner.refine does so by itself")
+            raise BadRequest(
+                "a map's sides must be multiples of the code's block",
+                value=f"{height} x {width} px, block {self.factor} px",
+                hint=f"pad it to {pad[0]} x {pad[1]}; Refiner.refine does so by itself",
+            )
 
 
 class AnalogCodec(Codec):
@@ -179,8 +182,11 @@ class VaeCodec(Codec):
 
     def logits(self, output: Tensor) -> Tensor:
         x = self.colours(output)
-        distance = (x.square().sum(1, keepdim=True) - 2 * torch.einsum("bnhw,kn->bkhw", x, self.codes)
-                    + self.codes.square().sum(1).view(1, -1, 1, 1))
+        distance = (
+            x.square().sum(1, keepdim=True)
+            - 2 * torch.einsum("bnhw,kn->bkhw", x, self.codes)
+            + self.codes.square().sum(1).view(1, -1, 1, 1)
+        )
         return -distance / (2 * self.noise**2)
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -56,7 +56,12 @@ class Denoiser(nn.Module):
         self.down_blocks, self.mid_block = unet.down_blocks, unet.mid_block
         self.has_decoder = decoder
         if decoder:
-            self.up_blocks, self.conv_norm_out, self.conv_act, self.conv_out = unet.up_blocks, unet.conv_norm_out, unet.conv_act, unet.conv_out
+            self.up_blocks, self.conv_norm_out, self.conv_act, self.conv_out = (
+                unet.up_blocks,
+                unet.conv_norm_out,
+                unet.conv_act,
+                unet.conv_out,
+            )
         self.register_buffer("prompt", prompt)
         self.checkpointing = False
 
@@ -129,9 +134,14 @@ def small_unet(in_channels: int, out_channels: int, channels: Sequence[int], lay
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels) and (g <= min(channels) // 4 or g == 1))
     head = next(d for d in (32, 24, 16, 8, 4, 2, 1) if channels[-1] % d == 0)
     return UNet2DModel(
-        in_channels=in_channels, out_channels=out_channels, block_out_channels=tuple(channels), layers_per_block=layers,
-        down_block_types=("DownBlock2D",) * len(channels), up_block_types=("UpBlock2D",) * len(channels),
-        norm_num_groups=groups, attention_head_dim=head,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D",) * len(channels),
+        up_block_types=("UpBlock2D",) * len(channels),
+        norm_num_groups=groups,
+        attention_head_dim=head,
     )
 
 

@@ -115,9 +115,12 @@ class Diffusion:
 
 def check(config: RefinerConfig) -> None:
     if config.kind == "diffusion" and config.parameterisation == "epsilon" and config.zero_terminal_snr:
-        raise BadRequest("epsilon cannot be learnt at zero terminal SNR: the last timestep holds no signal to recover x0 from",
-                         value="refiner.parameterisation=epsilon, refiner.zero_terminal_snr=true", allowed="x0 or v with zero terminal SNR",
-                         hint="refiner.zero_terminal_snr=false or refiner.parameterisation=v")
+        raise BadRequest(
+            "epsilon cannot be learnt at zero terminal SNR: the last timestep holds no signal to recover x0 from",
+            value="refiner.parameterisation=epsilon, refiner.zero_terminal_snr=true",
+            allowed="x0 or v with zero terminal SNR",
+            hint="refiner.zero_terminal_snr=false or refiner.parameterisation=v",
+        )
 
 
 class Sampler:
@@ -138,8 +141,12 @@ class Sampler:
         self.kind = config.sampler
         length = max(1, round(diffusion.steps * config.strength))
         if config.steps > length:
-            raise BadRequest("more denoising steps than timesteps", value=f"sampler.steps={config.steps}", allowed=f"at most {length}",
-                             hint="fewer steps, a larger sampler.strength, or a longer refiner.train_timesteps")
+            raise BadRequest(
+                "more denoising steps than timesteps",
+                value=f"sampler.steps={config.steps}",
+                allowed=f"at most {length}",
+                hint="fewer steps, a larger sampler.strength, or a longer refiner.train_timesteps",
+            )
         self.whole = length == diffusion.steps
         self.length = length
         if self.kind == "one_step":
@@ -188,7 +195,10 @@ def _scheduler(kind: str, values: np.ndarray, spacing: str) -> Any:
     import diffusers
 
     common: dict[str, Any] = {
-        "num_train_timesteps": len(values), "trained_betas": values.astype(np.float32), "prediction_type": "sample", "timestep_spacing": spacing,
+        "num_train_timesteps": len(values),
+        "trained_betas": values.astype(np.float32),
+        "prediction_type": "sample",
+        "timestep_spacing": spacing,
         "steps_offset": 1 if spacing == "leading" and len(values) > 1 else 0,
     }
     if kind == "ddim":

@@ -73,8 +73,13 @@ class GuidanceBlock(nn.Module):
             return Prepared(share)
         height, width = condition.shape[-2:]
         tokens = self._windows(self.key_value(condition) + self._position(height, width))
-        return Prepared(share, tokens, self._heads(self.to_k(self.norm_k(tokens))), self._heads(self.to_v(self.norm_v(tokens))),
-                        self._mask(height, width, tokens))
+        return Prepared(
+            share,
+            tokens,
+            self._heads(self.to_k(self.norm_k(tokens))),
+            self._heads(self.to_v(self.norm_v(tokens))),
+            self._mask(height, width, tokens),
+        )
 
     def forward(self, feature: Tensor, prepared: Prepared) -> Tensor:
         """Denoiser feature [B,C,h,w] -> guidance [B,C,h,w]."""
@@ -143,8 +148,17 @@ class GuidanceNetwork(nn.Module):
         channels, condition_channels: one entry a skip and, last, the middle. sizes: sides of the position tables.
     """
 
-    def __init__(self, channels: Sequence[int], condition_channels: Sequence[int], sizes: Sequence[int], *, width: int, heads: int,
-                 attention: bool, window: int):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        condition_channels: Sequence[int],
+        sizes: Sequence[int],
+        *,
+        width: int,
+        heads: int,
+        attention: bool,
+        window: int,
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(
             GuidanceBlock(c, m, width, heads, attention, window, s) for c, m, s in zip(channels, condition_channels, sizes, strict=True)

@@ -23,8 +23,12 @@ def read_image(image: Any, n_bands: int) -> tuple[Tensor, Callable[[Tensor], Any
     tensor = _tensor(image, "image")
     batched = tensor.ndim == 4
     if tensor.ndim not in (3, 4) or tensor.shape[-3] != n_bands:
-        raise Disagreement("an image must have the bands the refiner was trained on", value=f"image {tuple(tensor.shape)}",
-                           allowed=f"[{n_bands},H,W] or [B,{n_bands},H,W]", hint="bands first: image.transpose(2, 0, 1) of a H x W x C picture")
+        raise Disagreement(
+            "an image must have the bands the refiner was trained on",
+            value=f"image {tuple(tensor.shape)}",
+            allowed=f"[{n_bands},H,W] or [B,{n_bands},H,W]",
+            hint="bands first: image.transpose(2, 0, 1) of a H x W x C picture",
+        )
     tensor = tensor.float()
     _finite(tensor, "image")
 
@@ -45,30 +49,45 @@ def read_coarse(coarse: Any, table: ClassTable, image_shape: tuple[int, ...]) ->
     b, _, height, width = image_shape
     n = table.n_classes
     if tuple(tensor.shape[-2:]) != (height, width):
-        raise Disagreement("coarse map and image differ in size", value=f"coarse {tuple(tensor.shape)}, image {image_shape}",
-                           hint="resample the coarse map to the image's grid (nearest neighbour for class indices)")
+        raise Disagreement(
+            "coarse map and image differ in size",
+            value=f"coarse {tuple(tensor.shape)}, image {image_shape}",
+            hint="resample the coarse map to the image's grid (nearest neighbour for class indices)",
+        )
     if tensor.is_floating_point():
         tensor = tensor.reshape(-1, *tensor.shape[-3:]) if tensor.ndim >= 3 else tensor[None, None]
         if tuple(tensor.shape[:2]) != (b, n):
-            raise Disagreement("coarse probabilities need one layer a class", value=f"{tuple(tensor.shape)} of {tensor.dtype}",
-                               allowed=f"[{b},{n},{height},{width}]", hint="class indices must have an integer dtype")
+            raise Disagreement(
+                "coarse probabilities need one layer a class",
+                value=f"{tuple(tensor.shape)} of {tensor.dtype}",
+                allowed=f"[{b},{n},{height},{width}]",
+                hint="class indices must have an integer dtype",
+            )
         tensor = tensor.float()
         _finite(tensor, "coarse map")
         total = tensor.sum(1)
         if tensor.min() < -1e-4 or (total - 1).abs().max() > 1e-2:
-            raise Disagreement("coarse probabilities must be at least 0 and sum to 1",
-                               value=f"from {tensor.min():.4g}, sums from {total.min():.4g} to {total.max():.4g}",
-                               hint="softmax(logits) before the call")
+            raise Disagreement(
+                "coarse probabilities must be at least 0 and sum to 1",
+                value=f"from {tensor.min():.4g}, sums from {total.min():.4g} to {total.max():.4g}",
+                hint="softmax(logits) before the call",
+            )
         return tensor.clamp_min(0) / tensor.clamp_min(0).sum(1, keepdim=True)
     if tuple(tensor.shape) not in ((b, height, width), (height, width)) or (tensor.ndim == 2 and b != 1):
-        raise Disagreement("a coarse map of class indices needs one map an image", value=f"coarse {tuple(tensor.shape)}, image {image_shape}",
-                           allowed=f"[{b},{height},{width}]")
+        raise Disagreement(
+            "a coarse map of class indices needs one map an image",
+            value=f"coarse {tuple(tensor.shape)}, image {image_shape}",
+            allowed=f"[{b},{height},{width}]",
+        )
     index = tensor.reshape(b, height, width).long()
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= n:
-        raise Disagreement("the coarse map has a class that the table lacks", value=f"indices {low} to {high}",
-                           allowed="; ".join(f"{i} {name}" for i, name in enumerate(table.names)),
-                           hint="translate raw codes with ClassTable.encode; fill ignored pixels with a class")
+        raise Disagreement(
+            "the coarse map has a class that the table lacks",
+            value=f"indices {low} to {high}",
+            allowed="; ".join(f"{i} {name}" for i, name in enumerate(table.names)),
+            hint="translate raw codes with ClassTable.encode; fill ignored pixels with a class",
+        )
     return F.one_hot(index, n).movedim(-1, 1).float()
 
 
@@ -86,5 +105,8 @@ def _tensor(value: Any, what: str) -> Tensor:
 def _finite(tensor: Tensor, what: str) -> None:
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
-        raise Disagreement(f"the {what} holds values that are not finite", value=f"{bad} of {tensor.numel()} are NaN or infinite",
-                           hint="fill nodata first, e.g. numpy.nan_to_num(image, nan=band_mean)")
+        raise Disagreement(
+            f"the {what} holds values that are not finite",
+            value=f"{bad} of {tensor.numel()} are NaN or infinite",
+            hint="fill nodata first, e.g. numpy.nan_to_num(image, nan=band_mean)",
+        )

@@ -53,12 +53,13 @@ class Condition:
     def rows(self) -> list[Condition]:
         """One condition a tile."""
         n = len(self)
-        cut = [
-            {f.name: _rows(getattr(p, f.name), 1 if f.name == "mask" else n) for f in dataclasses.fields(p)} for p in self.prepared
-        ]
+        cut = [{f.name: _rows(getattr(p, f.name), 1 if f.name == "mask" else n) for f in dataclasses.fields(p)} for p in self.prepared]
         return [
-            Condition(self.coarse[i : i + 1], self.latent[i : i + 1],
-                      tuple(Prepared(**{k: v[i % len(v)] for k, v in fields.items()}) for fields in cut))
+            Condition(
+                self.coarse[i : i + 1],
+                self.latent[i : i + 1],
+                tuple(Prepared(**{k: v[i % len(v)] for k, v in fields.items()}) for fields in cut),
+            )
             for i in range(n)
         ]
 
@@ -105,13 +106,16 @@ class Refiner(nn.Module):
     def __init__(self, config: RefinerConfig, n_bands: int, table: ClassTable, stats: BandStats, parts: Parts):
         super().__init__()
         if not (config.use_image or config.use_coarse):
-            raise BadRequest("a refiner needs a condition", value="refiner.use_image=false, refiner.use_coarse=false",
-                             allowed="at least one of the two")
+            raise BadRequest(
+                "a refiner needs a condition", value="refiner.use_image=false, refiner.use_coarse=false", allowed="at least one of the two"
+            )
         if config.kind == "none":
             raise BadRequest("refiner.kind=none has no network", allowed="diffusion, one_pass")
         if len(config.channels) != len(config.condition_channels) and not config.base:
-            raise BadRequest("refiner.channels and refiner.condition_channels must have as many levels",
-                             value=f"{config.channels} and {config.condition_channels}")
+            raise BadRequest(
+                "refiner.channels and refiner.condition_channels must have as many levels",
+                value=f"{config.channels} and {config.condition_channels}",
+            )
         self.config, self.table, self.n_bands, self.stats = config, table, n_bands, stats
         self.part_configs = parts.configs()
         self.diffusion = Diffusion(config)
@@ -120,8 +124,11 @@ class Refiner(nn.Module):
             if len(values) != n_bands:
                 raise Disagreement("band statistics of another number of bands", value=f"{len(values)} of {name}, {n_bands} bands")
             self.register_buffer(name, values.view(1, -1, 1, 1))
-        self.codec: Codec = (AnalogCodec(table.n_classes, config.block_px, config.code_scale) if config.codec == "analog"
-                             else VaeCodec(table.n_classes, parts.vae))
+        self.codec: Codec = (
+            AnalogCodec(table.n_classes, config.block_px, config.code_scale)
+            if config.codec == "analog"
+            else VaeCodec(table.n_classes, parts.vae)
+        )
         self._build_networks(parts)
         if torch.get_default_device().type != "meta":
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -141,8 +148,13 @@ class Refiner(nn.Module):
         self.condition_encoder = ConditionEncoder(encoder, frozen=parts.unet is not None, inputs=inputs)
         side = max(1, c.crop_px // self.codec.factor)
         self.guidance = GuidanceNetwork(
-            self.denoiser.skip_channels, self.condition_encoder.channels, position_sizes(self.denoiser.skip_levels, side),
-            width=c.guidance_width, heads=c.guidance_heads, attention=c.guidance_attention, window=c.guidance_window,
+            self.denoiser.skip_channels,
+            self.condition_encoder.channels,
+            position_sizes(self.denoiser.skip_levels, side),
+            width=c.guidance_width,
+            heads=c.guidance_heads,
+            attention=c.guidance_attention,
+            window=c.guidance_window,
         )
 
     # ---- build, save, load -------------------------------------------------------------------------------------------
@@ -162,8 +174,12 @@ class Refiner(nn.Module):
     def save_config(self, folder: str | Path) -> None:
         """Write config.json: all that `load` needs besides the weights."""
         record = {
-            "version": CONFIG_VERSION, "kind": "idgbr refiner", "refiner": dataclasses.asdict(self.config), "n_bands": self.n_bands,
-            "table": json.loads(self.table.to_json()), "stats": {n: list(getattr(self.stats, n)) for n in ("mean", "std", "low", "high")},
+            "version": CONFIG_VERSION,
+            "kind": "idgbr refiner",
+            "refiner": dataclasses.asdict(self.config),
+            "n_bands": self.n_bands,
+            "table": json.loads(self.table.to_json()),
+            "stats": {n: list(getattr(self.stats, n)) for n in ("mean", "std", "low", "high")},
             "parts": self.part_configs,
         }
         _write(Path(folder) / "config.json", json.dumps(record, indent=1).encode())
@@ -191,15 +207,24 @@ class Refiner(nn.Module):
         folder = Path(folder)
         for name, what in (("config.json", "config"), ("model.safetensors", "weights")):
             if not (folder / name).is_file():
-                raise Missing(f"no refiner {what} in {folder}", allowed="a folder with config.json and model.safetensors",
-                              hint="the folder of a finished `refiner` stage, or one written by Refiner.save")
+                raise Missing(
+                    f"no refiner {what} in {folder}",
+                    allowed="a folder with config.json and model.safetensors",
+                    hint="the folder of a finished `refiner` stage, or one written by Refiner.save",
+                )
         record = json.loads((folder / "config.json").read_text())
         if record.get("version") != CONFIG_VERSION:
-            raise BadRequest(f"the refiner in {folder} has a config of another version", value=record.get("version"), allowed=str(CONFIG_VERSION),
-                             hint="train it again with this version of idgbr")
+            raise BadRequest(
+                f"the refiner in {folder} has a config of another version",
+                value=record.get("version"),
+                allowed=str(CONFIG_VERSION),
+                hint="train it again with this version of idgbr",
+            )
         config = section_from_dict(RefinerConfig, record["refiner"])
         stats = BandStats(**{name: tuple(values) for name, values in record["stats"].items()})
-        refiner = cls(config, record["n_bands"], ClassTable.from_json(json.dumps(record["table"])), stats, Parts.from_configs(record["parts"]))
+        refiner = cls(
+            config, record["n_bands"], ClassTable.from_json(json.dumps(record["table"])), stats, Parts.from_configs(record["parts"])
+        )
         try:
             refiner.load_state_dict(load_file(str(folder / "model.safetensors")))
         except RuntimeError as error:
@@ -297,9 +322,11 @@ class Refiner(nn.Module):
         if len(seeds) != len(condition):
             raise BadRequest("one seed a tile", value=f"{len(seeds)} seeds, {len(condition)} tiles")
         if config.guidance_scale != 1 and self.config.condition_dropout == 0 and self.config.kind == "diffusion":
-            raise BadRequest("classifier-free guidance needs a refiner trained with condition dropout",
-                             value=f"sampler.guidance_scale={config.guidance_scale}, refiner.condition_dropout=0",
-                             hint="sampler.guidance_scale=1, or train with refiner.condition_dropout=0.1")
+            raise BadRequest(
+                "classifier-free guidance needs a refiner trained with condition dropout",
+                value=f"sampler.guidance_scale={config.guidance_scale}, refiner.condition_dropout=0",
+                hint="sampler.guidance_scale=1, or train with refiner.condition_dropout=0.1",
+            )
         if config.strength == 0:
             return condition.coarse[None]
         if self.device.type == "cpu" and len(condition) > 1:
@@ -334,8 +361,14 @@ class Refiner(nn.Module):
         return self.codec.decode(z) if logits is None else logits.softmax(1)
 
     def refine(
-        self, image: Any, coarse: Any, *, seeds: int | Sequence[int] = 0, config: SamplerConfig | None = None,
-        return_probabilities: bool = False, **settings: Any,
+        self,
+        image: Any,
+        coarse: Any,
+        *,
+        seeds: int | Sequence[int] = 0,
+        config: SamplerConfig | None = None,
+        return_probabilities: bool = False,
+        **settings: Any,
     ) -> Any:
         """Refine a coarse map.
 

@@ -43,11 +43,17 @@ class RefinerTraining(nn.Module):
         config = refiner.config
         self.needs_index = bool(config.one_step_images or (config.alignment and config.alignment_images))
         if config.target_loss == "cross_entropy" and config.kind == "diffusion" and config.parameterisation != "x0":
-            raise BadRequest("cross-entropy reads the network's output as class logits", value=f"refiner.parameterisation={config.parameterisation}",
-                             allowed="refiner.parameterisation=x0")
+            raise BadRequest(
+                "cross-entropy reads the network's output as class logits",
+                value=f"refiner.parameterisation={config.parameterisation}",
+                allowed="refiner.parameterisation=x0",
+            )
         if config.loss_weighting == "frequency" and refiner.reads_logits:
-            raise BadRequest("frequency weighting is a squared error's", value=f"refiner.kind={config.kind}, refiner.target_loss={config.target_loss}",
-                             allowed="refiner.target_loss=mse with refiner.kind=diffusion")
+            raise BadRequest(
+                "frequency weighting is a squared error's",
+                value=f"refiner.kind={config.kind}, refiner.target_loss={config.target_loss}",
+                allowed="refiner.target_loss=mse with refiner.kind=diffusion",
+            )
         if config.alignment:
             from idgbr.alignment import Aligner
 
@@ -158,7 +164,11 @@ def encode_sample(
     n_classes = network.codec.n_classes
     hot = F.one_hot(torch.where(mask, target, 0).long(), n_classes).movedim(-1, 1).to(coarse.dtype)
     truth = torch.where(mask[:, None], hot, coarse)
-    seen = network.image_input(network.pad(image), _pad_zero(valid[:, None].float(), network.multiple)[:, 0]) if network.config.use_image else None
+    seen = (
+        network.image_input(network.pad(image), _pad_zero(valid[:, None].float(), network.multiple)[:, 0])
+        if network.config.use_image
+        else None
+    )
     return seen, network.codec.encode(network.pad(coarse)), network.codec.encode(network.pad(truth))
 
 
@@ -198,8 +208,18 @@ class Numbered(torch.utils.data.Dataset):
 
 
 def fit(
-    config: RefinerConfig, dataset: Any, coarse_dir: Path, *, seed: int, out: Path, scratch: Path | None = None, world: Any = None,
-    runtime: Runtime | None = None, report: Any = None, stop: Any = None, max_images: int | None = None,
+    config: RefinerConfig,
+    dataset: Any,
+    coarse_dir: Path,
+    *,
+    seed: int,
+    out: Path,
+    scratch: Path | None = None,
+    world: Any = None,
+    runtime: Runtime | None = None,
+    report: Any = None,
+    stop: Any = None,
+    max_images: int | None = None,
 ) -> None:
     """Train a refiner on the training rasters of `dataset` and their coarse maps; leaves a folder that `Refiner.load` reads.
 

@@ -1,9 +1,9 @@
 """Parts from local folders in diffusers layout: the U-Net and autoencoder of Stable Diffusion 1.5 and its like. Nothing is fetched.
 
-    <base>/unet/{config.json,diffusion_pytorch_model.safetensors}     denoiser, and the frozen condition encoder (a second copy)
-    <base>/vae/...                                                    label code, unless `refiner.vae` names another
-    <base>/text_encoder/{config.json,model.safetensors}               read once, for the embedding of the empty prompt
-    <base>/empty_prompt.safetensors                                   that embedding [1,N,E], if there is no text encoder
+<base>/unet/{config.json,diffusion_pytorch_model.safetensors}     denoiser, and the frozen condition encoder (a second copy)
+<base>/vae/...                                                    label code, unless `refiner.vae` names another
+<base>/text_encoder/{config.json,model.safetensors}               read once, for the embedding of the empty prompt
+<base>/empty_prompt.safetensors                                   that embedding [1,N,E], if there is no text encoder
 """
 
 from __future__ import annotations
@@ -41,11 +41,16 @@ class Parts:
         """
         base = Path(config.base) if config.base else None
         if base and config.codec != "vae":
-            raise BadRequest("a refiner built from a Stable Diffusion folder writes VAE latents", value=f"refiner.codec={config.codec}",
-                             allowed="refiner.codec=vae")
+            raise BadRequest(
+                "a refiner built from a Stable Diffusion folder writes VAE latents",
+                value=f"refiner.codec={config.codec}",
+                allowed="refiner.codec=vae",
+            )
         vae_folder = Path(config.vae) if config.vae else base / "vae" if base else None
         if config.codec == "vae" and vae_folder is None:
-            raise BadRequest("refiner.codec=vae needs an autoencoder", hint="refiner.vae=FOLDER (diffusers AutoencoderKL or AutoencoderTiny)")
+            raise BadRequest(
+                "refiner.codec=vae needs an autoencoder", hint="refiner.vae=FOLDER (diffusers AutoencoderKL or AutoencoderTiny)"
+            )
         vae = read_module(vae_folder) if config.codec == "vae" and vae_folder else None
         if base is None:
             return cls(vae)
@@ -58,8 +63,10 @@ class Parts:
             module = getattr(self, name)
             if module is not None:
                 # entries that begin with _ name the class, its version and the folder read: not needed, and paths do not belong in artefacts
-                made[name] = {"class": type(module).__name__,
-                              "config": {k: v for k, v in json.loads(module.to_json_string()).items() if not k.startswith("_")}}
+                made[name] = {
+                    "class": type(module).__name__,
+                    "config": {k: v for k, v in json.loads(module.to_json_string()).items() if not k.startswith("_")},
+                }
         if self.prompt is not None:
             made["prompt"] = list(self.prompt.shape)
         return made
@@ -82,8 +89,11 @@ def read_module(folder: Path) -> Any:
     if not config.is_file():
         raise Missing(f"no diffusers model in {folder}", allowed="a folder with config.json and *.safetensors")
     if not any(folder.glob("*.safetensors")):
-        raise Missing(f"no weights in {folder}", allowed="diffusion_pytorch_model.safetensors beside config.json",
-                      hint="convert .bin or .ckpt weights to safetensors")
+        raise Missing(
+            f"no weights in {folder}",
+            allowed="diffusion_pytorch_model.safetensors beside config.json",
+            hint="convert .bin or .ckpt weights to safetensors",
+        )
     kind = json.loads(config.read_text()).get("_class_name", "")
     try:
         return _class(kind).from_pretrained(str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False)
@@ -96,7 +106,9 @@ def _class(name: str) -> Any:
 
     allowed = ("UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny")
     if name not in allowed:
-        raise BadRequest("a model of a class that cannot be used", value=name or "no _class_name in config.json", allowed=", ".join(allowed))
+        raise BadRequest(
+            "a model of a class that cannot be used", value=name or "no _class_name in config.json", allowed=", ".join(allowed)
+        )
     return getattr(diffusers, name)
 
 
@@ -113,8 +125,11 @@ def empty_prompt(base: Path) -> Tensor:
         return next(iter(load_file(str(stored)).values())).float()
     weights = sorted((base / "text_encoder").glob("*.safetensors"))
     if not weights or not (base / "text_encoder" / "config.json").is_file():
-        raise Missing(f"no embedding of the empty prompt in {base}", allowed="empty_prompt.safetensors, or text_encoder/ with safetensors weights",
-                      hint="copy the text_encoder folder of the same model")
+        raise Missing(
+            f"no embedding of the empty prompt in {base}",
+            allowed="empty_prompt.safetensors, or text_encoder/ with safetensors weights",
+            hint="copy the text_encoder folder of the same model",
+        )
     return clip_empty_prompt(load_file(str(weights[0])), json.loads((base / "text_encoder" / "config.json").read_text()))
 
 
