@@ -1,0 +1,201 @@
+"""Ready-made studies. A user's own works the same: `python -m sweeps run path/to/file.py:function`.
+
+Each begins with its command and what it costs. Numbers of images are sized for GPUs unless the recipe says otherwise.
+"""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+from idgbr.errors import BadRequest, Missing, nearest
+from sweeps.study import Axis, Search, Study
+
+
+def quickstart() -> Study:
+    """`make demo`, or `python -m sweeps run quickstart`: synthetic roofs, two cores, within 8 minutes.
+
+    Noise schedule x guidance width are trained, the step count is only sampled; two seeds; the same network in one pass beside it.
+    """
+    return Study(
+        name="quickstart",
+        recipe="synthetic",
+        axes=(
+            Axis("refiner.schedule", ("cosine", "linear")),
+            Axis("refiner.guidance_width", (32, 16)),
+            Axis("sampler.steps", (4, 1, 8)),
+        ),
+        overrides={
+            "data.train_scenes": 4,
+            "data.val_scenes": 6,
+            "data.test_scenes": 1,
+            "data.scene_px": 192,
+            "backbone.train_images": 480,
+            "backbone.warmup_images": 40,
+            "refiner.train_images": 960,
+            "refiner.warmup_images": 96,
+            "refiner.ema_images": 160,
+            "refiner.channels": (24, 48),
+            "refiner.condition_channels": (24, 48),
+        },
+        replicates=2,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def schedules(recipe: str = "oam_buildings") -> Study:
+    """Noise schedule x parameterisation x steps: 8 refiners a seed, 32 trials a seed."""
+    return Study(
+        name="schedules",
+        recipe=recipe,
+        axes=(
+            Axis("refiner.schedule", ("cosine", "linear", "scaled_linear", "sigmoid")),
+            Axis("refiner.parameterisation", ("x0", "v")),
+            Axis("sampler.steps", (4, 1, 2, 8)),
+        ),
+        replicates=3,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def guidance(recipe: str = "oam_buildings") -> Study:
+    """Guidance width x attention (trained) x guidance scale (sampled): 6 refiners a seed."""
+    return Study(
+        name="guidance",
+        recipe=recipe,
+        axes=(
+            Axis("refiner.guidance_width", (64, 32, 128)),
+            Axis("refiner.guidance_attention", (True, False)),
+            Axis("sampler.guidance_scale", (1.0, 1.5, 3.0)),
+        ),
+        overrides={"refiner.condition_dropout": 0.1},
+        replicates=3,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def steps(recipe: str = "oam_buildings") -> Study:
+    """Step count x sampler: nothing but sampling, one refiner a seed."""
+    return Study(
+        name="steps",
+        recipe=recipe,
+        axes=(Axis("sampler.sampler", ("ddim", "dpm++", "euler")), Axis("sampler.steps", (4, 1, 2, 8, 16, 32))),
+        replicates=3,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def backbones(recipe: str = "oam_buildings") -> Study:
+    """Encoder and decoder of stage I, one factor at a time; every coarse map with its own refiner."""
+    encoders = ("resnet50", "resnet18", "efficientnet_b0", "mobilenetv3_large_100", "convnext_tiny", "tf_efficientnet_lite0")
+    return Study(
+        name="backbones",
+        recipe=recipe,
+        axes=(Axis("backbone.encoder", encoders), Axis("backbone.decoder", ("fpn", "unet", "deeplabv3plus"))),
+        design="one_at_a_time",
+        overrides={"backbone.weights": ""},
+        replicates=3,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def coarse_quality(recipe: str = "synthetic") -> Study:
+    """How good must the coarse map be: simulated coarse maps from 0.5 to 0.95 IoU."""
+    return Study(
+        name="coarse_quality",
+        recipe=recipe,
+        axes=(Axis("coarse.iou", (0.8, 0.5, 0.65, 0.9, 0.95)),),
+        overrides={"coarse.source": "simulated"},
+        replicates=3,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def codec(recipe: str = "oam_buildings") -> Study:
+    """Block of the lossless label code: resolution of the latent against cost."""
+    return Study(
+        name="codec",
+        recipe=recipe,
+        axes=(Axis("refiner.block_px", (4, 2, 8)),),
+        replicates=3,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def alignment(recipe: str = "oam_buildings") -> Study:
+    """Weight of representation alignment with a frozen ViT; set the teacher: `refiner.teacher=... refiner.teacher_weights=...`."""
+    return Study(
+        name="alignment",
+        recipe=recipe,
+        axes=(Axis("refiner.alignment", (0.0, 0.1, 0.5, 1.0)),),
+        overrides={"refiner.teacher": "vit_small_patch16_dinov3"},
+        replicates=3,
+    )
+
+
+def search_sampler(recipe: str = "synthetic") -> Study:
+    """Boundary score against seconds over the sampler's settings: a front by NSGA-II; nothing is trained but the one refiner."""
+    return Study(
+        name="search_sampler",
+        recipe=recipe,
+        axes=(
+            Axis("sampler.steps", low=1, high=16, log=True),
+            Axis("sampler.sampler", ("ddim", "dpm++", "euler")),
+            Axis("sampler.strength", low=0.2, high=1.0),
+        ),
+        search=Search(goals=("boundary_iou", "-seconds"), sampler="nsga2", trials=24, start=({"sampler.steps": 4},)),
+    )
+
+
+def search_refiner(recipe: str = "synthetic") -> Study:
+    """TPE over how the refiner is trained, the worse half stopped early."""
+    return Study(
+        name="search_refiner",
+        recipe=recipe,
+        axes=(
+            Axis("refiner.lr", low=1e-4, high=3e-3, log=True),
+            Axis("refiner.schedule", ("cosine", "linear", "sigmoid")),
+            Axis("refiner.parameterisation", ("x0", "v")),
+            Axis("refiner.boundary_share", low=0.0, high=1.0),
+        ),
+        search=Search(goals=("boundary_iou",), trials=20, rungs=(1600, 3200)),
+    )
+
+
+BUILT_IN: dict[str, Callable[[], Study]] = {
+    f.__name__: f
+    for f in (quickstart, schedules, guidance, steps, backbones, coarse_quality, codec, alignment, search_sampler, search_refiner)
+}
+
+
+def find(name: str) -> Study:
+    """The study of a built-in function, or of `path.py:function`.
+
+    Raises:
+        BadRequest: no such study (names the nearest), or the function returns something else.
+        Missing: no such file.
+    """
+    if ".py:" not in name:
+        if name not in BUILT_IN:
+            raise BadRequest(
+                "no such study",
+                value=name,
+                allowed=", ".join(sorted(BUILT_IN)) + ", or path.py:function",
+                hint=nearest(name, BUILT_IN) or None,
+            )
+        return BUILT_IN[name]()
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise Missing("no such file", value=path, hint="path/to/file.py:function")
+    scope = runpy.run_path(path)
+    functions = [n for n, v in scope.items() if inspect.isfunction(v) and v.__module__ == "<run_path>"]
+    if function not in functions:
+        raise BadRequest(
+            f"{path} has no function {function}", allowed=", ".join(functions) or "none there", hint=nearest(function, functions) or None
+        )
+    study = scope[function]()
+    if not isinstance(study, Study):
+        raise BadRequest(f"{name} must return a Study", value=type(study).__name__)
+    return study
