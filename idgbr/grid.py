@@ -58,7 +58,8 @@ class Grid:
         from rasterio.warp import transform as reproject
 
         col, row = self.width / 2, self.height / 2
-        points = [self.transform * point for point in ((col, row), (col + 1, row), (col, row + 1))]
+        t = self.transform
+        points = [(t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f) for x, y in ((col, row), (col + 1, row), (col, row + 1))]
         try:
             lon, lat = reproject(self.crs, CRS.from_epsg(4326), [x for x, _ in points], [y for _, y in points])
         except (RasterioError, CPLE_BaseError):

@@ -48,13 +48,14 @@ class Reader:
     def __init__(self, path: str | Path, bands: tuple[int, ...] = (1, 2, 3)):
         self.path = Path(path)
         self.bands = tuple(bands)
+        self._floats = False
         self._facts: tuple[Grid, float | None, tuple[int, ...], bool] | None = None
 
     def __repr__(self) -> str:
         return f"Reader({str(self.path)!r}, bands={self.bands})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "bands": self.bands, "_facts": None}
+        return {"path": self.path, "bands": self.bands, "_facts": None, "_floats": False}
 
     @property
     def grid(self) -> Grid:
@@ -92,6 +93,7 @@ class Reader:
                 flags = [source.mask_flag_enums[band - 1] for band in bands]
                 as_data = any(source.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
                 masked = any(MaskFlags.all_valid not in flag and not (as_data and MaskFlags.alpha in flag) for flag in flags)
+                self._floats = any(np.dtype(kind).kind == "f" for kind in kinds)
                 self._facts = (grid_of(source), source.nodatavals[bands[0] - 1], bands, masked)
         return self._facts
 
@@ -121,6 +123,15 @@ class Reader:
         if (h, w) == (height, width):
             return part, valid
         return np.pad(part, ((0, 0), (top, height - top - h), (left, width - left - w)), mode="edge"), valid
+
+    def valid(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
+        """The second half of `read`; whole-number rasters without any mask are not read for it."""
+        grid, _, _, masked = self._look()
+        if masked or self._floats:
+            return self.read(row, col, height, width)[1]
+        out = np.zeros((height, width), bool)
+        out[max(-row, 0) : max(grid.height - row, 0), max(-col, 0) : max(grid.width - col, 0)] = True
+        return out
 
 
 def _clip(grid: Grid, row: int, col: int, height: int, width: int) -> tuple[GdalWindow | None, int, int]:
@@ -205,7 +216,8 @@ def normalised(values: NDArray[np.float32], where: object) -> NDArray[np.float32
         )
     total = values.sum(axis=0, dtype=np.float32)
     empty = total == 0
-    out: NDArray[np.float32] = values / np.where(empty, np.float32(1), total)
+    total[empty] = 1
+    out: NDArray[np.float32] = values / total
     if empty.any():
         out[:, empty] = 1 / len(values)
     return out

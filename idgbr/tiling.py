@@ -82,16 +82,20 @@ class Strip:
         self.cols = starts(width, tile_px, overlap_px)
         self.weights = hann(tile_px, overlap_px)
         self.next = 0  # index into rows of the row of tiles that is being filled
-        self._pending: dict[tuple[int, int], NDArray[np.float32]] = {}
+        self._pending: dict[tuple[int, int], NDArray[np.float32] | None] = {}
         span = max(self.cols[-1] + tile_px, width)
         self._sum = np.zeros((channels, tile_px, span), np.float32)  # raster rows rows[next] .. rows[next] + tile_px
         self._weight = np.zeros((tile_px, span), np.float32)
 
-    def add(self, window: Window, values: NDArray[np.float32]) -> list[tuple[int, NDArray[np.float32]]]:
-        """Put in one tile [K, tile_px, tile_px]; returns the raster rows that became final: (first row, [K, rows, width])."""
+    def add(self, window: Window, values: NDArray[np.float32] | None) -> list[tuple[int, NDArray[np.float32]]]:
+        """Put in one tile [K, tile_px, tile_px], or None for a tile that was not computed; pixels that no tile gave have 0.
+
+        Returns:
+            The raster rows that became final: (first row, [K, rows, width]).
+        """
         if (window.row, window.col) in self._pending or window.row not in self.rows[self.next :] or window.col not in self.cols:
             raise ValueError(f"{window} is not due: the strip is at row {self.rows[self.next] if self.next < len(self.rows) else 'end'}")
-        if values.shape != (self._sum.shape[0], self.tile_px, self.tile_px):
+        if values is not None and values.shape != (self._sum.shape[0], self.tile_px, self.tile_px):
             raise ValueError(f"tile of shape {values.shape}, wanted {(self._sum.shape[0], self.tile_px, self.tile_px)}")
         self._pending[window.row, window.col] = values
         done = []
@@ -102,13 +106,19 @@ class Strip:
     def _blend_row(self) -> tuple[int, NDArray[np.float32]]:
         row = self.rows[self.next]
         for col in self.cols:
+            values = self._pending.pop((row, col))
+            if values is None:
+                continue
             span = slice(col, col + self.tile_px)
-            self._sum[:, :, span] += self.weights * self._pending.pop((row, col))
+            self._sum[:, :, span] += self.weights * values
             self._weight[:, span] += self.weights
         self.next += 1
         last = self.next == len(self.rows)
         n = min(self.height - row, self.tile_px) if last else self.rows[self.next] - row
-        out = self._sum[:, :n, : self.width] / self._weight[:n, : self.width]
+        weight = self._weight[:n, : self.width]
+        out: NDArray[np.float32] = np.divide(
+            self._sum[:, :n, : self.width], weight, out=np.zeros((len(self._sum), n, self.width), np.float32), where=weight > 0
+        )
         if not last:
             keep = self.tile_px - n
             for buffer in (self._sum, self._weight):
