@@ -1,0 +1,103 @@
+"""Stage "counts": the rasters of a split to counts.parquet and bands.parquet. The schemas and `count_tile` are offered here as well."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from idgbr.config import ScoreConfig
+from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA
+from idgbr.scores.tile import Row, Widths, count_tile, count_window
+from idgbr.store import unwritable
+
+if TYPE_CHECKING:
+    from idgbr.datasets import Dataset
+
+__all__ = ["BANDS_SCHEMA", "COUNTS_SCHEMA", "TablesWriter", "Widths", "count_rasters", "count_tile", "count_window"]
+
+ROWS_A_GROUP = 20_000
+
+
+class TablesWriter:
+    """counts.parquet and bands.parquet in pieces, both whole at the end or not there at all."""
+
+    def __init__(self, counts: Path, bands: Path | None):
+        self.paths = [(counts, COUNTS_SCHEMA)] + ([(bands, BANDS_SCHEMA)] if bands else [])
+        self.temporary = [path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path, _ in self.paths]
+        self.waiting: list[list[Row]] = [[] for _ in self.paths]
+        self.writers: list[pq.ParquetWriter] = []
+
+    def __enter__(self) -> TablesWriter:
+        try:
+            for (path, schema), temporary in zip(self.paths, self.temporary):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.writers.append(pq.ParquetWriter(temporary, schema, compression="zstd"))
+        except OSError as error:
+            self.__exit__(type(error), error, None)
+            raise unwritable(str(self.paths[0][0]), error) from error
+        return self
+
+    def write(self, counts: Iterable[Row], bands: Iterable[Row]) -> None:
+        for waiting, rows, writer, (_, schema) in zip(self.waiting, (counts, bands), self.writers, self.paths):
+            waiting += rows
+            if len(waiting) >= ROWS_A_GROUP:
+                self._flush(waiting, writer, schema)
+
+    def _flush(self, waiting: list[Row], writer: pq.ParquetWriter, schema: pa.Schema) -> None:
+        try:
+            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+        except OSError as error:
+            raise unwritable(str(self.paths[0][0]), error) from error
+        waiting.clear()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is None:
+                for waiting, writer, (_, schema) in zip(self.waiting, self.writers, self.paths):
+                    self._flush(waiting, writer, schema)
+            for writer in self.writers:
+                writer.close()
+            if kind is None:
+                for (path, _), temporary in zip(self.paths, self.temporary):
+                    with open(temporary, "rb") as file:
+                        os.fsync(file.fileno())
+                    os.replace(temporary, path)
+        finally:
+            for temporary in self.temporary:
+                temporary.unlink(missing_ok=True)
+
+
+def count_rasters(
+    config: ScoreConfig,
+    dataset: Dataset,
+    split: str,
+    refined_dir: Path,
+    coarse_dir: Path,
+    out: Path,
+    report: Callable[..., None] | None = None,
+) -> None:
+    """Write out/counts.parquet and out/bands.parquet of the labelled rasters of a split. `trial` stays null: the table of trials fills it.
+
+    Args:
+        refined_dir: class maps `<raster id>.tif` (indices, 255 = outside the classes).
+        coarse_dir: probabilities `<raster id>.tif`, K bands uint8; the most probable class counts.
+
+    Raises:
+        Missing: a map is not there, or no raster of the split has labels.
+        Disagreement: a map is not on the grid of its labels, or holds other classes.
+    """
+    from idgbr.scores.rasters import dataset_pairs, tiles_of
+
+    pairs = dataset_pairs(dataset, split, Path(refined_dir), Path(coarse_dir))
+    with TablesWriter(Path(out) / "counts.parquet", Path(out) / "bands.parquet") as tables:
+        for done, pair in enumerate(pairs):
+            for counts, bands in tiles_of(pair, config):
+                tables.write(counts, bands)
+            if report is not None:
+                report(stage="counts", done=done + 1, total=len(pairs))
