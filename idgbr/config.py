@@ -55,6 +55,8 @@ class DataConfig(Section):
     bands: tuple[int, ...] = setting((1, 2, 3), "bands read from each image, from 1, in this order")
     split_table: str = setting("", "folder: split table (CSV) below the root; empty: splits.csv")
     where: str = setting("", 'filter on columns of the split table, e.g. "zoom == 20"')
+    variant: str = setting("", "which of several products of a data set (Potsdam: RGB, IRRG or RGBIR); empty: see its reader")
+    val_ids: tuple[str, ...] = setting((), "ISPRS: official training tiles that validate; empty: see idgbr/datasets/isprs.py")
     allow_duplicates: bool = setting(False, "go on although one image stands in two splits")
     block_m: float = setting(150.0, "side of ground blocks, the unit of inference where a split has too few scenes", low=1)
     layout_seed: int = setting(0, "synthetic: seed of the scenes", low=0)
