@@ -162,6 +162,7 @@ LAYOUT = Layout(
     title="own folder",
     table=None,
     find=find_rows,
+    filters_rows=True,
     expected="splits.csv (image, mask, split), classes.json, and the files the table names",
 )
 
@@ -184,5 +185,6 @@ OAM_BUILDINGS = Layout(
     title="OpenAerialMap chips with buildings",
     table=binary("building"),
     find=lambda root, config: find_rows(root, config, _oam_place),
+    filters_rows=True,
     expected="splits.csv, images/SCENE_zZOOM_rROW_cCOLUMN.jpg, masks/*.png",
 )

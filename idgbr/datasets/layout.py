@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from idgbr.config import DataConfig
@@ -43,14 +43,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Layout:
-    """One published layout. `find` raises `Missing` (folder or files not there) or `Disagreement`.
-
-    `published` are the publisher's counts of pairs by split, for "found 12 of 38"; fewer is told, not refused.
-    """
+    """One layout. `find` raises `Missing` (folder or files not there) or `Disagreement`; None: nothing is found, scenes are made."""
 
     name: str
     title: str
     table: ClassTable | None  # None: classes.json of the folder, or data.classes
     expected: str
     find: Callable[[Path, DataConfig], Found] | None
-    published: dict[str, int] = field(default_factory=dict)
+    filters_rows: bool = False  # `data.where` is about columns of its split table; else about id, scene and split

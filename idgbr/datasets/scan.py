@@ -8,6 +8,7 @@ out/*.tif             synthetic scenes only
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from idgbr.config import DataConfig
 from idgbr.datasets import index, synthetic
 from idgbr.datasets.digest import digests
-from idgbr.datasets.folder import some
+from idgbr.datasets.folder import select, some
 from idgbr.datasets.index import BandStats
 from idgbr.datasets.layout import SPLITS, Entry, Found, Layout
 from idgbr.datasets.sources import layout
@@ -113,6 +114,10 @@ def find(config: DataConfig) -> Found:
     if source.find is None:
         raise BadRequest("synthetic scenes are made, not found", value=f"data.source={config.source}")
     found = source.find(_root(config, source), config)
+    if config.where and not source.filters_rows:
+        rows = [{"id": e.id, "scene": e.scene, "split": e.split} for e in found.entries]
+        kept = {row["id"] for row in select(rows, config.where, Path(source.title))}
+        found = dataclasses.replace(found, entries=tuple(e for e in found.entries if e.id in kept))
     if not found.entries:
         raise Missing(f"no image and label pairs of {source.title} in {config.root}", allowed=source.expected)
     ids = defaultdict(list)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from idgbr.datasets import folder, synthetic
+from idgbr.datasets import folder, isprs, published, synthetic
 from idgbr.datasets.layout import Layout
 from idgbr.errors import BadRequest, nearest
 
-SOURCES: dict[str, Layout] = {each.name: each for each in (synthetic.LAYOUT, folder.LAYOUT, folder.OAM_BUILDINGS)}
+SOURCES: dict[str, Layout] = {
+    each.name: each for each in (synthetic.LAYOUT, folder.LAYOUT, folder.OAM_BUILDINGS, isprs.POTSDAM, isprs.VAIHINGEN, *published.LAYOUTS)
+}
 
 
 def layout(name: str) -> Layout:
