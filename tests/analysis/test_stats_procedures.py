@@ -31,8 +31,9 @@ def reference_parts() -> tuple[list[stats.Part], dict]:
         sums = values @ onehot.T
         weights = stats.unit_weights(n.size)
         loo = 1 - np.eye(n.size)
-        return stats.Part(coefficient, sums / n, sums.sum(axis=1) / n.sum(), (sums @ loo.T) / (n @ loo.T),
-                          (sums @ weights.T) / (weights @ n), group)
+        return stats.Part(
+            coefficient, sums / n, sums.sum(axis=1) / n.sum(), (sums @ loo.T) / (n @ loo.T), (sums @ weights.T) / (weights @ n), group
+        )
 
     return [part(["A_s0", "A_s1", "A_s2"], 1.0, 0), part(["coarse"], -1.0, 1)], expected
 

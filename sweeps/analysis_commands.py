@@ -1,0 +1,138 @@
+"""table, ablate, report, publish, verify: plain functions behind `python -m sweeps`. They import neither torch nor ray.
+
+Arguments that `sweeps/__main__.py` passes on (all keyword, all with defaults but `studies`):
+
+    studies   tuple of study names (publish and verify: one name)
+    stores    tuple of folders or URIs, merged                         --store, may be repeated
+    split     "" = every split there is, else "val", "test", ...       --split
+    labels    "" = every label set, one table each; "full", "eroded"   --labels
+    metric    primary metric                                           --metric boundary_iou
+    metrics   metrics shown, comma separated; "" = the usual three     --metrics miou,boundary_iou,wfm_edge
+    baseline  "coarse", "one_pass", "steps=1", "resnet50", or a label  --baseline
+    by        axis or stage: one table a level (ablate: refined        --by backbone
+              against coarse, one row a level)
+    where     tuple of filters, "steps<=8 and schedule=cosine"         --where, may be repeated
+    unit      "auto", "scene" or "block"                               --unit
+    form      "rich", "md", "latex", "json" or "csv"                   --md | --latex | --json | --csv
+    out       file to write instead of standard output                 -o
+
+    table(studies, ...)                  -> None; prints
+    ablate(studies, ...)                 -> None; prints contrasts, main effects, interactions, refined against coarse, cost, importance
+    tiles(studies, ..., out="tiles.png") -> Path; best / median / worst tiles by improvement
+    report(studies, ..., out="report.html", tile_images=True) -> Path
+    publish(study, ..., results="results/published") -> Path
+    verify(study, results="results/published")       -> None; raises Disagreement when a published number is not what its rows give
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from idgbr.errors import BadRequest
+from idgbr.scores.read import metric as metric_named
+from idgbr.store import unwritable
+from sweeps import formats
+from sweeps.formats import Table
+from sweeps.scan import Trials, load_trials, resolve
+from sweeps.score_tables import PRIMARY, SHOWN, View, score_table
+from sweeps.unit_sums import label_sets
+from sweeps.variants import Population, conditions, populations
+
+STORES = (os.environ.get("IDGBR_STORE", "store"),)
+
+
+def table(studies: Sequence[str], *, stores: Sequence[str] = STORES, split: str = "", labels: str = "", metric: str = PRIMARY, metrics: str = "",
+          baseline: str = "coarse", by: str = "", where: Sequence[str] = (), unit: str = "auto", form: str = "rich", out: str = "") -> None:  # fmt: skip
+    """Scores of every variant and its effect against the baseline, from Parquet alone."""
+    trials = load_trials(stores, studies, where)
+    emit(score_tables(trials, split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by, unit=unit), form, out)
+
+
+def score_tables(trials: Trials, *, split: str = "", labels: str = "", metric: str = PRIMARY, metrics: str = "", baseline: str = "coarse",
+                 by: str = "", unit: str = "auto") -> list[Table]:  # fmt: skip
+    shown = wanted_metrics(metrics, metric)
+    out = []
+    for view in views(trials, shown, split=split, labels=labels, unit=unit):
+        for level, part in by_level(view, by):
+            name = "-".join(["scores", view.split, view.label_set, *([level] if level else [])])
+            out.append(score_table(part, metrics=shown, primary=metric, baseline=baseline, name=name))
+    return out
+
+
+def views(trials: Trials, metrics: Sequence[str], *, split: str = "", labels: str = "", unit: str = "auto",
+          columns: Sequence[str] = ("valid",)) -> Iterator[View]:  # fmt: skip
+    """One view a population, split and label set: what may stand in one table.
+
+    Raises:
+        BadRequest: no counts of the wanted split or label set.
+    """
+    for population in populations(trials):
+        pairs = label_sets(population.parts)
+        chosen = [(s, ls) for s, ls in pairs if split in ("", s) and labels in ("", ls)]
+        if not chosen:
+            raise BadRequest("no counts of that split and label set", value=f"split {split or 'any'}, labels {labels or 'any'}",
+                             allowed="; ".join(f"split {s}, labels {ls}" for s, ls in pairs))  # fmt: skip
+        for s, label_set in chosen:
+            yield View.of(trials, population, metrics, s, label_set, unit, columns)
+
+
+def wanted_metrics(metrics: str, primary: str) -> list[str]:
+    """Raises:
+    BadRequest: no such metric; names the nearest.
+    """
+    names = [m.strip() for m in metrics.split(",") if m.strip()] or list(SHOWN)
+    return [metric_named(m).name for m in dict.fromkeys([*names, primary])]
+
+
+def by_level(view: View, by: str) -> Iterator[tuple[str, View]]:
+    """The view itself, or one for each level of an axis (`by` may name a stage: its axes together)."""
+    if not by:
+        yield "", view
+        return
+    population = view.population
+    axes = [a for a in population.axes if a.partition(".")[0] == by] or [resolve(by, population.axes)]
+    for values in dict.fromkeys(tuple(v.axes[a] for a in axes) for v in population.variants):
+        if None in values:
+            continue
+        chosen = tuple(v for v in population.variants if all(v.axes[a] in (None, x) for a, x in zip(axes, values)))
+        rest = tuple(a for a in population.axes if a not in axes)
+        part = Population(chosen, rest, population.parts, population.frame, population.notes)
+        level = ", ".join(f"{a.rpartition('.')[2]}={x}" for a, x in zip(axes, values))
+        yield level, View(part, view.split, view.label_set, view.sums, view.scorer, view.trials)
+
+
+def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
+    """To a file (whole or not at all) or to standard output; "rich" in colour where that is a terminal."""
+    if form not in formats.FORMATS:
+        raise BadRequest("unknown table format", value=form, allowed=", ".join(formats.FORMATS))
+    if out:
+        write_text(Path(out), formats.render(tables, form))
+        print(out, file=sys.stderr)
+    elif form == "rich" and sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console()
+        for t in tables:
+            for part in formats.rich_renderables(t):
+                console.print(part)
+    else:
+        print(formats.render(tables, form))
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(str(path), error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+__all__ = ["conditions", "table"]
