@@ -50,8 +50,11 @@ def address(interface: str = "") -> str:
     known = interfaces()
     if interface:
         if interface not in known:
-            raise Missing(f"this node ({socket.gethostname()}) has no interface {interface!r} with an IPv4 address",
-                          allowed=", ".join(f"{n} ({a})" for n, a in known.items()), hint="network_interface = ... in the spec")
+            raise Missing(
+                f"this node ({socket.gethostname()}) has no interface {interface!r} with an IPv4 address",
+                allowed=", ".join(f"{n} ({a})" for n, a in known.items()),
+                hint="network_interface = ... in the spec",
+            )
         return known[interface]
     usable = [a for n, a in known.items() if not a.startswith("127.")]
     try:
@@ -73,7 +76,9 @@ def interface_of(ip: str) -> str:
     for name, held in known.items():
         if held == ip:
             return name
-    raise Missing(f"no interface of this node ({socket.gethostname()}) holds {ip}", allowed=", ".join(f"{n} ({a})" for n, a in known.items()))
+    raise Missing(
+        f"no interface of this node ({socket.gethostname()}) holds {ip}", allowed=", ".join(f"{n} ({a})" for n, a in known.items())
+    )
 
 
 def free_ports(seed: int, low: int, high: int) -> int:
@@ -89,7 +94,11 @@ def free_ports(seed: int, low: int, high: int) -> int:
         first = low + (seed + offset) % blocks * BLOCK
         if all(_is_free(port) for port in range(first, first + BLOCK)):
             return first
-    raise Missing("no block of 16 free ports on this node", value=f"{low} to {high} on {socket.gethostname()}", hint="ports.low and ports.high in the spec")
+    raise Missing(
+        "no block of 16 free ports on this node",
+        value=f"{low} to {high} on {socket.gethostname()}",
+        hint="ports.low and ports.high in the spec",
+    )
 
 
 def _is_free(port: int) -> bool:
@@ -124,7 +133,9 @@ def make_token(path: str | Path) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise Missing(f"cannot write the token file {target}: {error.strerror}", hint="token_file (or slurm.job_dir) in the spec") from error
+        raise Missing(
+            f"cannot write the token file {target}: {error.strerror}", hint="token_file (or slurm.job_dir) in the spec"
+        ) from error
     check_token(target)
     return target
 
@@ -140,9 +151,15 @@ def check_token(path: str | Path) -> Path:
     except FileNotFoundError as error:
         raise Missing(f"no token file {target}", hint="copy it from the head (mode 0600), or start the cluster from here") from error
     if status.st_uid != os.getuid():
-        raise Disagreement(f"the token file {target} belongs to another user", value=f"user id {status.st_uid}", hint="token_file = ... in the spec")
+        raise Disagreement(
+            f"the token file {target} belongs to another user", value=f"user id {status.st_uid}", hint="token_file = ... in the spec"
+        )
     if status.st_mode & 0o077:
-        raise Disagreement(f"others can read the token file {target}", value=f"mode {status.st_mode & 0o777:04o}", hint=f"chmod 600 {target}, and make a new token")
+        raise Disagreement(
+            f"others can read the token file {target}",
+            value=f"mode {status.st_mode & 0o777:04o}",
+            hint=f"chmod 600 {target}, and make a new token",
+        )
     return target
 
 
@@ -152,11 +169,13 @@ def wait_for_nodes(where: str, nodes: int, seconds: float) -> int:
     Raises:
         Missing: fewer have joined in time, or nothing answers there.
     """
+    import logging
+
     import ray
 
     deadline = time.monotonic() + seconds
     try:
-        ray.init(address=where, logging_level="ERROR", log_to_driver=False)
+        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
         raise Missing(f"cannot join the Ray cluster at {where}: {error}", hint="look at the head's log") from error
     try:
@@ -165,15 +184,19 @@ def wait_for_nodes(where: str, nodes: int, seconds: float) -> int:
             if alive >= nodes:
                 return alive
             if time.monotonic() > deadline:
-                raise Missing(f"{alive} of {nodes} nodes joined the cluster at {where} within {seconds:.0f} s",
-                              hint="look at the workers' logs beside the head's; is network_interface right, do the nodes reach each other's ports?")
+                raise Missing(
+                    f"{alive} of {nodes} nodes joined the cluster at {where} within {seconds:.0f} s",
+                    hint="look at the workers' logs beside the head's; is network_interface right, do the nodes reach each other's ports?",
+                )
             time.sleep(0.5)
     finally:
         ray.shutdown()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cluster.here", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.here", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("address").add_argument("--interface", default="")
     verbs.add_parser("interface").add_argument("address")

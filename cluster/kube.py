@@ -36,19 +36,32 @@ def ray_cluster_spec(spec: ClusterSpec) -> dict[str, Any]:
     # policy and the token keep others out. num-cpus 0: no training lands on the head.
     cluster["headGroupSpec"] = {
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-        "template": _pod(spec, "ray-head", cpus=k.head_cpus, memory_gb=k.head_memory_gb, gpus=0,
-                         ports=[("gcs-server", spec.ports.gcs), ("dashboard", spec.ports.dashboard), ("client", spec.ports.client)]),
+        "template": _pod(
+            spec,
+            "ray-head",
+            cpus=k.head_cpus,
+            memory_gb=k.head_memory_gb,
+            gpus=0,
+            ports=[("gcs-server", spec.ports.gcs), ("dashboard", spec.ports.dashboard), ("client", spec.ports.client)],
+        ),
     }
-    cluster["headGroupSpec"]["rayStartParams"] |= {"port": str(spec.ports.gcs), "dashboard-port": str(spec.ports.dashboard),
-                                                   "ray-client-server-port": str(spec.ports.client)}
-    cluster["workerGroupSpecs"] = [{
-        "groupName": "workers",
-        "replicas": spec.nodes,
-        "minReplicas": spec.nodes,
-        "maxReplicas": most,
-        "rayStartParams": {"num-cpus": str(spec.cpus_per_node), "num-gpus": str(spec.gpus_per_node)},
-        "template": _pod(spec, "ray-worker", cpus=spec.cpus_per_node, memory_gb=spec.memory_gb_per_node, gpus=spec.gpus_per_node, ports=[]),
-    }]
+    cluster["headGroupSpec"]["rayStartParams"] |= {
+        "port": str(spec.ports.gcs),
+        "dashboard-port": str(spec.ports.dashboard),
+        "ray-client-server-port": str(spec.ports.client),
+    }
+    cluster["workerGroupSpecs"] = [
+        {
+            "groupName": "workers",
+            "replicas": spec.nodes,
+            "minReplicas": spec.nodes,
+            "maxReplicas": most,
+            "rayStartParams": {"num-cpus": str(spec.cpus_per_node), "num-gpus": str(spec.gpus_per_node)},
+            "template": _pod(
+                spec, "ray-worker", cpus=spec.cpus_per_node, memory_gb=spec.memory_gb_per_node, gpus=spec.gpus_per_node, ports=[]
+            ),
+        }
+    ]
     return cluster
 
 
@@ -137,8 +150,13 @@ def ray_job(spec: ClusterSpec, command: Sequence[str]) -> dict[str, Any]:
         "metadata": {"labels": {LABEL: spec.slug}},
         "spec": {
             "restartPolicy": "Never",
-            "containers": [{"name": "ray-job-submitter", "image": spec.kuberay.image,
-                            "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}}}],
+            "containers": [
+                {
+                    "name": "ray-job-submitter",
+                    "image": spec.kuberay.image,
+                    "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+                }
+            ],
             **({"imagePullSecrets": [{"name": spec.kuberay.image_pull_secret}]} if spec.kuberay.image_pull_secret else {}),
         },
     }
@@ -147,8 +165,10 @@ def ray_job(spec: ClusterSpec, command: Sequence[str]) -> dict[str, Any]:
 
 def render(spec: ClusterSpec, command: Sequence[str]) -> dict[str, str]:
     """File name -> text: rayjob.yaml (one command, then gone) and raycluster.yaml (stays); apply one of the two."""
-    about = (f"KubeRay {KUBERAY_VERSION} or later (authOptions), Ray {RAY_VERSION}. Every port wants the cluster's token, which the operator\n"
-             "keeps in a Secret; the NetworkPolicy lets in the cluster's own pods, and the operator to the dashboard.")
+    about = (
+        f"KubeRay {KUBERAY_VERSION} or later (authOptions), Ray {RAY_VERSION}. Every port wants the cluster's token, which the operator\n"
+        "keeps in a Secret; the NetworkPolicy lets in the cluster's own pods, and the operator to the dashboard."
+    )
     return {
         "rayjob.yaml": dump([network_policy(spec), ray_job(spec, command)], about),
         "raycluster.yaml": dump([network_policy(spec), ray_cluster(spec)], about),

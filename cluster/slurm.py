@@ -39,7 +39,13 @@ def directives(spec: ClusterSpec) -> list[str]:
     if spec.memory_gb_per_node:
         lines.append(directive("mem", f"{spec.memory_gb_per_node}G"))
     lines.append(directive("time", spec.wall_time))
-    for option, value in (("account", s.account), ("partition", s.partition), ("qos", s.qos), ("constraint", s.constraint), ("reservation", s.reservation)):
+    for option, value in (
+        ("account", s.account),
+        ("partition", s.partition),
+        ("qos", s.qos),
+        ("constraint", s.constraint),
+        ("reservation", s.reservation),
+    ):
         if value:
             lines.append(directive(option, value))
     if s.exclusive:
@@ -82,8 +88,14 @@ def render(spec: ClusterSpec, command: Sequence[str]) -> str:
     words = shlex.join(with_program(command, spec.python))
     s = spec.slurm
     values = {
-        "job_dir": spec.job_dir, "scratch": s.scratch.rstrip("/"), "python": spec.python, "interface": spec.network_interface,
-        "low": spec.ports.low, "high": spec.ports.high, "cpus": spec.cpus_per_node, "gpus": spec.gpus_per_node,
+        "job_dir": spec.job_dir,
+        "scratch": s.scratch.rstrip("/"),
+        "python": spec.python,
+        "interface": spec.network_interface,
+        "low": spec.ports.low,
+        "high": spec.ports.high,
+        "cpus": spec.cpus_per_node,
+        "gpus": spec.gpus_per_node,
         "max_requeues": s.max_requeues if s.requeue else 0,
     }
     launch = _SYMMETRIC if s.launcher == "symmetric" else _SRUN

@@ -58,13 +58,22 @@ def launcher(spec: ClusterSpec) -> dict[str, Any]:
             "available_node_types": {
                 # no CPU on the head: trainings go to the workers, the driver still fits
                 HEAD_TYPE: {"resources": {"CPU": 0}, "min_workers": 0, "max_workers": 0, "node_config": node(spec, head=True)},
-                WORKER_TYPE: {"resources": worker_resources, "min_workers": spec.nodes, "max_workers": most, "node_config": node(spec, head=False)},
+                WORKER_TYPE: {
+                    "resources": worker_resources,
+                    "min_workers": spec.nodes,
+                    "max_workers": most,
+                    "node_config": node(spec, head=False),
+                },
             },
         }
     if spec.container:
         gpus = ["--gpus=all"] if spec.gpus_per_node and spec.kind == "onprem" else []
-        config["docker"] = {"image": spec.container, "container_name": "idgbr", "pull_before_run": True,
-                            "run_options": ["--ulimit=nofile=65536:65536", "--shm-size=8g", *gpus]}
+        config["docker"] = {
+            "image": spec.container,
+            "container_name": "idgbr",
+            "pull_before_run": True,
+            "run_options": ["--ulimit=nofile=65536:65536", "--shm-size=8g", *gpus],
+        }
     config["file_mounts"] = {remote_token(spec): spec.token_path}
     config["setup_commands"] = [f"chmod 700 {home('~/.idgbr')} && chmod 600 {home(remote_token(spec))}", *spec.setup]
     python = shlex.quote(spec.python)
@@ -72,8 +81,8 @@ def launcher(spec: ClusterSpec) -> dict[str, Any]:
     # Dashboard and Ray client: loopback and the machines' own network; `ray dashboard cluster.yaml` makes a tunnel.
     config["head_start_ray_commands"] = [
         f"{python} -m ray.scripts.scripts stop",
-        f"{start} --head --port={spec.ports.gcs} --dashboard-host=127.0.0.1 --dashboard-port={spec.ports.dashboard} --include-dashboard=true "
-        f"--ray-client-server-port={spec.ports.client} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+        f"{start} --head --port={spec.ports.gcs} --dashboard-host=127.0.0.1 --dashboard-port={spec.ports.dashboard} "
+        f"--include-dashboard=true --ray-client-server-port={spec.ports.client} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
         + (f" --num-cpus={spec.cpus_per_node} --num-gpus={spec.gpus_per_node}" if spec.kind == "onprem" else ""),
     ]
     config["worker_start_ray_commands"] = [
@@ -103,7 +112,9 @@ def _gcp_node(spec: ClusterSpec, *, head: bool) -> dict[str, Any]:
     image = g.image or "projects/deeplearning-platform-release/global/images/family/common-cpu"
     node: dict[str, Any] = {
         "machineType": g.head_machine_type if head else g.machine_type,
-        "disks": [{"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": {"diskSizeGb": g.disk_gb, "sourceImage": image}}],
+        "disks": [
+            {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": {"diskSizeGb": g.disk_gb, "sourceImage": image}}
+        ],
     }
     scheduling: list[dict[str, Any]] = []
     if not head and spec.gpus_per_node:
@@ -123,8 +134,11 @@ def render_launcher(spec: ClusterSpec) -> str:
     """`cluster.yaml` for `ray up`."""
     from cluster.kube import dump
 
-    return dump([launcher(spec)], f"Ray cluster launcher ({spec.kind}), Ray 2.60. The token comes from {spec.token_path}; the dashboard listens on the\n"
-                                  "head's loopback only (`ray dashboard cluster.yaml` makes a tunnel), the other ports want the token.")
+    return dump(
+        [launcher(spec)],
+        f"Ray cluster launcher ({spec.kind}), Ray 2.60. The token comes from {spec.token_path}; the dashboard listens on the\n"
+        "head's loopback only (`ray dashboard cluster.yaml` makes a tunnel), the other ports want the token.",
+    )
 
 
 # ---- plain scripts -------------------------------------------------------------------------------------------------------
