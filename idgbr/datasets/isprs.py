@@ -32,13 +32,14 @@ TABLE = ClassTable(
 )
 
 # https://www.isprs.org/education/benchmarks/UrbanSemLab: tiles with labels for participants, and the rest
-POTSDAM_TRAIN = tuple(
-    "2_10 2_11 2_12 3_10 3_11 3_12 4_10 4_11 4_12 5_10 5_11 5_12 6_7 6_8 6_9 6_10 6_11 6_12 7_7 7_8 7_9 7_10 7_11 7_12".split()
-)
-POTSDAM_TEST = tuple("2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13".split())
+POTSDAM_TRAIN = (
+    "2_10", "2_11", "2_12", "3_10", "3_11", "3_12", "4_10", "4_11", "4_12", "5_10", "5_11", "5_12",
+    "6_7", "6_8", "6_9", "6_10", "6_11", "6_12", "7_7", "7_8", "7_9", "7_10", "7_11", "7_12",
+)  # fmt: skip
+POTSDAM_TEST = ("2_13", "2_14", "3_13", "3_14", "4_13", "4_14", "4_15", "5_13", "5_14", "5_15", "6_13", "6_14", "6_15", "7_13")  # fmt: skip
 POTSDAM_VAL = ("2_10", "3_12", "6_8", "7_11")  # our choice: apart from each other, among them 2_10, the usual single one
-VAIHINGEN_TRAIN = tuple("1 3 5 7 11 13 15 17 21 23 26 28 30 32 34 37".split())
-VAIHINGEN_TEST = tuple("2 4 6 8 10 12 14 16 20 22 24 27 29 31 33 35 38".split())
+VAIHINGEN_TRAIN = ("1", "3", "5", "7", "11", "13", "15", "17", "21", "23", "26", "28", "30", "32", "34", "37")  # fmt: skip
+VAIHINGEN_TEST = ("2", "4", "6", "8", "10", "12", "14", "16", "20", "22", "24", "27", "29", "31", "33", "35", "38")  # fmt: skip
 VAIHINGEN_VAL = ("5", "15", "21", "30")  # held out by many papers that use the 16 training tiles only
 
 _POTSDAM = re.compile(r"top_potsdam_(\d+_\d+)_(RGBIR|RGB|IRRG|label_noBoundary|label)\.tiff?$", re.IGNORECASE)

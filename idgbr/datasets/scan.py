@@ -21,20 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idgbr.config import DataConfig
 from idgbr.datasets import index, synthetic
 from idgbr.datasets.digest import digests
 from idgbr.datasets.folder import select, some
-from idgbr.datasets.index import BandStats
 from idgbr.datasets.layout import SPLITS, Entry, Found, Layout
+from idgbr.datasets.moments import Gatherer, Moments, band_stats
 from idgbr.datasets.sources import layout
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import IGNORE, ClassTable
 
 STRIP_PX = 4_000_000  # pixels read at once: bounds memory for scenes of any size, whole rows so that JPEG and striped files decode once
-SAMPLES = 40_000  # pixels of a raster that count for the percentiles
 SPAWN_BYTES = 300_000_000  # compressed imagery above which a second process pays for its start
 
 Report = Callable[..., None]
@@ -72,7 +70,7 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
     _place(rows)
     notes = [*found.notes, *_duplicates(rows, config.allow_duplicates)]
     measured = "train" if any(r["split"] == "train" for r in rows) else "all"
-    stats = _stats([m for r, m in zip(rows, moments) if measured == "all" or r["split"] == "train"])
+    stats = band_stats([m for r, m in zip(rows, moments) if measured == "all" or r["split"] == "train"])
     facts = {
         "source": config.source,
         "root": str(root) if root else "",
@@ -181,7 +179,7 @@ def _below(path: Path | None, root: Path) -> str | None:
 # ---- one raster ---------------------------------------------------------------------------------------------------------
 
 
-def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[dict[str, Any], Moments]:
     """Read one pair completely. Returns its row of the index (without paths) and the moments of its bands.
 
     Raises:
@@ -210,17 +208,11 @@ def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[di
         }
     count = max(1, STRIP_PX // grid.width)
     class_px = np.zeros(256, np.int64)
-    n, total, squares = 0, np.zeros(len(bands)), np.zeros(len(bands))
-    samples: list[NDArray[np.float32]] = []
-    every = max(1, grid.height * grid.width // SAMPLES)
+    gatherer = Gatherer(len(bands), facts["dtype"], grid.height * grid.width)
     for row in range(0, grid.height, count):
         height = min(count, grid.height - row)
         image, valid = reader.read(row, 0, height, grid.width)
-        pixels = image.reshape(len(bands), -1)[:, valid.ravel()]
-        n += pixels.shape[1]
-        total += pixels.sum(1, dtype=np.float64)
-        squares += np.square(pixels, dtype=np.float64).sum(1)
-        samples.append(pixels[:, ::every].copy())
+        gatherer.add(image, valid)
         if entry.label is not None:
             classes = read_labels(entry.label, table, row, 0, height, grid.width)
             classes[~valid] = IGNORE
@@ -244,11 +236,11 @@ def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[di
         "transform": list(grid.transform)[:6],
         "nodata": _number(reader.nodata),
         **facts,
-        "valid_px": n,
+        "valid_px": gatherer.n,
         "ignored_px": int(class_px[IGNORE]) if entry.label else None,
         "class_px": class_px[: table.n_classes].tolist() if entry.label else None,
     }
-    return row_of_index, {"n": n, "sum": total, "squares": squares, "samples": np.concatenate(samples, 1)}
+    return row_of_index, gatherer.result()
 
 
 def _number(value: float | None) -> float | None:
@@ -257,7 +249,7 @@ def _number(value: float | None) -> float | None:
 
 def _inspect_all(
     entries: Sequence[Entry], table: ClassTable, bands: tuple[int, ...], report: Report | None
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+) -> Iterator[tuple[dict[str, Any], Moments]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = sum(e.image.stat().st_size for e in entries)
     tables, all_bands = [table] * len(entries), [bands] * len(entries)
@@ -322,24 +314,3 @@ def _duplicates(rows: list[dict[str, Any]], allowed: bool) -> list[str]:
             hint="take one of each pair out of the split table; or data.allow_duplicates=true, to go on all the same",
         )
     return [f"{len(d)} images stand twice {where}: {some(d)}" for d, where in ((across, "in two splits"), (within, "in one split")) if d]
-
-
-def _stats(moments: list[dict[str, Any]]) -> BandStats:
-    n = sum(m["n"] for m in moments)
-    if not n:
-        raise Disagreement(
-            "the training rasters have no valid pixel: nothing to measure the bands on", hint="check nodata and alpha of the images"
-        )
-    mean = sum(m["sum"] for m in moments) / n
-    variance = sum(m["squares"] for m in moments) / n - mean**2
-    std = np.sqrt(np.maximum(variance, 0))
-    if (std <= 1e-6 * np.maximum(1, np.abs(mean))).any():
-        band = int(np.argmin(std))
-        raise Disagreement(
-            "a band has one value everywhere in the training rasters",
-            value=f"band number {band + 1} of data.bands: {mean[band]:g}",
-            hint="choose other data.bands",
-        )
-    samples = np.concatenate([m["samples"] for m in moments], 1)
-    low, high = np.percentile(samples, (1, 99), axis=1)
-    return BandStats(*(tuple(float(v) for v in values) for values in (mean, std, low, high)))
