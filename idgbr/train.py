@@ -107,8 +107,11 @@ def train(
     scratch = scratch or out / "checkpoint"
     device = world.device(runtime)
     if settings.batch_images < world.size:
-        raise BadRequest("batch_images is smaller than the number of workers", value=f"batch_images={settings.batch_images}, workers={world.size}",
-                         hint=f"batch_images={world.size} or fewer workers")
+        raise BadRequest(
+            "batch_images is smaller than the number of workers",
+            value=f"batch_images={settings.batch_images}, workers={world.size}",
+            hint=f"batch_images={world.size} or fewer workers",
+        )
     if runtime.precision not in ("fp32", "bf16"):
         raise BadRequest("unknown precision", value=runtime.precision, allowed="fp32, bf16")
     if runtime.threads:
@@ -124,7 +127,9 @@ def train(
 class _Run:
     """What lives from step to step."""
 
-    def __init__(self, module: nn.Module, samples: Any, settings: Settings, seed: int, world: World, runtime: Runtime, device: torch.device):
+    def __init__(
+        self, module: nn.Module, samples: Any, settings: Settings, seed: int, world: World, runtime: Runtime, device: torch.device
+    ):
         self.module, self.samples, self.settings, self.seed, self.world, self.runtime, self.device = (
             module, samples, settings, seed, world, runtime, device)  # fmt: skip
         self.batch = settings.batch_images
@@ -210,9 +215,11 @@ class _Run:
     def check_finite(self) -> None:
         bad = int(self.world.min(self.bad_step))
         if bad != NEVER:
-            raise NotFinite(f"loss or gradient not finite in step {bad} (images {bad * self.batch} to {(bad + 1) * self.batch})",
-                            value=f"lr={self.settings.lr}, clip_norm={self.settings.clip_norm}, precision={self.runtime.precision}",
-                            hint="a smaller lr, clip_norm=1, a longer warm-up, or precision fp32")
+            raise NotFinite(
+                f"loss or gradient not finite in step {bad} (images {bad * self.batch} to {(bad + 1) * self.batch})",
+                value=f"lr={self.settings.lr}, clip_norm={self.settings.clip_norm}, precision={self.runtime.precision}",
+                hint="a smaller lr, clip_norm=1, a longer warm-up, or precision fp32",
+            )
 
     @torch.no_grad()
     def average(self) -> None:
@@ -274,16 +281,24 @@ class _Run:
             ema = load_file(folder / "ema.safetensors") if self.ema else {}
             optimizer = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
         except Exception as error:
-            raise Disagreement(f"cannot read the checkpoint {folder}: {error}", hint=f"delete {folder} to start this training afresh") from error
+            raise Disagreement(
+                f"cannot read the checkpoint {folder}: {error}", hint=f"delete {folder} to start this training afresh"
+            ) from error
         if (state["seed"], state["batch"]) != (self.seed, self.batch):
-            raise Disagreement(f"the checkpoint {folder} belongs to another run", value=f"seed={state['seed']}, batch_images={state['batch']}",
-                               allowed=f"seed={self.seed}, batch_images={self.batch}", hint=f"delete {folder} to start this training afresh")
+            raise Disagreement(
+                f"the checkpoint {folder} belongs to another run",
+                value=f"seed={state['seed']}, batch_images={state['batch']}",
+                allowed=f"seed={self.seed}, batch_images={self.batch}",
+                hint=f"delete {folder} to start this training afresh",
+            )
         try:
             _load_full_state(self.module, self.optimizer, model, optimizer)
             for name, value in self.ema.items():
                 _copy_whole(value, ema[name])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise Disagreement(f"the checkpoint {folder} does not fit this module: {error}", hint=f"delete {folder} to start this training afresh") from error
+            raise Disagreement(
+                f"the checkpoint {folder} does not fit this module: {error}", hint=f"delete {folder} to start this training afresh"
+            ) from error
         self.step, self.curve, self.names = state["step"], state["curve"], state["names"]
         share = 1.0 if self.world.rank == 0 else 0.0  # the sums so far are counted once
         self.sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.device) * share
@@ -352,8 +367,10 @@ def _loop(run: _Run, out: Path, scratch: Path, report: Callable[..., None] | Non
             world.drop_checkpoints(scratch)
             return
         if leaving:
-            raise Interrupted(f"stopped after {run.images} of {run.steps * run.batch} images; a checkpoint is in {scratch}",
-                              hint="the same command again goes on from there")
+            raise Interrupted(
+                f"stopped after {run.images} of {run.steps * run.batch} images; a checkpoint is in {scratch}",
+                hint="the same command again goes on from there",
+            )
 
         run.train_step(next(batches))
 

@@ -42,7 +42,9 @@ class Toy(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         layer = nn.BatchNorm2d(8) if norm == "batch" else nn.GroupNorm(2, 8)
-        self.network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), layer, nn.ReLU(), nn.Dropout(0.1 if norm == "batch" else 0), nn.Conv2d(8, 2, 1))
+        self.network = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), layer, nn.ReLU(), nn.Dropout(0.1 if norm == "batch" else 0), nn.Conv2d(8, 2, 1)
+        )
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         loss = nn.functional.cross_entropy(self.network(batch["image"]), batch["target"].long(), reduction="none").mean((1, 2))
@@ -73,7 +75,9 @@ def test_resume_is_bit_exact(tmp_path: Path, stop_after: int) -> None:
     train(Toy(), Samples(), Settings(), seed=1, out=tmp_path / "whole")
     polls = iter(range(1000))
     with pytest.raises(Interrupted) as stopped:
-        train(Toy(), Samples(), Settings(), seed=1, out=tmp_path / "a", scratch=tmp_path / "scratch", stop=lambda: next(polls) >= stop_after)
+        train(
+            Toy(), Samples(), Settings(), seed=1, out=tmp_path / "a", scratch=tmp_path / "scratch", stop=lambda: next(polls) >= stop_after
+        )
     assert stopped.value.exit_code == 130
     assert not (tmp_path / "a").exists()
     train(Toy(), Samples(), Settings(), seed=1, out=tmp_path / "b", scratch=tmp_path / "scratch")
@@ -170,9 +174,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         train(Toy(), Samples(), Settings(), seed=1, out=tmp_path / "a", scratch=tmp_path / "s", stop=lambda: next(polls) > 3)
     with pytest.raises(Disagreement, match="another run"):
         train(Toy(), Samples(), Settings(), seed=2, out=tmp_path / "a", scratch=tmp_path / "s")
+    other = Toy()
+    other.network = nn.Sequential(*other.network, nn.Conv2d(2, 2, 1))
     with pytest.raises(Disagreement, match="does not fit"):
-        other = Toy()
-        other.network = nn.Sequential(*other.network, nn.Conv2d(2, 2, 1))
         train(other, Samples(), Settings(), seed=1, out=tmp_path / "a", scratch=tmp_path / "s")
     for file in (tmp_path / "s").rglob("state.json"):
         file.write_text("{")
