@@ -91,16 +91,19 @@ class TrainSamples:
         self.coarse_dir = Path(coarse_dir) if coarse_dir else None
         areas = np.array([r.height * r.width for r in self.rasters], np.float64)
         self.cumulative = np.cumsum(areas) / areas.sum()
-        self.cached = float(areas.sum()) * (len(self.bands) + 2) <= CACHE_BYTES  # 8-bit; wider types are checked when read
+        # bytes a pixel: 8-bit bands (wider types are checked when read), valid, label, float32 coarse probabilities
+        pixel_bytes = len(self.bands) + 2 + (4 * self.table.n_classes if self.coarse_dir else 0)
+        self.cached = float(areas.sum()) * pixel_bytes <= CACHE_BYTES
         self._forget()
 
     def _forget(self) -> None:
         self._pixels: dict[str, _Pixels] = {}
         self._pixel_bytes = 0
         self._boundaries: dict[str, NDArray[np.int64]] = {}
+        self._coarse_maps: dict[str, Floats] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": {}, "_pixel_bytes": 0, "_boundaries": {}}
+        return {**self.__dict__, "_pixels": {}, "_pixel_bytes": 0, "_boundaries": {}, "_coarse_maps": {}}
 
     def __len__(self) -> int:
         return 1 << 40  # endless; the training loop counts images
@@ -150,9 +153,7 @@ class TrainSamples:
             label = self._load(raster).label if self.cached else read_labels(raster.label, self.table)
             edge = class_edges(label)
             if self.coarse_dir is not None:
-                from idgbr.coarse import read_coarse
-
-                coarse = read_coarse(self.coarse_dir, raster.id).argmax(0).astype(np.uint8)
+                coarse = self._load_coarse(raster).argmax(0).astype(np.uint8)
                 edge |= class_edges(coarse) & (label != IGNORE)
             points = np.flatnonzero(edge)
             self._boundaries[raster.id] = points[:: max(1, len(points) // BOUNDARY_POINTS)]
@@ -193,15 +194,26 @@ class TrainSamples:
         return self._pixels[raster.id]
 
     def _coarse(self, raster: Raster, row: int, col: int) -> Floats:
-        from idgbr.coarse import read_coarse
-        from idgbr.tiling import Window
-
         assert self.coarse_dir is not None
         n = self.crop_px
-        window = Window(row, col, min(n, raster.height - row), min(n, raster.width - col))
-        coarse = read_coarse(self.coarse_dir, raster.id, window)
+        if self.cached:
+            coarse = self._load_coarse(raster)[:, row : row + n, col : col + n]
+        else:
+            from idgbr.coarse import read_coarse
+
+            coarse = read_coarse(self.coarse_dir, raster.id, (row, col, min(n, raster.height - row), min(n, raster.width - col)))
         pad = ((0, 0), (0, n - window.height), (0, n - window.width))
         return np.pad(coarse, pad, mode="edge") if pad != ((0, 0),) * 3 else coarse
+
+    def _load_coarse(self, raster: Raster) -> Floats:
+        from idgbr.coarse import read_coarse
+
+        assert self.coarse_dir is not None
+        if not self.cached:
+            return read_coarse(self.coarse_dir, raster.id)
+        if raster.id not in self._coarse_maps:
+            self._coarse_maps[raster.id] = read_coarse(self.coarse_dir, raster.id)
+        return self._coarse_maps[raster.id]
 
     def slow_rasters(self) -> tuple[str, ...]:
         """Rasters whose windows cost a read of (nearly) the whole file: neither cached nor tiled. Empty where all is well."""

@@ -4,7 +4,8 @@ Files are known by name, in whatever folders the archives made. Full labels trai
 along every border is ignored) come along as `label_eroded`, for scores that papers quote. Classes as in the paper this project follows:
 clutter first.
 
-The official test tiles are test. The contest has no validation set: tiles of the official training set are taken (`val_ids`, or those below).
+The official test tiles are test. The contest has no validation set: tiles of the official training set are taken (`data.val_ids`, or
+those below).
 """
 
 from __future__ import annotations
@@ -71,11 +72,30 @@ def _potsdam(root: Path, config: DataConfig) -> Found:
         tile["image"] = tile[composite]
         tile["label"].sort(key=lambda p: "participants" not in str(p))
     notes = [f"composite {composite}"]
-    if _OVERLAY in files and files[_OVERLAY]["label"] and "participants" not in str(files[_OVERLAY]["label"][0]):
-        notes.append(
-            f"tile {_OVERLAY}: in 5_Labels_all.zip its label is drawn over the image; 5_Labels_for_participants.zip has the right one"
-        )
+    overlay = files.get(_OVERLAY, {})
+    for kind in ("label", "label_noboundary"):
+        if overlay.get(kind) and not _has_table_colours(overlay[kind][0]):
+            notes.append(
+                f"tile {_OVERLAY}: {overlay[kind][0].name} is drawn over the image (as in 5_Labels_all.zip) and left out; "
+                "5_Labels_for_participants.zip has the right one"
+            )
+            overlay[kind] = []
+    if len(notes) > 1 and not overlay["label"]:
+        overlay["image"] = []
     return _entries(root, "potsdam", files, (POTSDAM_TRAIN, POTSDAM_VAL, POTSDAM_TEST), config, 0.05, notes)
+
+
+def _has_table_colours(path: Path) -> bool:
+    """Whether the middle of a label file is in the table's colours."""
+    from idgbr.raster import Grid, read_labels
+
+    grid = Grid.of(path)
+    side = min(256, grid.height, grid.width)
+    try:
+        read_labels(path, TABLE, (grid.height - side) // 2, (grid.width - side) // 2, side, side)
+    except Disagreement:
+        return False
+    return True
 
 
 def _vaihingen(root: Path, config: DataConfig) -> Found:
@@ -85,8 +105,8 @@ def _vaihingen(root: Path, config: DataConfig) -> Found:
             kind = "label_noboundary" if match[2] else "image" if path.parent.name.lower() in ("top", "image", "images") else "label"
             files[match[1]][kind].append(path)
     if files and not any(tile["image"] for tile in files.values()):
-        raise Missing(f"the Vaihingen images are not to be told from the labels below {root}", allowed="images in a folder `top`, labels in another",
-                      hint="unpack ISPRS_semantic_labeling_Vaihingen.zip there (it makes top/)")  # fmt: skip
+        raise Missing(f"the Vaihingen images are not to be told from the labels below {root}",
+                      allowed="images in a folder `top`, labels in another", hint="unpack ISPRS_semantic_labeling_Vaihingen.zip there (it makes top/)")  # fmt: skip
     return _entries(root, "vaihingen", files, (VAIHINGEN_TRAIN, VAIHINGEN_VAL, VAIHINGEN_TEST), config, 0.09, [])
 
 
@@ -121,7 +141,7 @@ def _entries(
     bare = [name for name in unlabelled if name not in test]
     if bare or not entries:
         raise Missing(
-            f"{place}: found {len(entries) - len([n for n in unlabelled if n in test])} of {total} pairs; missing labels of {some(bare) or 'all tiles'}",
+            f"{place}: found {sum(e.label is not None for e in entries)} of {total} pairs; missing labels of {some(bare) or 'all tiles'}",
             hint="unpack the labels (5_Labels_all.zip or ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip) below data.root",
         )
     if missing:

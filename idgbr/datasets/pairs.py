@@ -111,7 +111,8 @@ def find_parts(root: Path, parts: Sequence[Part], key: Key = str, gsd_m: float |
             missing = sorted(found.keys() - labels.keys())
             if missing:
                 raise Missing(
-                    f"{title} {part.split}: found {len(found) - len(missing)} of {len(found)} pairs; missing labels of {some(missing)} in {folder}",
+                    f"{title} {part.split}: found {len(found) - len(missing)} of {len(found)} pairs; "
+                    f"missing labels of {some(missing)} in {folder}",
                     hint="unpack the archive again, or take the images out",
                 )
             bare = sorted(labels.keys() - found.keys())

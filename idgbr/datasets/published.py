@@ -1,7 +1,7 @@
 """Readers of published layouts: the download, unpacked, nothing moved. Facts and sources stand with each data set.
 
-What publishers leave open is decided here and told in the notes of `idgbr prepare`: a validation split is taken from the training tiles where
-the publisher has none, never from test tiles.
+What publishers leave open is decided here and told in the notes of `idgbr prepare`: a validation split is taken from the training tiles
+where the publisher has none, never from test tiles.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _whu(root: Path, config: DataConfig) -> Found:
 
 WHU_BUILDING = Layout("whu_building", "WHU-Building", binary("building"), "train/image, train/label, val/..., test/...", _whu)
 
-# ---- Massachusetts: Mnih, thesis 2013: {train,valid,test}/{sat,map}, NAME.tiff + NAME.tif, 1500 px, 1 m; mirrors: tiff/{train,train_labels} --
+# ---- Massachusetts: Mnih, thesis 2013: {train,valid,test}/{sat,map}, NAME.tiff + NAME.tif, 1500 px, 1 m (or tiff/{train,train_labels})
 
 
 def _massachusetts(root: Path, title: str, published: dict[str, int]) -> Found:
@@ -136,7 +136,7 @@ def _number(name: str) -> int:
 
 INRIA = Layout("inria", "INRIA aerial image labeling", binary("building", others=(0,)), "train/images, train/gt (test/images)", _inria)
 
-# ---- LoveDA: Wang et al., NeurIPS 2021 (zenodo 5706578): {Train,Val,Test}/{Urban,Rural}/{images_png,masks_png}; 1024 px, 0.3 m; 0 = no data --
+# ---- LoveDA: Wang et al., NeurIPS 2021 (zenodo 5706578): {Train,..}/{Urban,Rural}/{images_png,masks_png}; 0.3 m; 0: no data
 
 
 def _loveda(root: Path, config: DataConfig) -> Found:
@@ -171,7 +171,7 @@ LOVEDA = Layout(
     _loveda,
 )
 
-# ---- LandCover.ai: Boguszewski et al., CVPRW 2021: images/*.tif, masks/*.tif (EPSG:2180, 0.25 or 0.5 m); split.py cuts output/NAME_K.jpg ----
+# ---- LandCover.ai: Boguszewski et al., CVPRW 2021: images/*.tif, masks/*.tif (EPSG:2180, 0.25 or 0.5 m), output/NAME_K.jpg
 
 
 def _landcover(root: Path, config: DataConfig) -> Found:
@@ -183,7 +183,7 @@ def _landcover(root: Path, config: DataConfig) -> Found:
         splits = {3: "val", 4: "test"}
         entries = [dataclasses.replace(e, split=splits.get(i % 5, "train")) for i, e in enumerate(sorted(found, key=lambda e: e.id))]
         notes = counted(found, {"train": 41}, LANDCOVER_AI.title)
-        told = "the official lists split chips of one orthophoto; here whole orthophotos are split: by name, the 4th of five is val, the 5th test"
+        told = "the official lists split chips of one photo; here whole photos are split: by name, the 4th of five is val, the 5th test"
         return Found(tuple(entries), (*notes, f"{told}. For the official split run the publisher's split.py first (makes output/)"))
     everything = pictures(output, str)
     chips, lists = [], []
@@ -204,7 +204,7 @@ def _landcover(root: Path, config: DataConfig) -> Found:
         raise Missing(
             f"{LANDCOVER_AI.title}: found {len(chips)} of {total} chips; missing {some(missing)} in {output}", hint="run split.py again"
         )
-    note = "official lists: chips of one orthophoto are in train, val and test; every chip counts as a scene. Ground size: 0.25 m, for 8 of 41 photos 0.5 m"
+    note = "official lists: chips of one photo are in train, val and test, and every chip counts as a scene; 0.25 m, 8 of 41 photos 0.5 m"
     return Found(tuple(chips), (*counted(chips, {"train": 7470, "val": 1602, "test": 1602}, LANDCOVER_AI.title), note), tuple(lists))
 
 
@@ -224,7 +224,7 @@ LANDCOVER_AI = Layout(
     _landcover,
 )
 
-# ---- Dubai land cover (Humans in the Loop, MBRSC): Tile N/{images,masks}/image_part_00P, 3 x 3 adjoining parts a tile, colour masks -------
+# ---- Dubai land cover (Humans in the Loop, MBRSC): Tile N/{images,masks}/image_part_00P, 3 x 3 adjoining parts, colour masks
 
 _DUBAI_SPLITS = {"train": ("5", "6", "7", "8"), "val": ("3",), "test": ("1",)}
 
