@@ -110,15 +110,15 @@ class Grid:
         return f"{self.width} x {self.height} px, {size}, {name}, corner ({t.c!r}, {t.f!r})"
 
 
-def require_same_grid(scene: Path, grid: Grid, other: Path, other_grid: Grid, out: str = "ALIGNED.tif") -> None:
+def require_same_grid(grid: Grid, other: Grid, name: str, other_name: str, out: str = "ALIGNED.tif") -> None:
     """Raises:
     Disagreement: the grids differ; the message has both and the command that aligns them.
     """
-    if grid != other_grid:
+    if grid != other:
         raise Disagreement(
-            f"`{other}` and `{scene}` are on different grids. {scene.name}: {grid}; {other.name}: {other_grid}. "
+            f"`{other_name}` and `{name}` are on different grids. {Path(name).name}: {grid}; {Path(other_name).name}: {other}. "
             "Class maps are never resampled unasked",
-            hint=f"align by nearest neighbour: `idgbr align {other} --like {scene} -o {out}`",
+            hint=f"align by nearest neighbour: `idgbr align {other_name} --like {name} -o {out}`",
         )
 
 

@@ -262,7 +262,7 @@ def refine_raster(
     Raises:
         Disagreement: the grids differ. BadRequest, Missing: `out` cannot be written.
     """
-    require_same_grid(image.path, image.grid, getattr(coarse, "path", Path("coarse map")), coarse.grid)
+    require_same_grid(image.grid, coarse.grid, str(image.path), str(getattr(coarse, "path", "coarse map")))
     tally, started = Tally(), time.perf_counter()
     bands = confidence is not None
     settings: Any = {"raster_id": raster_id, "seed": seed, "bands": bands, "mask_nodata": mask_nodata}
@@ -302,11 +302,10 @@ class TorchTiles:
     """The trained refiner behind the `TileRefiner` interface: numpy in, numpy out, on one device."""
 
     def __init__(self, refiner: Any, runtime: Runtime | None = None):
-        import torch
+        from idgbr.world import device_of
 
         runtime = runtime or Runtime()
-        name = runtime.device if runtime.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.device(name)
+        self.device = device_of(runtime)
         self.bf16 = runtime.precision == "bf16"
         self.refiner = refiner.to(self.device).eval()
 
