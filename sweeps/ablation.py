@@ -185,8 +185,13 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True)
         if not (math.isfinite(cost) and math.isfinite(value)):
             out.append(False)
             continue
-        out.append(not any(c <= cost and sign * s >= sign * value and (c < cost or sign * s > sign * value) for c, s in points
-                           if math.isfinite(c) and math.isfinite(s)))  # fmt: skip
+        out.append(
+            not any(
+                c <= cost and sign * s >= sign * value and (c < cost or sign * s > sign * value)
+                for c, s in points
+                if math.isfinite(c) and math.isfinite(s)
+            )
+        )
     return out
 
 

@@ -28,32 +28,55 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from idgbr.errors import BadRequest
+from idgbr.errors import BadRequest, Missing
+from idgbr.labels import ClassTable
 from idgbr.scores.read import metric as metric_named
-from idgbr.store import unwritable
 from sweeps import formats
 from sweeps.formats import Table
 from sweeps.scan import Trials, load_trials, resolve
-from sweeps.score_tables import PRIMARY, SHOWN, View, score_table
+from sweeps.score_tables import PRIMARY, SHOWN, TITLES, View, score_table
+from sweeps.tile_panels import Panel, choose, improvements, panels
 from sweeps.unit_sums import label_sets
-from sweeps.variants import Population, conditions, populations
+from sweeps.variants import Population, Variant, baseline_of, populations
+from sweeps.written import write_bytes
 
 STORES = (os.environ.get("IDGBR_STORE", "store"),)
 
 
-def table(studies: Sequence[str], *, stores: Sequence[str] = STORES, split: str = "", labels: str = "", metric: str = PRIMARY, metrics: str = "",
-          baseline: str = "coarse", by: str = "", where: Sequence[str] = (), unit: str = "auto", form: str = "rich", out: str = "") -> None:  # fmt: skip
+def table(
+    studies: Sequence[str],
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    by: str = "",
+    where: Sequence[str] = (),
+    unit: str = "auto",
+    form: str = "rich",
+    out: str = "",
+) -> None:
     """Scores of every variant and its effect against the baseline, from Parquet alone."""
     trials = load_trials(stores, studies, where)
     emit(score_tables(trials, split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by, unit=unit), form, out)
 
 
-def score_tables(trials: Trials, *, split: str = "", labels: str = "", metric: str = PRIMARY, metrics: str = "", baseline: str = "coarse",
-                 by: str = "", unit: str = "auto") -> list[Table]:  # fmt: skip
+def score_tables(
+    trials: Trials,
+    *,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    by: str = "",
+    unit: str = "auto",
+) -> list[Table]:
     shown = wanted_metrics(metrics, metric)
     out = []
     for view in views(trials, shown, split=split, labels=labels, unit=unit):
@@ -63,8 +86,9 @@ def score_tables(trials: Trials, *, split: str = "", labels: str = "", metric: s
     return out
 
 
-def views(trials: Trials, metrics: Sequence[str], *, split: str = "", labels: str = "", unit: str = "auto",
-          columns: Sequence[str] = ("valid",)) -> Iterator[View]:  # fmt: skip
+def views(
+    trials: Trials, metrics: Sequence[str], *, split: str = "", labels: str = "", unit: str = "auto", columns: Sequence[str] = ("valid",)
+) -> Iterator[View]:
     """One view a population, split and label set: what may stand in one table.
 
     Raises:
@@ -74,8 +98,11 @@ def views(trials: Trials, metrics: Sequence[str], *, split: str = "", labels: st
         pairs = label_sets(population.parts)
         chosen = [(s, ls) for s, ls in pairs if split in ("", s) and labels in ("", ls)]
         if not chosen:
-            raise BadRequest("no counts of that split and label set", value=f"split {split or 'any'}, labels {labels or 'any'}",
-                             allowed="; ".join(f"split {s}, labels {ls}" for s, ls in pairs))  # fmt: skip
+            raise BadRequest(
+                "no counts of that split and label set",
+                value=f"split {split or 'any'}, labels {labels or 'any'}",
+                allowed="; ".join(f"split {s}, labels {ls}" for s, ls in pairs),
+            )
         for s, label_set in chosen:
             yield View.of(trials, population, metrics, s, label_set, unit, columns)
 
@@ -110,7 +137,7 @@ def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
     if form not in formats.FORMATS:
         raise BadRequest("unknown table format", value=form, allowed=", ".join(formats.FORMATS))
     if out:
-        write_text(Path(out), formats.render(tables, form))
+        write_bytes(Path(out), formats.render(tables, form).encode())
         print(out, file=sys.stderr)
     elif form == "rich" and sys.stdout.isatty():
         from rich.console import Console
@@ -123,16 +150,48 @@ def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
         print(formats.render(tables, form))
 
 
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(str(path), error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def tiles(
+    studies: Sequence[str],
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    where: Sequence[str] = (),
+    each: int = 1,
+    out: str = "tiles.png",
+) -> Path:
+    """PNG of the best, median and worst tiles by improvement of the best refined variant over its coarse map.
+
+    Raises:
+        Missing: no refined variant, or the artefacts are not in the store.
+    """
+    from sweeps import plots
+
+    trials = load_trials(stores, studies, where)
+    view = next(views(trials, [metric], split=split, labels=labels))
+    shown, table, title = tile_panels_of(view, metric, each)
+    return plots.save_png(plots.tiles_figure(shown, table, title), Path(out))
 
 
-__all__ = ["conditions", "table"]
+def tile_panels_of(view: View, metric: str, each: int = 1) -> tuple[list[Panel], ClassTable, str]:
+    """Panels of the best refined variant (by the metric) against its own coarse map, their class table, and a title."""
+    refined = best_refined(view, metric)
+    coarse = baseline_of(refined, {"kind": "coarse"}, view.population) if refined else None
+    if refined is None or coarse is None:
+        raise Missing(
+            "no refined variant with a coarse map in this study", hint="run a study with refiner.kind=none beside it (the yardsticks)"
+        )
+    ranked = improvements(view.population, refined, coarse, metric, view.split, view.label_set)
+    part = view.population.part_of(refined.trials[0])
+    shown, table = panels(part, refined.row, view.label_set, choose(ranked, each))
+    what = f"tiles by improvement in {TITLES.get(metric, metric)} over coarse ({ranked.height} tiles)"
+    title = f"{refined.label}, seed {refined.seeds[0]}: {what}"
+    return shown, table, title
+
+
+def best_refined(view: View, metric: str) -> Variant | None:
+    sign = 1 if metric_named(metric).higher_is_better else -1
+    scored = [(sign * float(view.scorer.seeds(v, metric).mean()), v) for v in view.population.variants if v.kind == "diffusion"]
+    known = [(s, v) for s, v in scored if s == s]
+    return max(known, key=lambda pair: pair[0])[1] if known else None

@@ -77,7 +77,9 @@ def to_json(table: Table) -> dict[str, Any]:
         "header": dict(table.header),
         "facts": finite(table.facts),
         "columns": [c.name for c in table.columns],
-        "rows": [{c.name: finite(cell.text if cell.data is None else cell.data) for c, cell in zip(table.columns, row)} for row in table.rows],
+        "rows": [
+            {c.name: finite(cell.text if cell.data is None else cell.data) for c, cell in zip(table.columns, row)} for row in table.rows
+        ],
         "printed": [[cell.text for cell in row] for row in table.rows],
         "notes": list(table.notes),
     }
@@ -111,11 +113,36 @@ def to_markdown(table: Table) -> str:
 
 
 _TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$", "×": r"$\times$",
-    "−": r"$-$", "–": "--", "≤": r"$\le$", "≥": r"$\ge$", "Δ": r"$\Delta$", "α": r"$\alpha$", "·": r"$\cdot$", "→": r"$\to$",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "[": "{[}", "]": "{]}", "½": r"$\frac12$", "°": r"$^\circ$",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "–": "--",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "Δ": r"$\Delta$",
+    "α": r"$\alpha$",
+    "·": r"$\cdot$",
+    "→": r"$\to$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "[": "{[}",
+    "]": "{]}",
+    "½": r"$\frac12$",
+    "°": r"$^\circ$",
+}
 
 
 def tex(text: str) -> str:
@@ -130,10 +157,18 @@ def tex_number(text: str) -> str:
 
 def to_latex(table: Table) -> str:
     """A `table*` with booktabs; needs \\usepackage{booktabs}. `latex_document` wraps it to be compiled alone."""
-    lines = [r"\begin{table*}[t]", r"\centering", rf"\caption{{{tex(table.title)}. " + " ".join(f"{tex(n)}: {tex(t)}." for n, t in table.header) + "}",
-             rf"\label{{tab:{''.join(c if c.isalnum() else '-' for c in table.name)}}}", r"\small", r"\setlength{\tabcolsep}{4pt}",
-             rf"\begin{{tabular}}{{{''.join('r' if c.is_number else 'l' for c in table.columns)}}}", r"\toprule",
-             " & ".join(tex(c.title) for c in table.columns) + r" \\", r"\midrule"]
+    lines = [
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{{tex(table.title)}. " + " ".join(f"{tex(n)}: {tex(t)}." for n, t in table.header) + "}",
+        rf"\label{{tab:{''.join(c if c.isalnum() else '-' for c in table.name)}}}",
+        r"\small",
+        r"\setlength{\tabcolsep}{4pt}",
+        rf"\begin{{tabular}}{{{''.join('r' if c.is_number else 'l' for c in table.columns)}}}",
+        r"\toprule",
+        " & ".join(tex(c.title) for c in table.columns) + r" \\",
+        r"\midrule",
+    ]
     for row in table.rows:
         cells = [tex_number(cell.text) if c.is_number else tex(cell.text) for c, cell in zip(table.columns, row)]
         lines.append(" & ".join(rf"\textbf{{{text}}}" if cell.bold else text for text, cell in zip(cells, row)) + r" \\")
@@ -147,8 +182,14 @@ def to_latex(table: Table) -> str:
 
 def latex_document(body: str) -> str:
     """A document that compiles on its own with nothing but booktabs."""
-    head = [r"\documentclass[a4paper,landscape]{article}", r"\usepackage[utf8]{inputenc}", r"\usepackage[T1]{fontenc}", r"\usepackage{booktabs}",
-            r"\usepackage[margin=1cm]{geometry}", r"\begin{document}"]
+    head = [
+        r"\documentclass[a4paper,landscape]{article}",
+        r"\usepackage[utf8]{inputenc}",
+        r"\usepackage[T1]{fontenc}",
+        r"\usepackage{booktabs}",
+        r"\usepackage[margin=1cm]{geometry}",
+        r"\begin{document}",
+    ]
     return "\n".join([*head, body, r"\end{document}"]) + "\n"
 
 

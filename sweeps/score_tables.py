@@ -18,11 +18,29 @@ from sweeps.unit_sums import Sums, unit_sums
 from sweeps.variants import Population, Variant, conditions, short_names, show
 
 TITLES = {
-    "miou": "mIoU", "f1": "mF1", "precision": "precision", "recall": "recall", "oa": "OA", "kappa": "kappa", "boundary_iou": "boundary IoU",
-    "boundary_f": "boundary F", "trimap_iou": "trimap IoU", "wfm_edge": "WFm edge", "wfm_region": "WFm region", "wfm_edge_legacy": "WF(3px) legacy",
-    "wfm_region_legacy": "WFm region legacy", "mba": "mBA", "low_band_error": "low-frequency error", "high_band_error": "high-frequency error",
-    "net_gain": "net gain", "repaired_share": "repaired", "damaged_share": "damaged", "hd95": "HD95", "hd95_directed": "HD95 directed", "assd": "ASSD",
-}  # fmt: skip
+    "miou": "mIoU",
+    "f1": "mF1",
+    "precision": "precision",
+    "recall": "recall",
+    "oa": "OA",
+    "kappa": "kappa",
+    "boundary_iou": "boundary IoU",
+    "boundary_f": "boundary F",
+    "trimap_iou": "trimap IoU",
+    "wfm_edge": "WFm edge",
+    "wfm_region": "WFm region",
+    "wfm_edge_legacy": "WF(3px) legacy",
+    "wfm_region_legacy": "WFm region legacy",
+    "mba": "mBA",
+    "low_band_error": "low-frequency error",
+    "high_band_error": "high-frequency error",
+    "net_gain": "net gain",
+    "repaired_share": "repaired",
+    "damaged_share": "damaged",
+    "hd95": "HD95",
+    "hd95_directed": "HD95 directed",
+    "assd": "ASSD",
+}
 IN_PX = ("hd95", "hd95_directed", "assd")
 SHOWN = ("miou", "boundary_iou", "wfm_edge")
 PRIMARY = "boundary_iou"
@@ -62,8 +80,16 @@ class View:
     trials: Trials
 
     @classmethod
-    def of(cls, trials: Trials, population: Population, metrics: Sequence[str], split: str, label_set: str, unit: str = "auto",
-           columns: Sequence[str] = ("valid",)) -> View:  # fmt: skip
+    def of(
+        cls,
+        trials: Trials,
+        population: Population,
+        metrics: Sequence[str],
+        split: str,
+        label_set: str,
+        unit: str = "auto",
+        columns: Sequence[str] = ("valid",),
+    ) -> View:
         sums = unit_sums(population.parts, metrics, split=split, label_set=label_set, unit=unit, columns=columns)
         return cls(population, split, label_set, sums, Scorer(sums), trials)
 
@@ -73,11 +99,27 @@ def effect_data(c: Contrast | None, metric: str) -> dict[str, Any] | None:
         return None
     e = c.effect
     return {
-        "estimate": e.estimate, "low": e.low, "high": e.high, "se": e.se, "p": e.p, "p_holm": c.p_holm, "mark": c.mark, "units": e.units,
-        "units_dropped": e.units_dropped, "seeds": list(e.seeds), "seed_sd": e.seed_sd, "method": e.method, "pooled": e.pooled, "d_z": e.d_z,
-        "rank_biserial": e.rank_biserial, "detectable": e.detectable, "smallest_p": e.smallest_p, "p_is_exact": e.p_is_exact,
-        "metric": metric, "baseline": c.baseline.label if c.baseline else None,
-    }  # fmt: skip
+        "estimate": e.estimate,
+        "low": e.low,
+        "high": e.high,
+        "se": e.se,
+        "p": e.p,
+        "p_holm": c.p_holm,
+        "mark": c.mark,
+        "units": e.units,
+        "units_dropped": e.units_dropped,
+        "seeds": list(e.seeds),
+        "seed_sd": e.seed_sd,
+        "method": e.method,
+        "pooled": e.pooled,
+        "d_z": e.d_z,
+        "rank_biserial": e.rank_biserial,
+        "detectable": e.detectable,
+        "smallest_p": e.smallest_p,
+        "p_is_exact": e.p_is_exact,
+        "metric": metric,
+        "baseline": c.baseline.label if c.baseline else None,
+    }
 
 
 def effect_text(c: Contrast | None, metric: str, with_mark: bool = True) -> str:
@@ -101,8 +143,15 @@ def score_cell(view: View, variant: Variant, metric: str, best: set[str]) -> Cel
     return Cell(text, data, bold=variant.label in best and math.isfinite(mean), sort=mean)
 
 
-def score_table(view: View, *, metrics: Sequence[str] = SHOWN, primary: str = PRIMARY, baseline: str = "coarse", name: str = "scores",
-                order: Sequence[str] = ()) -> Table:  # fmt: skip
+def score_table(
+    view: View,
+    *,
+    metrics: Sequence[str] = SHOWN,
+    primary: str = PRIMARY,
+    baseline: str = "coarse",
+    name: str = "scores",
+    order: Sequence[str] = (),
+) -> Table:
     """One row a variant.
 
     Args:
@@ -168,16 +217,35 @@ def heading(view: View, baseline: str, primary: str) -> tuple[tuple[tuple[str, s
         f"; {len(sets)} sets" if len(sets) > 3 else ""
     )
     header = (
-        ("label set", view.label_set), ("split", view.split), ("unit of inference", unit), ("tiles", f"{int(s.tiles.sum())}, paired"),
-        ("classes", str(sum(c >= 0 for c in s.classes))), ("seeds", ", ".join(map(str, seeds))), ("trials", str(frame.height)),
-        ("baseline", baseline), ("primary metric", TITLES.get(primary, primary)),
+        ("label set", view.label_set),
+        ("split", view.split),
+        ("unit of inference", unit),
+        ("tiles", f"{int(s.tiles.sum())}, paired"),
+        ("classes", str(sum(c >= 0 for c in s.classes))),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("trials", str(frame.height)),
+        ("baseline", baseline),
+        ("primary metric", TITLES.get(primary, primary)),
         ("versions", text + (f"; commit {', '.join(c[:10] + c[40:] for c in commits[:3])}" if commits else "")),
-    )  # fmt: skip
+    )
     facts = {
-        "studies": list(view.trials.studies), "label_set": view.label_set, "split": view.split, "unit": s.unit_kind, "units": len(s.units),
-        "scenes": s.scenes, "tiles": int(s.tiles.sum()), "seeds": seeds, "trials": frame.height, "duplicates": view.trials.duplicates,
-        "baseline": baseline, "primary": primary, "versions": versions, "commits": commits, "level": stats.LEVEL, "draws": stats.DRAWS,
-    }  # fmt: skip
+        "studies": list(view.trials.studies),
+        "label_set": view.label_set,
+        "split": view.split,
+        "unit": s.unit_kind,
+        "units": len(s.units),
+        "scenes": s.scenes,
+        "tiles": int(s.tiles.sum()),
+        "seeds": seeds,
+        "trials": frame.height,
+        "duplicates": view.trials.duplicates,
+        "baseline": baseline,
+        "primary": primary,
+        "versions": versions,
+        "commits": commits,
+        "level": stats.LEVEL,
+        "draws": stats.DRAWS,
+    }
     return header, facts
 
 
@@ -189,35 +257,52 @@ def _block(view: View) -> str:
 def notes(view: View, contrasts: Sequence[Contrast], primary: str, baseline: str) -> tuple[str, ...]:
     """What a reader must know not to be misled by the numbers; the method in short."""
     s = view.sums
-    out = ["Scores in per cent" + (" (distances in px)" if any(m in IN_PX for m in (primary,)) else "")
-           + ", counts pooled over all tiles; mean ± standard deviation over replicate seeds."]  # fmt: skip
     what = {"scene": "scene", "block": "ground block"}[s.unit_kind]
     methods = {c.effect.method for c in contrasts}
+    out = [
+        f"Scores in per cent{' (distances in px)' if primary in IN_PX else ''}, counts pooled over all tiles; "
+        "mean ± standard deviation over replicate seeds."
+    ]
     if "t" in methods:
-        out.append(f"Δ against {baseline}: mean over {what}s of the paired difference in points, seeds averaged first; Student t interval (fewer than "
-                   f"{stats.BOOTSTRAP_FROM} {what}s), replicate seeds as a second level.")  # fmt: skip
+        out.append(
+            f"Δ against {baseline}: mean over {what}s of the paired difference in points, seeds averaged first; Student t interval "
+            f"(fewer than {stats.BOOTSTRAP_FROM} {what}s), replicate seeds as a second level."
+        )
     if "bootstrap" in methods:
-        out.append(f"Δ against {baseline}: difference of pooled scores in points; paired cluster bootstrap, {what}s and seeds resampled, counts pooled "
-                   f"again in each of {stats.DRAWS} draws; expanded percentile interval.")  # fmt: skip
+        out.append(
+            f"Δ against {baseline}: difference of pooled scores in points; paired cluster bootstrap, {what}s and seeds resampled, "
+            f"counts pooled again in each of {stats.DRAWS} draws; expanded percentile interval."
+        )
     if s.unit_kind == "block":
-        out.append(f"The split has {s.scenes} scene{'s' * (s.scenes > 1)}, fewer than six: ground blocks stand in for scenes. Blocks of one scene are not "
-                   "independent; the intervals speak of this place, not of others.")  # fmt: skip
+        out.append(
+            f"The split has {s.scenes} scene{'s' * (s.scenes > 1)}, fewer than six: ground blocks stand in for scenes. Blocks of one "
+            "scene are not independent; the intervals speak of this place, not of others."
+        )
     if contrasts:
-        family = len([c for c in contrasts if math.isfinite(c.effect.p)])
-        exact = all(c.effect.p_is_exact for c in contrasts)
-        out.append(f"p: {'exact' if exact else 'random (99,999 draws)'} sign-flip test over {what}s, Holm over the {family} comparisons of {TITLES.get(primary, primary)}"
-                   " in this table; * adjusted p below 0.05 and interval clear of zero. Other metrics are descriptive.")  # fmt: skip
-        if any(c.mark == "too few" for c in contrasts):
-            units = min(c.effect.units for c in contrasts)
-            out.append(f"Too few scenes: with {units} {what}s the smallest possible p is {stats.smallest_p(units):.3g}, times {family} comparisons no result "
-                       "could be below 0.05.")  # fmt: skip
-        dropped = sum(c.effect.units_dropped > 0 for c in contrasts)
-        if dropped:
-            out.append(f"In {dropped} comparisons some {what}s have no defined value and were left out of the interval.")
-        if any(len(c.variant.seeds) < 2 for c in contrasts if c.variant is not None and c.variant.kind != "coarse"):
-            out.append("Variants with one seed: their intervals speak of that training only.")
+        out += _notes_on_p(contrasts, primary, what)
     else:
         out.append(f"No variant has a baseline {baseline!r} of its own to be compared with.")
     out.append("Bold: best, and all that the test cannot tell from it (paired with the best, Holm).")
     out.append("Detectable: smallest true difference that this many units would find with 80 % power.")
     return (*out, *view.trials.notes, *view.population.notes, *s.notes)
+
+
+def _notes_on_p(contrasts: Sequence[Contrast], primary: str, what: str) -> list[str]:
+    family = sum(math.isfinite(c.effect.p) for c in contrasts)
+    kind = "exact" if all(c.effect.p_is_exact for c in contrasts) else f"random ({stats.FLIPS} draws)"
+    out = [
+        f"p: {kind} sign-flip test over {what}s, Holm over the {family} comparisons of {TITLES.get(primary, primary)} in this table; "
+        "* adjusted p below 0.05 and interval clear of zero. Other metrics are descriptive."
+    ]
+    if any(c.mark == "too few" for c in contrasts):
+        units = min(c.effect.units for c in contrasts)
+        out.append(
+            f"Too few scenes: with {units} {what}s the smallest possible p is {stats.smallest_p(units):.3g}; times {family} comparisons, "
+            "no result could be below 0.05."
+        )
+    dropped = sum(c.effect.units_dropped > 0 for c in contrasts)
+    if dropped:
+        out.append(f"In {dropped} comparisons some {what}s have no defined value and were left out of the interval.")
+    if any(len(c.variant.seeds) < 2 for c in contrasts if c.variant is not None and c.variant.kind != "coarse"):
+        out.append("Variants with one seed: their intervals speak of that training only.")
+    return out

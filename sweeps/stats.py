@@ -278,8 +278,25 @@ def infer(parts: Sequence[Part], *, level: float = LEVEL, seed: int = 0) -> Effe
     d = per_unit[known]
     if n < 2:
         estimate = float(d[0]) if n == 1 else math.nan
-        return Effect(estimate, math.nan, math.nan, math.nan, 0.0, math.nan, True, smallest_p(n), n, per_unit.size - n, seeds,
-                      _seed_sd(groups), "none", pooled, math.nan, rank_biserial(d), math.nan)
+        return Effect(
+            estimate,
+            math.nan,
+            math.nan,
+            math.nan,
+            0.0,
+            math.nan,
+            True,
+            smallest_p(n),
+            n,
+            per_unit.size - n,
+            seeds,
+            _seed_sd(groups),
+            "none",
+            pooled,
+            math.nan,
+            rank_biserial(d),
+            math.nan,
+        )
     if n >= BOOTSTRAP_FROM and all(p.draws is not None for p in parts):
         statistic = np.zeros(parts[0].draws.shape[1])  # type: ignore[union-attr]
         for index, group in enumerate(groups):
@@ -297,8 +314,25 @@ def infer(parts: Sequence[Part], *, level: float = LEVEL, seed: int = 0) -> Effe
         method, df = "t", interval.df
     p_value, exact = sign_flip_p(d, seed)
     detectable = detectable_ratio(round(df, 2), 1 - level) * interval.se if interval.se > 0 else math.nan
-    return Effect(interval.estimate, interval.low, interval.high, interval.se, df, p_value, exact, smallest_p(n), n, per_unit.size - n,
-                  seeds, _seed_sd(groups), method, pooled, d_z(per_unit[known]), rank_biserial(per_unit[known]), detectable)
+    return Effect(
+        interval.estimate,
+        interval.low,
+        interval.high,
+        interval.se,
+        df,
+        p_value,
+        exact,
+        smallest_p(n),
+        n,
+        per_unit.size - n,
+        seeds,
+        _seed_sd(groups),
+        method,
+        pooled,
+        d_z(per_unit[known]),
+        rank_biserial(per_unit[known]),
+        detectable,
+    )
 
 
 def _seed_groups(parts: Sequence[Part]) -> list[list[Part]]:

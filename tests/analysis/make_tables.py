@@ -40,9 +40,13 @@ class Layout:
 
 
 SECONDS: dict[str, Callable[[Experiment], float]] = {
-    "data": lambda e: 1.0, "backbone": lambda e: 20.0, "coarse": lambda e: 2.0, "refiner": lambda e: 100.0 + e.refiner.guidance_width,
-    "refined": lambda e: 0.1 + 0.4 * e.sampler.steps, "counts": lambda e: 0.5,
-}  # fmt: skip
+    "data": lambda e: 1.0,
+    "backbone": lambda e: 20.0,
+    "coarse": lambda e: 2.0,
+    "refiner": lambda e: 100.0 + e.refiner.guidance_width,
+    "refined": lambda e: 0.1 + 0.4 * e.sampler.steps,
+    "counts": lambda e: 0.5,
+}
 
 Rates = tuple[float, float]  # error rate of pixels, error rate at boundaries
 
@@ -113,17 +117,29 @@ class Tiles:
             energy.append(rng.binomial(energy[-1], 0.45) if level == 0 else rng.binomial(np.maximum(energy[-1], 0), 0.45))
         scaled = [e * 16**j for j, e in enumerate(energy)]
         per_class: dict[str, np.ndarray] = {
-            "tp": tp, "fp": fp, "fn": fn, "biou_intersection": rng.binomial(union, 1 - wrong), "biou_union": union,
-            "bf_pred_pixels": self.edge, "bf_target_pixels": self.edge, "bf_pred_hits": rng.binomial(self.edge, 1 - wrong / 2),
+            "tp": tp,
+            "fp": fp,
+            "fn": fn,
+            "biou_intersection": rng.binomial(union, 1 - wrong),
+            "biou_union": union,
+            "bf_pred_pixels": self.edge,
+            "bf_target_pixels": self.edge,
+            "bf_pred_hits": rng.binomial(self.edge, 1 - wrong / 2),
             "bf_target_hits": rng.binomial(self.edge, 1 - wrong / 2),
-            "kept": tp - repaired, "repaired": repaired, "damaged": damaged, "still_wrong": fn - damaged,
-            "wfm_edge_target": self.edge * 4, "wfm_edge_pred": self.edge * 4,
+            "kept": tp - repaired,
+            "repaired": repaired,
+            "damaged": damaged,
+            "still_wrong": fn - damaged,
+            "wfm_edge_target": self.edge * 4,
+            "wfm_edge_pred": self.edge * 4,
             "wfm_edge_target_loss": LOSS * self.edge * 4 * wrong * rng.uniform(0.7, 1.0, wrong.shape),
             "wfm_edge_rest_loss": LOSS * self.edge * 2 * wrong * rng.uniform(0.7, 1.0, wrong.shape),
-            "wfm_region_target": self.target, "wfm_region_pred": self.target,
-            "wfm_region_target_loss": LOSS * fn * 1.1, "wfm_region_rest_loss": LOSS * fp * 1.2,
+            "wfm_region_target": self.target,
+            "wfm_region_pred": self.target,
+            "wfm_region_target_loss": LOSS * fn * 1.1,
+            "wfm_region_rest_loss": LOSS * fp * 1.2,
             **{f"t{j}": e for j, e in enumerate(scaled)},
-        }  # fmt: skip
+        }
         for w in (1, 3, 5, 10):
             band = np.minimum(self.edge * 2 * w, self.target)
             lost = rng.binomial(band, np.clip(wrong / 2, 0, 1))
@@ -131,13 +147,20 @@ class Tiles:
             if w == 3:
                 per_class |= {"trimap_tp": band - lost, "trimap_fp": lost[:, ::-1], "trimap_fn": lost}
         whole: dict[str, np.ndarray] = {
-            "valid": valid, "correct": tp.sum(axis=1), "ignored": np.zeros(n, np.int64), "outside": np.zeros(n, np.int64),
-            "kept": (tp - repaired).sum(axis=1), "repaired": repaired.sum(axis=1), "damaged": damaged.sum(axis=1),
-            "still_wrong": (fn - damaged).sum(axis=1), **{f"t{j}": e.sum(axis=1) for j, e in enumerate(scaled)},
-            "wfm_edge_legacy_1_value": 1 - wrong[:, 0] * 0.9, "wfm_edge_legacy_0_value": 1 - wrong[:, 0] * 0.1,
+            "valid": valid,
+            "correct": tp.sum(axis=1),
+            "ignored": np.zeros(n, np.int64),
+            "outside": np.zeros(n, np.int64),
+            "kept": (tp - repaired).sum(axis=1),
+            "repaired": repaired.sum(axis=1),
+            "damaged": damaged.sum(axis=1),
+            "still_wrong": (fn - damaged).sum(axis=1),
+            **{f"t{j}": e.sum(axis=1) for j, e in enumerate(scaled)},
+            "wfm_edge_legacy_1_value": 1 - wrong[:, 0] * 0.9,
+            "wfm_edge_legacy_0_value": 1 - wrong[:, 0] * 0.1,
             **{f"mba{i}_pixels": self.edge.sum(axis=1) * (i + 1) for i in range(5)},
             **{f"mba{i}_hits": rng.binomial(self.edge.sum(axis=1) * (i + 1), 1 - wrong.mean(axis=1) / 2) for i in range(5)},
-        }  # fmt: skip
+        }
         out: dict[str, Any] = {"class": np.tile(np.append(np.arange(k), -1), n).astype(np.int16)}
         for name in dict.fromkeys([*per_class, *whole]):
             values = np.full((n, k + 1), np.nan)
@@ -198,9 +221,15 @@ def row_of(trial: Trial, status: str = "done", error: str | None = None) -> dict
 
 
 def write_study(
-    root: Path, study: Study, layout: Layout, *, rates: Callable[[Trial], Rates] = rates, failed: Iterable[int] = (), bands: bool = True,
+    root: Path,
+    study: Study,
+    layout: Layout,
+    *,
+    rates: Callable[[Trial], Rates] = rates,
+    failed: Iterable[int] = (),
+    bands: bool = True,
     keep: Callable[[str], bool] = lambda column: True,
-) -> list[Trial]:  # fmt: skip
+) -> list[Trial]:
     """All trials of the study as tables below root; those at the places in `failed` failed. Returns the trials."""
     tiles, store = Tiles(layout), Store(root)
     trials, failed = expand(study), set(failed)
@@ -233,5 +262,10 @@ def write_study(
 
 
 def small_study(name: str = "made", replicates: int = 3, steps: tuple[int, ...] = (4, 1)) -> Study:
-    return Study(name=name, recipe="synthetic", axes=(Axis("refiner.guidance_width", (32, 16)), Axis("sampler.steps", steps)),
-                 replicates=replicates, yardsticks=("coarse", "one_pass"))  # fmt: skip
+    return Study(
+        name=name,
+        recipe="synthetic",
+        axes=(Axis("refiner.guidance_width", (32, 16)), Axis("sampler.steps", steps)),
+        replicates=replicates,
+        yardsticks=("coarse", "one_pass"),
+    )
