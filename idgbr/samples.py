@@ -188,8 +188,10 @@ class TrainSamples:
             image, valid = Reader(raster.image, self.bands).read(0, 0, raster.height, raster.width)
             pixels = _Pixels(smallest(image), valid, read_labels(raster.label, self.table))
             self._pixel_bytes += sum(a.nbytes for a in pixels)
-            if self._pixel_bytes > CACHE_BYTES:  # 16-bit or float imagery: what does not fit is read window by window
-                self._pixels, self._pixel_bytes = {}, pixels.image.nbytes
+            if self._pixel_bytes > CACHE_BYTES:  # 16-bit or float imagery after all: from now on window by window, with the same result
+                self._forget()
+                self.cached = False
+                return pixels
             self._pixels[raster.id] = pixels
         return self._pixels[raster.id]
 
@@ -202,7 +204,7 @@ class TrainSamples:
             from idgbr.coarse import read_coarse
 
             coarse = read_coarse(self.coarse_dir, raster.id, (row, col, min(n, raster.height - row), min(n, raster.width - col)))
-        pad = ((0, 0), (0, n - window.height), (0, n - window.width))
+        pad = ((0, 0), (0, n - coarse.shape[1]), (0, n - coarse.shape[2]))
         return np.pad(coarse, pad, mode="edge") if pad != ((0, 0),) * 3 else coarse
 
     def _load_coarse(self, raster: Raster) -> Floats:

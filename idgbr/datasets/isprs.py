@@ -105,8 +105,11 @@ def _vaihingen(root: Path, config: DataConfig) -> Found:
             kind = "label_noboundary" if match[2] else "image" if path.parent.name.lower() in ("top", "image", "images") else "label"
             files[match[1]][kind].append(path)
     if files and not any(tile["image"] for tile in files.values()):
-        raise Missing(f"the Vaihingen images are not to be told from the labels below {root}",
-                      allowed="images in a folder `top`, labels in another", hint="unpack ISPRS_semantic_labeling_Vaihingen.zip there (it makes top/)")  # fmt: skip
+        raise Missing(
+            f"the Vaihingen images are not to be told from the labels below {root}",
+            allowed="images in a folder `top`, labels in another",
+            hint="unpack ISPRS_semantic_labeling_Vaihingen.zip there (it makes top/)",
+        )
     return _entries(root, "vaihingen", files, (VAIHINGEN_TRAIN, VAIHINGEN_VAL, VAIHINGEN_TEST), config, 0.09, [])
 
 
