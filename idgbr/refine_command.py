@@ -24,7 +24,7 @@ Report = Callable[..., None]
 
 @dataclass(frozen=True)
 class Model:
-    """A trained refiner with what must be known to run it: class table, bands of the image it reads, sampler settings it was scored with."""
+    """A trained refiner and what must be known to run it: class table, bands of the image, sampler settings it was scored with."""
 
     name: str
     tiles: TileRefiner
