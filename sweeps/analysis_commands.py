@@ -35,6 +35,7 @@ from idgbr.errors import BadRequest, Missing
 from idgbr.labels import ClassTable
 from idgbr.scores.read import metric as metric_named
 from sweeps import formats
+from sweeps.ablation_tables import ablation_tables
 from sweeps.formats import Table
 from sweeps.scan import Trials, load_trials, resolve
 from sweeps.score_tables import PRIMARY, SHOWN, TITLES, View, score_table
@@ -66,6 +67,31 @@ def table(
     emit(score_tables(trials, split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by, unit=unit), form, out)
 
 
+def ablate(
+    studies: Sequence[str],
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    by: str = "",
+    where: Sequence[str] = (),
+    unit: str = "auto",
+    form: str = "rich",
+    out: str = "",
+) -> None:
+    """The main table, then refined against coarse, diffusion against one_pass, main effects, interactions, cost, importance."""
+    trials = load_trials(stores, studies, where)
+    found: list[Table] = []
+    shown = wanted_metrics(metrics, metric)
+    for view in views(trials, shown, split=split, labels=labels, unit=unit):
+        found.append(score_table(view, metrics=shown, primary=metric, baseline=baseline, name=f"scores-{view.split}-{view.label_set}"))
+        found += ablation_tables(view, metric, baseline, by)
+    emit(found, form, out)
+
+
 def score_tables(
     trials: Trials,
     *,
@@ -87,7 +113,13 @@ def score_tables(
 
 
 def views(
-    trials: Trials, metrics: Sequence[str], *, split: str = "", labels: str = "", unit: str = "auto", columns: Sequence[str] = ("valid",)
+    trials: Trials,
+    metrics: Sequence[str],
+    *,
+    split: str = "",
+    labels: str = "",
+    unit: str = "auto",
+    columns: Sequence[str] = ("valid", "ignored"),
 ) -> Iterator[View]:
     """One view a population, split and label set: what may stand in one table.
 

@@ -40,17 +40,23 @@ class Panel:
 def improvements(population: Population, variant: Variant, coarse: Variant, metric: str, split: str, label_set: str) -> pl.DataFrame:
     """Tiles of the first replicate with the metric of both maps and the improvement (positive is better), the best first.
 
-    Tiles where the metric is undefined on either side are left out.
+    Tiles where the metric is undefined on either side are left out, and those with hardly any boundary (less than a quarter of the
+    median): a handful of pixels makes any ratio.
     """
     frames = []
     m = METRICS[metric]
     for trial in (coarse.trials[0], variant.trials[0]):
         part = population.part_of(trial).of("counts")
-        found = pq.read_table(part.path, columns=[*IDENTITY, *m.columns], filesystem=part.store.fs, partitioning=None)
+        found = pq.read_table(
+            part.path, columns=list(dict.fromkeys([*IDENTITY, *m.columns, "biou_union"])), filesystem=part.store.fs, partitioning=None
+        )
         rows = pl.DataFrame(pl.from_arrow(found)).filter((pl.col("split") == split) & (pl.col("label_set") == label_set))
         keys, columns = arrays(rows, m, PLACE)
-        frames.append(keys.with_columns(pl.Series("value", np.ravel(m.score(columns)))))
+        scored = keys.with_columns(pl.Series("value", np.ravel(m.score(columns))))
+        frames.append(scored.join(rows.group_by(PLACE).agg(pl.col("biou_union").sum().alias("boundary")), on=PLACE))
     joined = frames[0].join(frames[1], on=PLACE, suffix="_refined").rename({"value": "coarse", "value_refined": "refined"})
+    enough = joined.filter(pl.col("boundary") >= pl.col("boundary").median() / 4)
+    joined = enough if enough.height >= 3 else joined
     sign = 1.0 if m.higher_is_better else -1.0
     joined = (
         joined.with_columns((sign * (pl.col("refined") - pl.col("coarse"))).alias("improvement")).fill_nan(None).drop_nulls("improvement")

@@ -6,6 +6,7 @@ A population is what may be compared at all: one data key and one way of countin
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,13 @@ class Population:
     frame: pl.DataFrame
     notes: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Trials-table rows by trial id."""
+        return {row["trial"]: row for row in self.frame.iter_rows(named=True)}
+
     def part_of(self, trial: str) -> Part:
-        return self.parts[self.frame["trial"].to_list().index(trial)]
+        return self.parts[list(self.rows).index(trial)]
 
 
 def populations(trials: Trials) -> list[Population]:

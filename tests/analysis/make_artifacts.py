@@ -1,4 +1,4 @@
-"""A small study with real artefacts but made-up maps: synthetic scenes, real counts and tables, corrupted targets instead of trained networks."""
+"""A small study with real artefacts but made-up maps: synthetic scenes, real counts, corrupted targets instead of trained networks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def write_mapped_study(root: Path, scenes: int = 7, fail_last: bool = True) -> l
                     store.put(job.stage, job.key, curve, {"parents": job.parents})
             elif job.stage in ("coarse", "refined"):
                 if not store.has(job.stage, job.key):
-                    store.put(job.stage, job.key, lambda out, job=job: write_maps(job, trial, store, out), {"parents": job.parents})
+                    store.put(
+                        job.stage, job.key, lambda out, job=job, trial=trial: write_maps(job, trial, store, out), {"parents": job.parents}
+                    )
             else:
                 stages.run(job, store, trial.experiment)
         manifests = {j.key: store.manifest(j.stage, j.key) for j in trial.jobs}
