@@ -1,0 +1,128 @@
+"""Optional observers of a run: TensorBoard curves, MLflow runs. Off by default; Parquet is the record, these are copies for looking.
+
+`python -m sweeps run STUDY --callback tensorboard --callback mlflow`. Both write files below the store (or its cache) and reach no
+network. A callback that fails is said once and dropped; it never costs a trial.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from idgbr.errors import BadRequest, Missing, nearest
+from idgbr.store import Store
+from sweeps.plan import Plan
+from sweeps.study import Trial
+
+
+class Observer(Protocol):
+    """Told of every report of a running job and of every finished trial."""
+
+    def report(self, unit: str, title: str, values: dict[str, Any]) -> None: ...
+
+    def trial(self, trial: Trial, score: float | None, goal: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Loss curves by images, one run a training; scores of trials. `tensorboard --logdir FOLDER`."""
+
+    def __init__(self, folder: Path):
+        from tensorboardX import SummaryWriter
+
+        self.folder, self.writer = folder, functools.cache(lambda name: SummaryWriter(str(folder / name)))
+        self.names: set[str] = set()
+
+    def report(self, unit: str, title: str, values: dict[str, Any]) -> None:
+        images = values.get("images")
+        if images is None:
+            return
+        self.names.add(title)
+        for name, value in values.items():
+            if name != "images" and isinstance(value, int | float):
+                self.writer(title).add_scalar(name, value, images)
+
+    def trial(self, trial: Trial, score: float | None, goal: str) -> None:
+        if score is not None:
+            self.names.add("trials")
+            self.writer("trials").add_text(trial.id, f"{trial.label}: {goal} {score:.4f}")
+            self.writer("trials").add_scalar(goal, score, len(self.names))
+
+    def close(self) -> None:
+        for name in self.names:
+            self.writer(name).close()
+
+
+class MLflow:
+    """One MLflow run a trial: its settings as parameters, its score as a metric; in a file store unless MLFLOW_TRACKING_URI says else."""
+
+    def __init__(self, folder: Path, study: str):
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or folder.absolute().as_uri())
+        found = self.client.get_experiment_by_name(study)
+        self.experiment = found.experiment_id if found else self.client.create_experiment(study)
+
+    def report(self, unit: str, title: str, values: dict[str, Any]) -> None:
+        """Curves of shared trainings belong to many trials; they are in the curves table."""
+
+    def trial(self, trial: Trial, score: float | None, goal: str) -> None:
+        run = self.client.create_run(self.experiment, run_name=trial.label, tags={"trial": trial.id, "role": trial.role})
+        for name, value in {**trial.overrides, "seed": trial.experiment.seed}.items():
+            self.client.log_param(run.info.run_id, name, value)
+        if score is not None:
+            self.client.log_metric(run.info.run_id, goal, score)
+        self.client.set_terminated(run.info.run_id)
+
+    def close(self) -> None:
+        """Every call has written its file."""
+
+
+MAKERS: dict[str, Callable[[Path, str], Observer]] = {
+    "tensorboard": lambda folder, study: TensorBoard(folder / "tensorboard" / study),
+    "mlflow": lambda folder, study: MLflow(folder / "mlflow", study),
+}
+
+
+class Careful:
+    """An observer whose errors end itself, not the study."""
+
+    def __init__(self, name: str, observer: Observer):
+        self.name, self.observer, self.is_broken = name, observer, False
+
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            if self.is_broken:
+                return
+            try:
+                getattr(self.observer, method)(*args)
+            except Exception as error:  # a copy for looking must not cost a result
+                self.is_broken = True
+                print(f"callback {self.name} has failed and is dropped: {error}", file=sys.stderr)
+
+        return call
+
+
+def started(names: Iterable[str], plan: Plan, store: Store) -> list[Any]:
+    """Raises:
+    BadRequest: no such callback. Missing: its package is not installed.
+    """
+    folder = Path(store.base if store.is_local else store.cache)
+    out = []
+    for name in names:
+        if name not in MAKERS:
+            raise BadRequest("no such callback", value=name, allowed=", ".join(MAKERS), hint=nearest(name, MAKERS) or None)
+        try:
+            out.append(Careful(name, MAKERS[name](folder, plan.study.name)))
+        except ImportError as error:
+            raise Missing(
+                f"the callback {name} needs a package that is not installed: {error.name}", hint="pip install 'idgbr[dash,track]'"
+            ) from error
+    return out

@@ -1,0 +1,143 @@
+"""Who works on what: claim files with heartbeats, so that two drivers on one store share the work instead of doing it twice.
+
+    claims/<name>.json            {driver, host, pid, ...}: that driver does this now
+    claims/drivers/<driver>.json  a counter that grows while the driver lives
+
+A claim saves work, it protects nothing: should two drivers ever compute one key, both artefacts are complete and the last manifest wins.
+A driver of the same host is dead when its process is; another one when its counter has not moved for `STALE_S`. Clocks are not compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from idgbr.errors import IdgbrError
+from idgbr.store import Store
+
+BEAT_S = 3.0
+STALE_S = 30.0
+
+
+def _started(pid: int) -> str:
+    """What tells a process from a later one of the same number: its start time in /proc, or nothing elsewhere."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+class Claims:
+    """The claims of one driver. Use as a context manager: the heart beats inside, claims are given back at the end."""
+
+    def __init__(self, store: Store, study: str):
+        self.store = store
+        self.id = uuid.uuid4().hex[:12]
+        self.who = {"driver": self.id, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "study": study}
+        self.mine: set[str] = set()
+        self.seen: dict[str, tuple[int, float]] = {}  # driver -> (its counter, when this process saw it change)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+
+    def __enter__(self) -> Claims:
+        self._write_beat(0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._end.set()
+        self._thread.join(timeout=10)
+        for name in list(self.mine):
+            self.release(name)
+        self.store.delete(f"claims/drivers/{self.id}.json")
+        self.store.delete(self.stop_name)
+
+    # ---- heart -------------------------------------------------------------------------------------------------------
+
+    def _write_beat(self, count: int) -> None:
+        self.store.write_bytes(f"claims/drivers/{self.id}.json", json.dumps(self.who | {"beat": count}).encode())
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._end.wait(BEAT_S):
+            count += 1
+            try:
+                self._write_beat(count)
+            except IdgbrError:  # a full disk: the work itself will say so; others may take over meanwhile, which harms nothing
+                continue
+
+    @property
+    def stop_name(self) -> str:
+        """The file that asks this driver's workers to stop; they may be on other nodes."""
+        return f"claims/stop-{self.id}"
+
+    def ask_to_stop(self) -> None:
+        self.store.write_bytes(self.stop_name, b"stop")
+
+    # ---- claims ------------------------------------------------------------------------------------------------------
+
+    def take(self, name: str) -> dict[str, Any] | None:
+        """None: it is ours now (or was). Else who has it."""
+        if name in self.mine:
+            return None
+        path = f"claims/{name}.json"
+        holder = self._holder(path)
+        if holder is not None and self.is_alive(holder):
+            return holder
+        if holder is not None:
+            self.store.delete(path)
+        if not self._create(path):
+            return self._holder(path) or self.who | {"driver": "another"}
+        self.mine.add(name)
+        return None
+
+    def release(self, name: str) -> None:
+        self.mine.discard(name)
+        self.store.delete(f"claims/{name}.json")
+
+    def _create(self, path: str) -> bool:
+        data = json.dumps(self.who).encode()
+        if self.store.is_local:  # a hard link is made or refused, never both
+            target = Path(self.store.base) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{self.id}")
+            try:
+                temporary.write_bytes(data)
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            return True
+        self.store.write_bytes(path, data)
+        return (self._holder(path) or {}).get("driver") == self.id
+
+    def _holder(self, path: str) -> dict[str, Any] | None:
+        data = self.store.read_bytes(path)
+        return json.loads(data) if data else None
+
+    def is_alive(self, holder: dict[str, Any]) -> bool:
+        if holder["driver"] == self.id:
+            return True
+        if holder["host"] == self.who["host"]:
+            return _started(holder["pid"]) == holder["started"] != ""
+        data = self.store.read_bytes(f"claims/drivers/{holder['driver']}.json")
+        if data is None:
+            return False
+        beat, now = json.loads(data)["beat"], time.monotonic()
+        if self.seen.get(holder["driver"], (None, 0.0))[0] != beat:
+            self.seen[holder["driver"]] = (beat, now)
+        return now - self.seen[holder["driver"]][1] < STALE_S
+
+
+def drivers(store: Store) -> list[dict[str, Any]]:
+    """Drivers with a heartbeat file, the dead of this host left out."""
+    found = [json.loads(store.read_bytes(name) or b"{}") for name in store.names("claims/drivers", suffix=".json")]
+    here = socket.gethostname()
+    return [d for d in found if d and (d["host"] != here or _started(d["pid"]) == d["started"])]

@@ -1,0 +1,179 @@
+"""One live block for a sweep on a terminal, plain lines elsewhere; on stderr, always. And the watchdog that says why nothing moves."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+PLAIN_EVERY_S = 10.0
+QUIET_S = 60.0  # without a sign of life the watchdog speaks
+
+
+class Progress:
+    """Done, running and failed; the current jobs; the best so far; when it ends; why it waits.
+
+    Args:
+        title: of the block. total: jobs to do. total_seconds: estimate of the whole by past timings, 0 if unknown.
+        workers: that share the work. why: one sentence when nothing moves, or an empty one.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        total_seconds: float = 0.0,
+        workers: int = 1,
+        why: Callable[[], str] = lambda: "",
+        higher_is_better: bool = True,
+        goal: str = "boundary_iou",
+        quiet_s: float = QUIET_S,
+    ):
+        self.title, self.total, self.total_seconds, self.workers, self.why = title, total, total_seconds, workers, why
+        self.higher_is_better, self.goal, self.quiet_s = higher_is_better, goal, quiet_s
+        self.is_terminal = sys.stderr.isatty()
+        self.started = self.last_event = time.monotonic()
+        self.last_plain = 0.0
+        self.done = self.failed = 0
+        self.seconds_done = 0.0
+        self.running: dict[str, str] = {}  # unit -> its title
+        self.beside: dict[str, str] = {}  # unit -> what it reports
+        self.best: tuple[float, str] | None = None
+        self.observers: list[Any] = []  # callbacks.py
+        self.said: list[str] = []  # of the watchdog; tests read it
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._live: Any = None
+
+    # ---- events ------------------------------------------------------------------------------------------------------
+
+    def start(self, unit: str, title: str) -> None:
+        with self._lock:
+            self.running[unit] = title
+            self.last_event = time.monotonic()
+        self._plain(force=False)
+
+    def report(self, unit: str, values: dict[str, Any]) -> None:
+        values = dict(values)
+        for observer in self.observers:
+            observer.report(unit, self.running.get(unit, unit), values)
+        done, total = values.pop("done", None), values.pop("total", None)
+        shown = [f"{done}/{total}"] if done is not None and total is not None else []
+        shown += [f"{k} {_short(v)}" for k, v in values.items() if k in ("loss", "images_per_s", "eta_s", "step")]
+        with self._lock:
+            self.beside[unit] = " ".join(shown)
+            self.last_event = time.monotonic()
+        self._plain(force=False)
+
+    def finish(self, status: str, seconds: float, label: str = "", score: float | None = None) -> None:
+        """One job came to its end."""
+        with self._lock:
+            self.last_event = time.monotonic()
+            self.done += status == "done"
+            self.failed += status == "failed"
+            self.seconds_done += seconds
+            if score is not None and (self.best is None or (score > self.best[0]) == self.higher_is_better):
+                self.best = (score, label)
+        self._plain(force=False)
+
+    def leave(self, unit: str) -> None:
+        with self._lock:
+            self.running.pop(unit, None)
+            self.beside.pop(unit, None)
+            self.last_event = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    # ---- display -----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Progress:
+        if self.is_terminal:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(get_renderable=self._block, console=Console(stderr=True), refresh_per_second=2, transient=True)
+            self._live.start()
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._end.set()
+        for observer in self.observers:
+            observer.close()
+        if self._live is not None:
+            self._live.stop()
+        print(self.summary(), file=sys.stderr, flush=True)
+
+    def eta_s(self) -> float | None:
+        """By past timings where there are some, else by the share of jobs done."""
+        elapsed = time.monotonic() - self.started
+        if self.total_seconds > 0 and self.seconds_done < self.total_seconds:
+            return (self.total_seconds - self.seconds_done) / max(1, self.workers)
+        finished = self.done + self.failed
+        return elapsed / finished * (self.total - finished) if finished else None
+
+    def summary(self) -> str:
+        waiting = max(0, self.total - self.done - self.failed - len(self.running))
+        eta = self.eta_s()
+        parts = [
+            f"{self.title}: {self.done} of {self.total} jobs done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
+        ]
+        parts.append(f"{_time(time.monotonic() - self.started)} elapsed")
+        if eta is not None and waiting + len(self.running):
+            parts.append(f"about {_time(eta)} to go")
+        if self.best is not None:
+            parts.append(f"best {self.goal} {self.best[0]:.4f} ({self.best[1]})")
+        return ", ".join(parts)
+
+    def _block(self) -> Any:
+        from rich.text import Text
+
+        with self._lock:
+            lines = [self.summary()]
+            lines += [f"  {title}  {self.beside.get(unit, '')}".rstrip() for unit, title in list(self.running.items())[:6]]
+            if len(self.running) > 6:
+                lines.append(f"  and {len(self.running) - 6} more")
+        why = self.why()
+        return Text("\n".join([*lines, *([f"  {why}"] if why else [])]))
+
+    def _plain(self, force: bool) -> None:
+        if self._live is not None or self._end.is_set():
+            return
+        now = time.monotonic()
+        if force or now - self.last_plain >= PLAIN_EVERY_S:
+            self.last_plain = now
+            with self._lock:
+                running = "; ".join(f"{t} {self.beside.get(u, '')}".strip() for u, t in list(self.running.items())[:4])
+            print(f"{self.summary()}" + (f" [{running}]" if running else ""), file=sys.stderr, flush=True)
+
+    def _watch(self) -> None:
+        while not self._end.wait(min(1.0, self.quiet_s / 4)):
+            quiet = time.monotonic() - self.last_event
+            if quiet >= self.quiet_s:
+                reason = self.why() or (
+                    "jobs run without a report: " + ", ".join(self.running.values()) if self.running else "no worker has started yet"
+                )
+                text = f"nothing has moved for {quiet:.0f} s: {reason}"
+                self.said.append(text)
+                self.say(text)
+                with self._lock:
+                    self.last_event = time.monotonic()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _time(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 120:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h {seconds % 3600 // 60} min"
