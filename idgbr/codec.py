@@ -79,7 +79,7 @@ class Codec(nn.Module):
         return self.to_latent(self.codes[index.long()].movedim(-1, 1))
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent [B,D,h,w] -> probabilities [B,K,H,W]; their argmax is the nearest code."""
+        """Latent [B,D,h,w] -> probabilities [B,K,H,W], by the distances of the code to the classes' codes."""
         raise NotImplementedError
 
     def logits(self, output: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class AnalogCodec(Codec):
 
     def decode(self, latent: Tensor) -> Tensor:
         # A digit x that estimates E[c] of c in {-1, 1} says P(c) = (1 + c x) / 2 = 1 - |x - c| / 2: linear in the distance to the code.
-        # Digits are taken as independent, which is exact for two classes.
+        # Digits are taken as independent, which is exact for two classes. Where every corner is a class, the argmax is the nearest code.
         x = self.to_pixels(latent.float()).clamp(-1, 1)
         p = torch.ones_like(x[:, :1]).expand(-1, self.n_classes, -1, -1)
         for j in range(self.codes.shape[1]):

@@ -1,8 +1,9 @@
 """The U-Net in two halves, and the condition encoder. Both are assembled from diffusers blocks.
 
-`Denoiser.encode(z, t)` runs the encoder and middle, `decode(skips, middle, t)` the decoder: guidance is added between the two, so one encoder
-pass serves the guidance network and both branches of classifier-free guidance (METHOD.md 5.2, W2). Works on diffusers' `UNet2DModel` (small
-models) and `UNet2DConditionModel` (Stable Diffusion), whose cross-attention sees one constant: the embedding of the empty prompt.
+`Denoiser.encode(z, t)` runs the encoder and middle, `decode(features)` the decoder: guidance is added between the two, so one
+encoder pass serves the guidance network and both branches of classifier-free guidance (METHOD.md 5.2, W2). Works on diffusers'
+`UNet2DModel` (small models) and `UNet2DConditionModel` (Stable Diffusion), whose cross-attention sees one constant: the embedding of
+the empty prompt.
 
 Shape letters: B batch, D latent channels, h, w latent grid.
 """
@@ -13,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +114,7 @@ class Denoiser(nn.Module):
     def _cross(self, block: nn.Module, batch: int) -> dict[str, Tensor]:
         if not getattr(block, "has_cross_attention", False):
             return {}
-        return {"encoder_hidden_states": self.prompt.expand(batch, -1, -1).to(self.conv_in.weight.dtype)}
+        return {"encoder_hidden_states": cast(Tensor, self.prompt).expand(batch, -1, -1).to(self.conv_in.weight.dtype)}
 
     def _run(self, block: Callable[..., Any], *args: Any) -> Any:
         if self.checkpointing and torch.is_grad_enabled():

@@ -149,8 +149,8 @@ class Sampler:
             )
         self.whole = length == diffusion.steps
         self.length = length
+        self.scheduler: Any = None
         if self.kind == "one_step":
-            self.scheduler = None
             self.timesteps = torch.tensor([length - 1])
             return
         self.scheduler = _scheduler(self.kind, diffusion.betas[:length], config.spacing)
@@ -180,6 +180,13 @@ class Sampler:
         """Latent at the following timestep."""
         if self.scheduler is None:
             return x0
+        if self.kind == "ddim":
+            # arXiv 2010.02502 eq. 12, eta 0. diffusers takes `t - T // steps` for the next timestep, which misses its own list (and ends
+            # short of the clean latent) where `steps` does not divide T
+            bar, last = self.bar(step), step + 1 == len(self.timesteps)
+            after = torch.ones(()) if last else self.bar(step + 1)
+            noise = (z - bar.sqrt() * x0) / (1 - bar).sqrt()
+            return after.sqrt() * x0 + (1 - after).sqrt() * noise
         return self.scheduler.step(x0, self.timesteps[step], z).prev_sample
 
     def _bar(self, t: Tensor) -> Tensor:
@@ -207,7 +214,7 @@ def _scheduler(kind: str, values: np.ndarray, spacing: str) -> Any:
     guard = bool(values[-1] > 0.9999)
     if kind == "dpm++":
         return diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", rescale_betas_zero_snr=guard, **common)
-    euler = diffusers.EulerDiscreteScheduler(rescale_betas_zero_snr=guard, **common)
+    euler: Any = diffusers.EulerDiscreteScheduler(rescale_betas_zero_snr=guard, **common)
     euler.is_scale_input_called = True  # `network_input` does it
     return euler
 

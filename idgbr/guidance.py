@@ -6,13 +6,15 @@ For a scale with denoiser feature n (C channels) and condition c (M channels):
 Only `conv` and `proj` start at zero: no effect at first, yet every parameter learns (in the authors' code the attention cannot).
 Everything that depends on c alone is computed once a tile by `prepare`: keys, values, their residual, and c's share of `conv`.
 
-Attention within windows of `window` positions a side keeps the cost linear in the image; 0 attends over the whole feature map, as the paper.
+Attention within windows of `window` positions a side keeps the cost linear in the image; 0 attends over the whole feature map, as
+the paper does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +54,7 @@ class GuidanceBlock(nn.Module):
         self.channels, self.heads, self.window, self.attention = channels, heads, window, attention
         self.conv = nn.Conv2d(channels + condition_channels, channels, 1)
         nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
         if not attention:
             return
         side = window or size
@@ -84,7 +86,7 @@ class GuidanceBlock(nn.Module):
     def forward(self, feature: Tensor, prepared: Prepared) -> Tensor:
         """Denoiser feature [B,C,h,w] -> guidance [B,C,h,w]."""
         u = F.conv2d(feature, self.conv.weight[:, : self.channels]) + prepared.share
-        if not self.attention:
+        if prepared.k is None or prepared.v is None or prepared.value is None:
             return u
         height, width = u.shape[-2:]
         q = self._heads(self.to_q(self.norm_q(self._windows(self.query(u) + self._position(height, width)))))
@@ -165,7 +167,8 @@ class GuidanceNetwork(nn.Module):
         )
 
     def prepare(self, conditions: Sequence[Tensor]) -> tuple[Prepared, ...]:
-        return tuple(block.prepare(c) for block, c in zip(self.blocks, conditions, strict=True))
+        blocks: Sequence[Any] = list(self.blocks)
+        return tuple(block.prepare(c) for block, c in zip(blocks, conditions, strict=True))
 
     def forward(self, features: Sequence[Tensor], prepared: Sequence[Prepared]) -> tuple[Tensor, ...]:
         return tuple(block(f, p) for block, f, p in zip(self.blocks, features, prepared, strict=True))

@@ -3,8 +3,9 @@
     refiner = Refiner.load(folder)
     refined = refiner.refine(image, coarse)          # numpy or torch, any size, index map or probabilities
 
-A label map is written as a latent by a denoising diffusion process whose decoder is led by a conditioning guidance network (METHOD.md, section 1).
-All that depends on image and coarse map alone is computed once a tile (`condition`) and reused by every step, sample and step count.
+A label map is written as a latent by a denoising diffusion process whose decoder is led by a conditioning guidance network
+(METHOD.md, section 1). All that depends on image and coarse map alone is computed once a tile (`condition`) and reused by every step,
+sample and step count.
 
 Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w latent grid, S samples.
 """
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """All that denoising steps share. coarse: probabilities [B,K,H,W]; latent: their code [B,D,h,w] (padded); prepared: one entry a skip and the
-    middle."""
+    """All that denoising steps share.
+
+    coarse: probabilities [B,K,H,W]. latent: their code [B,D,h,w], padded. prepared: one entry a skip and, last, the middle.
+    """
 
     coarse: Tensor
     latent: Tensor
@@ -64,7 +67,7 @@ class Condition:
         ]
 
 
-def _rows(tensor: Tensor | None, n: int) -> list[Tensor | None]:
+def _rows(tensor: Tensor | None, n: int) -> list[Any]:
     return [None] if tensor is None else list(tensor.chunk(n))
 
 
@@ -74,7 +77,8 @@ def _stack(rows: Sequence[Condition]) -> Condition:
     prepared = []
     for blocks in zip(*(r.prepared for r in rows), strict=True):
         values = {f.name: [getattr(b, f.name) for b in blocks] for f in dataclasses.fields(Prepared)}
-        prepared.append(Prepared(**{k: (None if v[0] is None else v[0] if k == "mask" else torch.cat(v)) for k, v in values.items()}))
+        joined: dict[str, Any] = {k: None if v[0] is None else v[0] if k == "mask" else torch.cat(v) for k, v in values.items()}
+        prepared.append(Prepared(**joined))
     return Condition(torch.cat([r.coarse for r in rows]), torch.cat([r.latent for r in rows]), tuple(prepared))
 
 
@@ -82,8 +86,8 @@ def _stack(rows: Sequence[Condition]) -> Condition:
 class Refined:
     """A refined map with its uncertainty, in the kind (numpy or torch) and with the batch axis of the image given.
 
-    index: class map uint8 [(B,)H,W]. probabilities: mean over samples [(B,)K,H,W]. agreement: share of samples that voted for the most frequent
-    class [(B,)H,W]. entropy: of the mean probabilities, in units of log K, 0..1 [(B,)H,W].
+    index: class map uint8 [(B,)H,W]. probabilities: mean over samples [(B,)K,H,W]. agreement: share of samples that voted for the most
+    frequent class [(B,)H,W]. entropy: of the mean probabilities, in units of log K, 0..1 [(B,)H,W].
     """
 
     index: Any
@@ -131,7 +135,7 @@ class Refiner(nn.Module):
         )
         self._build_networks(parts)
         if torch.get_default_device().type != "meta":
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.to(memory_format=torch.channels_last)
 
     def _build_networks(self, parts: Parts) -> None:
         c, d = self.config, self.codec.latent_channels
@@ -198,7 +202,8 @@ class Refiner(nn.Module):
         """Read a refiner that `save` or `fit` wrote, in eval mode.
 
         Raises:
-            Missing: no such folder, no config or no weights in it. BadRequest: config of another version. Disagreement: the weights do not fit.
+            Missing: no such folder, no config or no weights in it. BadRequest: config of another version.
+            Disagreement: the weights do not fit.
         """
         from safetensors.torch import load_file
 
@@ -412,8 +417,8 @@ class Refiner(nn.Module):
 def keeps_coarse(coarse: np.ndarray, reach_px: float, keep_confidence: float) -> np.ndarray:
     """Where the coarse class is kept: [H,W] bool for coarse probabilities [K,H,W].
 
-    Farther than `reach_px` (Euclidean, centre to centre) from every pixel that has a 4-neighbour of another class, or with a coarse probability
-    above `keep_confidence`; 0 switches either off. A map of one class has no boundary: with a reach, all of it is kept.
+    Farther than `reach_px` (Euclidean, centre to centre) from every pixel that has a 4-neighbour of another class, or with a coarse
+    probability above `keep_confidence`; 0 switches either off. A map of one class has no boundary: with a reach, all of it is kept.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -434,9 +439,9 @@ def keeps_coarse(coarse: np.ndarray, reach_px: float, keep_confidence: float) ->
 
 def fit(config: RefinerConfig, dataset: Any, coarse_dir: Path, **settings: Any) -> None:
     """Train a refiner; see `idgbr.refiner_training.fit`."""
-    from idgbr import refiner_training
+    from idgbr.refiner_training import fit as train_refiner
 
-    refiner_training.fit(config, dataset, coarse_dir, **settings)
+    train_refiner(config, dataset, coarse_dir, **settings)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """What the refiner learns from a batch, and `fit`, which runs the one training loop on it.
 
-Everything random in a sample (timestep, noise, dropped condition) comes from a generator seeded by the sample's own seed, so the loss of a sample
-is the same in any batch, on any number of workers, and after a resume.
+Everything random in a sample (timestep, noise, dropped condition) comes from a generator seeded by the sample's own seed, so the loss
+of a sample is the same in any batch, on any number of workers, and after a resume.
 
 Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w latent grid.
 """
@@ -33,8 +33,8 @@ class RefinerTraining(nn.Module):
     Args:
         refiner: trained in place, as `.network`.
 
-    A batch has image [B,C,H,W] raw, coarse [B,K,H,W], target [B,H,W] (255 ignored), valid [B,H,W], seed [B], and, where a setting asks for it,
-    index [B]: how many images came before (fast track, alignment), and cached image_input / coarse_latent / target_latent / tokens.
+    A batch has image [B,C,H,W] raw, coarse [B,K,H,W], target [B,H,W] (255 ignored), valid [B,H,W], seed [B], and, where a setting asks
+    for it, index [B]: how many images came before (fast track, alignment), and cached image_input, coarse_latent, target_latent, tokens.
     """
 
     def __init__(self, refiner: Refiner):
@@ -250,7 +250,7 @@ def fit(
 
 
 def _encoder(module: RefinerTraining) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """What is frozen about a sample, computed once: latents of a VAE (analog codes are cheaper than their copies), tokens of the teacher."""
+    """What is frozen about a sample, computed once: latents of a VAE (analog codes cost less than their copies), teacher tokens."""
     network = module.network
 
     @torch.no_grad()

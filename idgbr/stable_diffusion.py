@@ -62,7 +62,7 @@ class Parts:
         for name in ("vae", "unet"):
             module = getattr(self, name)
             if module is not None:
-                # entries that begin with _ name the class, its version and the folder read: not needed, and paths do not belong in artefacts
+                # entries that begin with _ name the class, its version and the folder read; paths do not belong in artefacts
                 made[name] = {
                     "class": type(module).__name__,
                     "config": {k: v for k, v in json.loads(module.to_json_string()).items() if not k.startswith("_")},

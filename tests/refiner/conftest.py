@@ -1,0 +1,75 @@
+"""Small refiners and batches that the tests of stage II share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from idgbr.config import RefinerConfig
+from idgbr.datasets import BandStats
+from idgbr.labels import ClassTable, LabelClass
+from idgbr.refiner import Refiner
+
+TINY = {
+    "channels": (16, 32),
+    "condition_channels": (16, 32),
+    "guidance_width": 16,
+    "guidance_heads": 2,
+    "guidance_window": 4,
+    "crop_px": 32,
+    "train_timesteps": 100,
+}
+
+
+def class_table(n_classes: int) -> ClassTable:
+    return ClassTable(tuple(LabelClass(f"class{i}", (i,), (i % 256, 0, 255 - i % 256)) for i in range(n_classes)))
+
+
+def band_stats(n_bands: int) -> BandStats:
+    return BandStats((100.0,) * n_bands, (50.0,) * n_bands, (0.0,) * n_bands, (255.0,) * n_bands)
+
+
+@pytest.fixture
+def build() -> Callable[..., Refiner]:
+    """build(n_classes=2, n_bands=3, seed=0, **settings) -> Refiner with `TINY` settings."""
+
+    def make(n_classes: int = 2, n_bands: int = 3, seed: int = 0, **settings: object) -> Refiner:
+        torch.manual_seed(seed)
+        return Refiner.build(RefinerConfig(**{**TINY, **settings}), n_bands, class_table(n_classes), band_stats(n_bands)).eval()
+
+    return make
+
+
+@pytest.fixture
+def batch() -> Callable[..., dict[str, Tensor]]:
+    """batch(n, n_classes=2, side=32) -> random samples as the training loop hands them over."""
+
+    def make(n: int, n_classes: int = 2, side: int = 32, n_bands: int = 3, seed: int = 0) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        return {
+            "image": torch.rand(n, n_bands, side, side, generator=g) * 255,
+            "coarse": torch.rand(n, n_classes, side, side, generator=g).softmax(1),
+            "target": torch.randint(0, n_classes, (n, side, side), generator=g).to(torch.uint8),
+            "valid": torch.ones(n, side, side, dtype=torch.bool),
+            "seed": torch.arange(n) + 7,
+            "index": torch.arange(n),
+        }
+
+    return make
+
+
+@pytest.fixture
+def stir() -> Callable[[Refiner], Refiner]:
+    """Gives every parameter random values, as training would: at the start the guidance network has no effect at all."""
+
+    def make(refiner: Refiner) -> Refiner:
+        g = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in refiner.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=g)
+        return refiner
+
+    return make
