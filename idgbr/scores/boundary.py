@@ -135,6 +135,13 @@ def trimap_shells(edges: NDArray[np.uint8], widths_px: tuple[int, ...]) -> NDArr
     return shells
 
 
+def void_band(target: Map, n_classes: int, width_px: int) -> NDArray[np.bool_]:
+    """DeepLab's trimap (`MyVOCevalsegBoundary.m`): valid pixels within `width_px` (chessboard) of an ignored one. Needs void contours."""
+    ignored = (target >= n_classes).view(np.uint8)
+    size = 2 * width_px + 1
+    return (cv2.dilate(ignored, np.ones((size, size), np.uint8)) > 0) & (ignored == 0)
+
+
 def distance_bands(edges: NDArray[np.uint8], edges_px: tuple[float, ...]) -> NDArray[np.uint8]:
     """Index of the band of distance to the target boundary: 0 is [.., edges_px[0]], then (edges_px[i-1], edges_px[i]], last is beyond.
 

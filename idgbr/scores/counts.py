@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,7 +20,7 @@ from idgbr.store import unwritable
 if TYPE_CHECKING:
     from idgbr.datasets import Dataset
 
-__all__ = ["BANDS_SCHEMA", "COUNTS_SCHEMA", "TablesWriter", "Widths", "count_rasters", "count_tile", "count_window"]
+__all__ = ["BANDS_SCHEMA", "COUNTS_SCHEMA", "Collected", "TablesWriter", "Widths", "count_rasters", "count_tile", "count_window"]
 
 ROWS_A_GROUP = 20_000
 
@@ -71,6 +72,31 @@ class TablesWriter:
         finally:
             for temporary in self.temporary:
                 temporary.unlink(missing_ok=True)
+
+
+class Collected:
+    """The same rows in memory, as columns (rows of Python objects would take ten times the space)."""
+
+    def __init__(self) -> None:
+        self.waiting: tuple[list[Row], list[Row]] = ([], [])
+        self.tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
+
+    def write(self, counts: Iterable[Row], bands: Iterable[Row]) -> None:
+        for waiting, rows in zip(self.waiting, (counts, bands)):
+            waiting += rows
+        if max(map(len, self.waiting)) >= ROWS_A_GROUP:
+            self._fold()
+
+    def _fold(self) -> None:
+        for waiting, tables, schema in zip(self.waiting, self.tables, (COUNTS_SCHEMA, BANDS_SCHEMA)):
+            tables.append(pa.Table.from_pylist(waiting, schema=schema))
+            waiting.clear()
+
+    def frames(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """(counts, bands)"""
+        self._fold()
+        counts, bands = (pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))) for tables in self.tables)
+        return counts, bands
 
 
 def count_rasters(

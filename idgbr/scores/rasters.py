@@ -175,5 +175,5 @@ def read_argmax(path: Path, n_classes: int, row: int, col: int, height: int, wid
         )
     values, valid = reader.read(row, col, height, width)
     out = values.argmax(axis=0).astype(np.uint8)
-    out[~valid] = 255
+    out[~valid | (values.sum(axis=0) == 0)] = 255
     return out

@@ -85,32 +85,32 @@ _LEGACY = ("wfm_edge_legacy_0_value", "wfm_edge_legacy_1_value")
 
 
 def _metrics() -> Iterable[Metric]:
-    yield Metric("miou", RATES, _of(iou, *RATES), "IoU of each class pooled over tiles; mean over the classes in either map")
-    yield Metric("f1", RATES, _of(f1, *RATES), "F1 (Dice) of each class, pooled")
-    yield Metric("precision", ("tp", "fp"), lambda c: ratio(c["tp"], c["tp"] + c["fp"]), "of each class, pooled")
-    yield Metric("recall", ("tp", "fn"), lambda c: ratio(c["tp"], c["tp"] + c["fn"]), "of each class, pooled")
+    yield Metric("miou", RATES, _of(iou, *RATES), "IoU; mean over the classes in either map")
+    yield Metric("f1", RATES, _of(f1, *RATES), "F1 (Dice)")
+    yield Metric("precision", ("tp", "fp"), lambda c: ratio(c["tp"], c["tp"] + c["fp"]), "of pixels of the class")
+    yield Metric("recall", ("tp", "fn"), lambda c: ratio(c["tp"], c["tp"] + c["fn"]), "of pixels of the class")
     yield Metric("oa", ("tp", "fn"), _of(overall_accuracy, "tp", "fn"), "overall accuracy of valid pixels", per_class=False)
-    yield Metric("kappa", RATES, _of(kappa, *RATES), "Cohen's kappa, pooled", per_class=False)
+    yield Metric("kappa", RATES, _of(kappa, *RATES), "Cohen's kappa", per_class=False)
     yield Metric(
         "boundary_iou",
         ("biou_intersection", "biou_union"),
         _of(ratio, "biou_intersection", "biou_union"),
-        "boundary IoU (Cheng 2021) of each class, pooled; width score.boundary_px, _m or _ratio of the tile's diagonal",
+        "boundary IoU (Cheng 2021); width score.boundary_px, _m, or _ratio of the tile's diagonal",
     )
-    yield Metric("boundary_f", _BF, _of(boundary_f, *_BF), "boundary F (DAVIS) of each class, pooled; tolerance score.tolerance_px or _m")
+    yield Metric("boundary_f", _BF, _of(boundary_f, *_BF), "boundary F (DAVIS); tolerance score.tolerance_px or _m")
     names = tuple(f"trimap_{r}" for r in RATES)
-    yield Metric("trimap_iou", names, _of(iou, *names), "IoU within score.trimap_px of target boundaries (either side), pooled")
+    yield Metric("trimap_iou", names, _of(iou, *names), "IoU within score.trimap_px of target boundaries")
     for width in TRIMAP_WIDTHS_PX:
         names = tuple(f"trimap{width}_{r}" for r in RATES)
-        yield Metric(f"trimap_iou_{width}px", names, _of(iou, *names), f"IoU within {width} px of target boundaries (either side), pooled")
-    for kind, what in (("edge", "the inner 2 px at each class's edges"), ("region", "each class's region")):
+        yield Metric(f"trimap_iou_{width}px", names, _of(iou, *names), f"IoU within {width} px of target boundaries")
+    for kind, what in (("edge", "2 px inside each edge"), ("region", "regions")):
         names = tuple(f"wfm_{kind}_{n}" for n in ("target", "pred", "target_loss", "rest_loss"))
-        yield Metric(f"wfm_{kind}", names, _of(weighted_f, *names), f"weighted F-measure (Margolin 2014) of {what}, corrected, pooled")
+        yield Metric(f"wfm_{kind}", names, _of(weighted_f, *names), f"weighted F, corrected, of {what}")
     yield Metric(
         "wfm_edge_legacy",
         _LEGACY,
         lambda c: np.stack([c[n] for n in _LEGACY], -1).astype(np.float64),
-        "WF(3px) as the authors' code computes it on index files: means over tiles of (non-edge, edge), then `min`; defects included",
+        "WF(3px) as the authors' code: tile means of non-edge and edge, then `min`; with its defects",
         rows="tile",
         per_class=False,
         how="tile_mean",
@@ -120,10 +120,10 @@ def _metrics() -> Iterable[Metric]:
         "wfm_region_legacy",
         ("wfm_region_legacy_value",),
         lambda c: np.asarray(c["wfm_region_legacy_value"], np.float64),
-        "region weighted F as the authors' code: mean over tiles whose target has the class; false positives elsewhere never enter",
+        "region weighted F as the authors' code: mean over tiles whose target has the class",
         how="tile_mean",
     )
-    yield Metric("mba", MBA, mba, "mean boundary accuracy (CascadePSP), pooled", rows="tile", per_class=False)
+    yield Metric("mba", MBA, mba, "mean boundary accuracy (CascadePSP)", rows="tile", per_class=False)
     for low in (True, False):
         yield Metric(
             "low_band_error" if low else "high_band_error",
@@ -140,7 +140,7 @@ def _metrics() -> Iterable[Metric]:
         "net_gain",
         LEDGER,
         lambda c: net_gain(*(c[n].sum(-1) for n in ("repaired", "damaged", "still_wrong"))),
-        "(repaired - damaged) / errors of the coarse map, pooled",
+        "(repaired - damaged) / errors of the coarse map",
         per_class=False,
     )
     yield Metric(
@@ -199,33 +199,31 @@ def metric(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Value:
-    """score: over the classes; per_class [K] (empty if the score has no classes); undefined: classes (pooled) or tiles without a value."""
+    """One score of one trial.
+
+    score: over the classes. per_class [K], or () if the score has no classes. how: as `Metric.how`.
+    undefined: how many of the `of` rasters (pooled) or tiles (tile_mean) have no value by themselves, for each class (or one number).
+    """
 
     score: float
     per_class: tuple[float, ...]
-    undefined: int
+    undefined: tuple[int, ...]
     of: int
     how: str
 
 
-def arrays(
-    frame: pl.DataFrame, wanted: Metric, by: Sequence[str] = ("scene", "raster", "row", "col")
-) -> tuple[pl.DataFrame, dict[str, NDArray]]:
-    """Columns of a metric summed by `by` (a tile, unless coarser): keys [n], and arrays [n, K] ("class" rows) or [n].
+TILE = ("scene", "raster", "row", "col")
+
+
+def arrays(frame: pl.DataFrame, wanted: Metric, by: Sequence[str] = TILE) -> tuple[pl.DataFrame, dict[str, NDArray]]:
+    """Columns of a metric summed by `by` (a tile, or coarser): keys [n], and arrays [n, K] ("class" rows) or [n].
 
     Sums of columns that are null everywhere are NaN. Only `how == "pooled"` metrics may be summed over tiles.
     """
     names = [c for c in wanted.columns if c in frame.columns]
-    summed = [
-        pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()).cast(pl.Float64 if not frame.schema[c].is_integer() else frame.schema[c])
-        for c in names
-    ]
+    summed = [pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()) for c in names]
     if wanted.rows == "tile":
-        table = (
-            frame.filter(pl.col("class") == -1).group_by(by, maintain_order=True).agg(summed)
-            if by
-            else frame.filter(pl.col("class") == -1).select(summed)
-        )
+        table = frame.filter(pl.col("class") == -1).group_by(by).agg(summed).sort(by)
         return table.select(by), {c: _numbers(table[c]) for c in names}
     rows = frame.filter(pl.col("class") >= 0)
     k = int(rows["class"].n_unique())
@@ -269,19 +267,19 @@ def evaluate(frame: pl.DataFrame, name: str) -> Value:
     """
     one_set(frame)
     wanted = metric(name)
+    by = ("scene", "raster") if wanted.how == "pooled" else TILE
+    _, columns = arrays(frame, wanted, by)
+    values = wanted.value(columns)  # [rasters or tiles, K] or [..., parts] or [...]
     if wanted.how == "pooled":
-        _, columns = arrays(frame, wanted, ())
-        if wanted.per_class:
-            values = np.atleast_2d(wanted.value(columns))[0]
-            return Value(float(mean_of_defined(values)), tuple(values.tolist()), int(np.isnan(values).sum()), len(values), "pooled")
-        value = float(np.ravel(wanted.value(columns))[0])
-        return Value(value, (), int(np.isnan(value)), 1, "pooled")
-    _, columns = arrays(frame, wanted)
-    values = wanted.value(columns)  # [tiles, K] or [tiles, ...]
-    means = mean_of_defined(values, 0)
-    score = wanted.combine(means) if wanted.combine else float(mean_of_defined(means))
-    per_class = tuple(np.ravel(means).tolist())
-    return Value(score, per_class, int(np.isnan(values).sum()), int(values.size), "tile_mean")
+        pooled = wanted.value({name: column.sum(0) for name, column in columns.items()})
+    else:
+        pooled = mean_of_defined(values, 0)
+    undefined = tuple(np.atleast_1d(np.isnan(values).sum(0)).tolist())
+    if wanted.combine:
+        return Value(wanted.combine(pooled), (), undefined, len(values), wanted.how)
+    if wanted.per_class:
+        return Value(float(mean_of_defined(pooled)), tuple(pooled.tolist()), undefined, len(values), wanted.how)
+    return Value(float(pooled), (), undefined, len(values), wanted.how)
 
 
 def score_table(frame: pl.DataFrame, names: Iterable[str] = ()) -> dict[str, Value]:

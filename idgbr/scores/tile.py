@@ -10,7 +10,7 @@ import numpy as np
 
 from idgbr.config import ScoreConfig
 from idgbr.errors import BadRequest, Disagreement
-from idgbr.scores import bands, boundary, region, surface, wfm
+from idgbr.scores import bands, boundary, legacy, region, surface, wfm
 from idgbr.scores.boundary import NONE, Inner, crop
 from idgbr.scores.region import Map
 from idgbr.scores.schema import JOINT, LEDGER, LOSS_UNIT, MAX_LEVELS, RATES, TRIMAP_WIDTHS_PX
@@ -257,7 +257,7 @@ def _fill_legacy(rows: list[Row], tile: Row, pred: Map, target: Map, same: wfm.S
     values = wfm.weighted_f(s.target, s.target_loss, s.rest_loss)
     for row, value in zip(rows, values.tolist()):
         row["wfm_region_legacy_value"] = None if math.isnan(value) else value
-    for name, value in zip(("wfm_edge_legacy_0_value", "wfm_edge_legacy_1_value"), wfm.legacy_edge(pred, target).tolist()):
+    for name, value in zip(("wfm_edge_legacy_0_value", "wfm_edge_legacy_1_value"), legacy.edge_f(pred, target).tolist()):
         tile[name] = None if math.isnan(value) else value
 
 

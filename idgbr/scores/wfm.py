@@ -160,21 +160,3 @@ def edge_labels(labels: Map, n_classes: int) -> Map:
     low = cv2.erode(labels, kernel)  # values that are no class are the largest
     high = cv2.dilate(np.where(valid, labels, np.uint8(0)), kernel)
     return np.where(valid & ((low != labels) | (high != labels)), labels, np.uint8(NONE))
-
-
-def legacy_edge_band(labels: Map, kernel: int = 3) -> Map:
-    """1 on the authors' edge band of raw values, else 0 (IDGBR d4fc096, `extract_edge_map` and `lt255`).
-
-    Sobel 3 x 3 of the raw uint8 values, reflected at the frame, gradient not 0, dilated by kernel x kernel; pixels of value 255 drop out.
-    Official defects are kept: see SCORES in the README's account of legacy scores.
-    """
-    edge = (cv2.Sobel(labels, cv2.CV_16S, 1, 0) != 0) | (cv2.Sobel(labels, cv2.CV_16S, 0, 1) != 0)
-    band = cv2.dilate(edge.view(np.uint8), np.ones((kernel, kernel), np.uint8))
-    return band & (labels < 255).view(np.uint8)
-
-
-def legacy_edge(pred: Map, target: Map, kernel: int = 3) -> NDArray[np.float64]:
-    """[2]: WFm of (non-edge, edge) of one image as the authors' code gives it; NaN where the target's band map lacks the class."""
-    a, b = legacy_edge_band(pred, kernel), legacy_edge_band(target, kernel)
-    s = sums(a, b, 2, (0, a.shape[0], 0, a.shape[1]))
-    return weighted_f(s.target, s.target_loss, s.rest_loss)

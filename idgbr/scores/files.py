@@ -1,0 +1,275 @@
+"""Class map files of other people: which files belong together, and what their values mean.
+
+Without a class table the values decide, for all files of one side together: only 0 and 255 is a mask (255 is the class), anything else are
+class indices. With a table, single bands hold its number codes and three bands (or a palette) its colours; files written by this program
+hold indices and say so. Targets must hold only known codes; a prediction's unknown numbers are outside the classes and count as wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.labels import ClassTable, LabelClass
+from idgbr.scores.boundary import NONE
+from idgbr.scores.region import Map
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jp2", ".img", ".vrt", ".bmp", ".gif", ".webp", ".jpg", ".jpeg")
+OUTSIDE = 254  # in predictions: a value that is no class
+MOST_CLASSES = 64  # that are guessed without a table
+_COLORS = ((40, 40, 40), (255, 80, 40), (60, 160, 60), (70, 110, 220), (240, 200, 60), (160, 80, 180))
+
+
+# ---- which files --------------------------------------------------------------------------------------------------------------
+
+
+def matched(sides: dict[str, Path]) -> list[tuple[str, dict[str, Path]]]:
+    """(name, file of every side): one entry if the sides are files, one a name (without suffix) if they are folders.
+
+    Raises:
+        BadRequest: a file against a folder. Missing: no such path, or a folder without class maps.
+        Disagreement: names without a partner (listed), or one name twice in a folder.
+    """
+    for side, path in sides.items():
+        if not path.exists():
+            raise Missing(f"{side}: no such file or folder", value=path, hint="check the path")
+    folders = {side: path.is_dir() for side, path in sides.items()}
+    if len(set(folders.values())) > 1:
+        kinds = ", ".join(f"{side} is a {'folder' if f else 'file'}" for side, f in folders.items())
+        raise BadRequest("files are compared with files, folders with folders", value=kinds)
+    if not any(folders.values()):
+        return [(next(iter(sides.values())).stem, sides)]
+    names = {side: _by_name(side, path) for side, path in sides.items()}
+    everywhere = set.intersection(*(set(n) for n in names.values()))
+    alone = {side: sorted(set(n) - everywhere) for side, n in names.items()}
+    if any(alone.values()):
+        listed = "; ".join(f"only in {side} ({sides[side]}): {_few(found)}" for side, found in alone.items() if found)
+        raise Disagreement(
+            "files are matched by name without suffix, and some have no partner",
+            value=listed,
+            hint="the same names in both folders; move the others away",
+        )
+    return [(name, {side: found[name] for side, found in names.items()}) for name in sorted(everywhere)]
+
+
+def _by_name(side: str, folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "_")) or path.suffix.lower() not in SUFFIXES:
+            continue
+        if path.stem in found:
+            raise Disagreement(
+                f"{side}: one name twice in a folder", value=f"{found[path.stem].name}, {path.name}", hint="keep one of them"
+            )
+        found[path.stem] = path
+    if not found:
+        raise Missing(f"{side}: no class maps in the folder", value=folder, allowed=", ".join(SUFFIXES))
+    return found
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ---- what the values mean -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a file holds: bands, sample kind, whether a palette, the class names it was written with, and its distinct whole numbers."""
+
+    path: Path
+    bands: int
+    palette: bool
+    written_as: tuple[str, ...]  # class names, if this program wrote it as a class map
+    numbers: frozenset[int]  # of valid pixels; empty for colours
+
+
+def look(path: Path) -> Values:
+    """Read a file once, in blocks.
+
+    Raises:
+        Missing: no such file. Disagreement: unreadable, fractions or not-a-number only, probabilities, complex numbers.
+    """
+    from rasterio.enums import ColorInterp
+
+    from idgbr.grid import opened
+    from idgbr.raster_output import PREFIX
+
+    with opened(path) as source:
+        tags, dtype = source.tags(), np.dtype(source.dtypes[0])
+        if dtype.kind not in "uifb":
+            raise Disagreement(f"{path} holds no class codes", value=dtype, allowed="whole numbers or colours")
+        if tags.get(f"{PREFIX}KIND") == "probabilities" or (dtype.kind == "f" and source.count > 1):
+            raise Disagreement(
+                f"{path} holds probabilities, not classes",
+                value=f"{source.count} bands of {dtype}",
+                hint="score a class map: the most probable class of every pixel",
+            )
+        written = tuple(c["name"] for c in json.loads(tags[f"{PREFIX}CLASSES"])["classes"]) if f"{PREFIX}CLASSES" in tags else ()
+        palette = source.colorinterp[0] == ColorInterp.palette
+        if source.count >= 3:
+            return Values(path, source.count, palette, written, frozenset())
+        numbers: set[int] = set()
+        rows = max(1, 16_000_000 // source.width)
+        for top in range(0, source.height, rows):
+            window = ((top, min(top + rows, source.height)), (0, source.width))
+            raw = source.read(1, window=window)
+            raw = raw[source.read_masks(1, window=window) > 0]
+            numbers |= _distinct(raw, path)
+    return Values(path, 1, palette, written, frozenset(numbers))
+
+
+def _distinct(raw: NDArray[Any], path: Path) -> set[int]:
+    if raw.dtype == np.uint8:
+        return set(np.flatnonzero(np.bincount(raw.reshape(-1), minlength=256)).tolist())
+    if raw.dtype.kind == "f":
+        raw = raw[np.isfinite(raw)]
+        fractions = raw[raw != np.round(raw)]
+        if len(fractions):
+            raise Disagreement(
+                f"{path} holds fractions where class codes were expected",
+                value=f"e.g. {fractions[0]}",
+                hint="threshold the mask first: 0 and 255, or class indices",
+            )
+    found = np.unique(raw)
+    if len(found) > 1024:
+        raise Disagreement(f"{path} holds more than 1024 different numbers, so it is no class map", value=f"{found[0]} to {found[-1]}")
+    return {int(v) for v in found}
+
+
+def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[ClassTable, dict[str, bool]]:
+    """Class indices 0 .. K-1 as a table, and which sides are 0/255 masks. K covers every value of both sides but 255 and `ignore`.
+
+    Raises:
+        Disagreement: colours without a class table, negative numbers, or more than `MOST_CLASSES` classes.
+    """
+    masks: dict[str, bool] = {}
+    highest = 1
+    for side, files in sides.items():
+        colours = next((f for f in files if f.bands >= 3), None)
+        if colours is not None:
+            raise Disagreement(f"{side}: colours need a class table to be classes", value=colours.path, hint="--classes TABLE.json")
+        found = frozenset[int]().union(*(f.numbers for f in files))
+        masks[side] = found <= {0, 255} and 255 in found and not any(f.written_as for f in files)
+        if masks[side]:
+            continue
+        codes = found - {ignore, NONE}
+        strange = sorted(c for c in codes if not 0 <= c < MOST_CLASSES)
+        if strange:
+            where = next(f.path for f in files if strange[0] in f.numbers)
+            raise Disagreement(
+                f"{side}: values that cannot be class indices",
+                value=f"{_few([str(c) for c in strange])} in {where}",
+                allowed=f"0 to {MOST_CLASSES - 1}, 255",
+                hint="--classes TABLE.json, which says what the codes mean",
+            )
+        highest = max(highest, max(codes, default=0))
+    if highest > 1:  # one side has more classes, so 255 on the other is no class
+        masks = dict.fromkeys(masks, False)
+    names = next((f.written_as for files in sides.values() for f in files if len(f.written_as) == highest + 1), ())
+    names = names or (("background", "object") if highest == 1 else tuple(f"class {i}" for i in range(highest + 1)))
+    return ClassTable(tuple(LabelClass(n, (i,), _COLORS[i % len(_COLORS)]) for i, n in enumerate(names)), ()), masks
+
+
+def with_ignore(table: ClassTable, ignore: int) -> ClassTable:
+    """The table with one more ignore code; 255 stays a class where the table says so.
+
+    Raises:
+        BadRequest: another code that the table calls a class.
+    """
+    if ignore in table.ignore:
+        return table
+    of_class = next((c.name for c in table.classes if ignore in c.codes), None)
+    if of_class is None:
+        return ClassTable(table.classes, (*table.ignore, ignore))
+    if ignore == NONE:
+        return table
+    raise BadRequest(
+        f"--ignore {ignore} is the code of class {of_class}", hint="a class table without that class, and the code under `ignore`"
+    )
+
+
+Decode = Callable[[Path, int, int, int, int], Map]
+
+
+@dataclass(frozen=True)
+class Side:
+    """How all files of one side are read. `is_target`: unknown codes are errors; else they become OUTSIDE."""
+
+    table: ClassTable
+    is_target: bool
+    colours: bool
+    ignore: int
+
+    def read(self, path: Path, row: int, col: int, height: int, width: int) -> Map:
+        """Class indices of a window uint8 [height, width]; ignored pixels 255 (in predictions OUTSIDE wherever there is no class)."""
+        from idgbr.raster import read_labels
+
+        if self.is_target or self.colours:
+            return read_labels(path, self.table, row, col, height, width)
+        from idgbr.grid import opened
+
+        with opened(path) as source:
+            window = ((row, row + height), (col, col + width))
+            raw = source.read(1, window=window)
+            known = source.read_masks(1, window=window) > 0
+            if source.nodatavals[0] is not None and any(source.nodatavals[0] in c.codes for c in self.table.classes):
+                known = np.ones(raw.shape, bool)
+        if raw.dtype.kind == "f":
+            known &= np.isfinite(raw)
+            raw = np.where(known, raw, -1).astype(np.int64)
+        out = np.full(raw.shape, OUTSIDE, np.uint8)
+        if raw.dtype == np.uint8:
+            lut = np.full(256, OUTSIDE, np.uint8)
+            for i, c in enumerate(self.table.classes):
+                lut[[code for code in c.codes if isinstance(code, int) and 0 <= code < 256]] = i
+            out = lut[raw]
+        else:
+            for i, c in enumerate(self.table.classes):
+                for code in c.codes:
+                    out[raw == code] = i
+        out[~known] = OUTSIDE
+        return out
+
+
+def side_of(side: str, files: Sequence[Values], table: ClassTable, mask: bool, ignore: int) -> Side:
+    """How the files of a side are read with a class table (given or guessed).
+
+    Raises:
+        Disagreement: other class names in the file's own tags, colours without codes for them, or no known code at all in a prediction.
+    """
+    is_target = side.startswith("target")
+    if mask:
+        binary = ClassTable(tuple(LabelClass(c.name, (i * 255,), c.color) for i, c in enumerate(table.classes[:2])), ())
+        classes = binary.classes + tuple(LabelClass(c.name, (i,), c.color) for i, c in enumerate(table.classes[2:], 2))
+        return Side(ClassTable(classes, () if ignore == NONE else (ignore,)), is_target, False, ignore)
+    written = {f.written_as for f in files if f.written_as}
+    if written:
+        names = next(iter(written))
+        if len(written) > 1 or names != table.names:
+            raise Disagreement(f"{side}: written with other classes than these", value=", ".join(names), allowed=", ".join(table.names))
+        from idgbr.coarse_map import index_table
+
+        return Side(index_table(table), is_target, False, ignore)
+    colours = any(f.bands >= 3 for f in files) or (any(f.palette for f in files) and table.has_colors)
+    numbers = {code for c in table.classes for code in c.codes if isinstance(code, int)}
+    if not colours and not numbers:  # one band, but the table has only colours: indices
+        table = ClassTable(tuple(LabelClass(c.name, (i,), c.color) for i, c in enumerate(table.classes)), (NONE,))
+        numbers = set(range(table.n_classes))
+    found = frozenset[int]().union(*(f.numbers for f in files))
+    if not is_target and not colours and found and not found & numbers:
+        raise Disagreement(
+            f"{side}: none of its values is a class",
+            value=_few([str(v) for v in sorted(found)]),
+            allowed=table.describe_codes(),
+            hint="--classes TABLE.json with the codes of both",
+        )
+    return Side(with_ignore(table, ignore) if is_target else table, is_target, colours, ignore)

@@ -1,0 +1,128 @@
+"""The result of `idgbr score` as tables on the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+PER_CLASS = {
+    "miou": "IoU", "f1": "F1", "precision": "prec.", "recall": "recall", "boundary_iou": "b. IoU", "boundary_f": "b. F",
+    "trimap_iou": "trimap", "wfm_edge": "WFm e.", "wfm_region": "WFm r.", "hd95": "HD95", "assd": "ASSD",
+}  # fmt: skip
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print to stdout. `result` as `idgbr score --json` gives it."""
+    from rich.console import Console
+
+    console = Console()
+    for label_set, found in result["label_sets"].items():
+        many = len(result["label_sets"]) > 1
+        console.print(_heading(result, label_set if many else "", found), highlight=False)
+        console.print(_scores(found, console.width))
+        console.print(_classes(result["classes"], found))
+        console.print(_distance(found["distance"]))
+        console.print(_frequency(found["frequency"]), highlight=False)
+        if "ledger" in found:
+            console.print(_ledger(found), highlight=False)
+        console.print()
+    for note in result["notes"]:
+        console.print(f"note: {note}", highlight=False)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _heading(result: dict[str, Any], label_set: str, found: dict[str, Any]) -> str:
+    pixels = found["pixels"]
+    parts = [f"{result['rasters']} raster{'s' * (result['rasters'] > 1)}, {found['tiles']} tile{'s' * (found['tiles'] > 1)}",
+             f"{pixels['valid']:,} px scored, {pixels['ignored']:,} ignored"]  # fmt: skip
+    if pixels["outside"]:
+        parts.append(f"[bold]{pixels['outside']:,} predicted outside the classes (counted wrong)[/bold]")
+    return (f"[bold]{label_set} labels[/bold]: " if label_set else "") + "; ".join(parts)
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True
+    )
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _scores(found: dict[str, Any], width: int) -> Any:
+    entries = found["scores"]
+    has_coarse = any("coarse" in e for e in entries.values())
+    undefined = any(_undefined(e) for e in entries.values())
+    titles = ["score", "value", *(("coarse", "gain") if has_coarse else ()), *(("undefined",) if undefined else ())]
+    taken = max(map(len, entries)) + 10 * (len(titles) - 1) + (8 if undefined else 0)
+    with_doc = width - taken > 36
+    table = _table("scores", *titles, *(("what it is",) if with_doc else ()))
+    if with_doc:
+        table.columns[-1].justify, table.columns[-1].max_width = "left", width - taken
+    for name, entry in entries.items():
+        if name.startswith("trimap_iou_") and entry["score"] == entries["trimap_iou"]["score"]:
+            continue  # the same width twice
+        row = [name, _number(entry["score"])]
+        row += [_number(entry.get("coarse")), _signed(entry.get("gain"))] if has_coarse else []
+        row += [_undefined(entry)] if undefined else []
+        table.add_row(*row, *((entry["doc"],) if with_doc else ()))
+    return table
+
+
+def _undefined(entry: dict[str, Any]) -> str:
+    """The largest number of rasters (or tiles) without a value, over the classes."""
+    most = max(entry["undefined"], default=0)
+    unit = "raster" if entry["how"] == "pooled" else "tile"
+    return f"{most} of {entry['of']} {unit}{'s' * (entry['of'] > 1)}" if most else ""
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:+.4f}"
+
+
+def _classes(names: list[str], found: dict[str, Any]) -> Any:
+    shown = [(n, t) for n, t in PER_CLASS.items() if n in found["scores"]]
+    lacking = found["scores"]["miou"]["undefined"]
+    table = _table("by class (- undefined)", "class", *(t for _, t in shown), *(("rasters without",) if any(lacking) else ()))
+    for c, name in enumerate(names):
+        values = (_number(found["scores"][n]["per_class"][c], 3) for n, _ in shown)
+        table.add_row(name, *values, *((str(lacking[c] or ""),) if any(lacking) else ()))
+    return table
+
+
+def _distance(curve: list[dict[str, Any]]) -> Any:
+    has_coarse = any("kept" in e for e in curve)
+    ledger = ("repaired", "damaged", "net gain") if has_coarse else ()
+    table = _table("by distance to the target's boundary", "distance in px", "pixels", "accuracy", "mIoU", *ledger)
+    for e in curve:
+        place = f"{e['low_px']:g} to {e['high_px']:g}" if math.isfinite(e["high_px"]) else f"beyond {e['low_px']:g}"
+        beside = (f"{e['repaired']:,}", f"{e['damaged']:,}", _number(e["net_gain"], 3)) if has_coarse else ()
+        table.add_row(place, f"{e['valid']:,}", _number(e["accuracy"]), _number(e["miou"]), *beside)
+    return table
+
+
+def _frequency(found: dict[str, Any]) -> str:
+    lines = []
+    for name in ("pred", "coarse"):
+        if name in found and found[name]["s"]:
+            bands = ", ".join(f"{2**j} px {_number(b, 5)}" for j, b in enumerate(found[name]["bands"]))
+            lines.append(f"error by structure size ({name}): {bands}, larger {_number(found[name]['low'], 5)}; their sum is the error rate")
+    if "gain_low" in found:
+        lines.append(f"gain over coarse: fine structures {_percent(found['gain_high'])}, large structures {_percent(found['gain_low'])}")
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:+.1f} %" if math.isfinite(value) else "-"
+
+
+def _ledger(found: dict[str, Any]) -> str:
+    ledger, gain = found["ledger"], found["scores"].get("net_gain", {}).get("score")
+    cells = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in ledger.items())
+    return f"ledger in px: {cells}; net gain {_percent(float('nan') if gain is None else gain)} of the coarse map's errors"

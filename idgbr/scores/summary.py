@@ -1,0 +1,102 @@
+"""What `idgbr score` reports of one label set, as plain numbers: every score, the ledger, the frequency bands, the curve over distance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from idgbr.scores import formulas
+from idgbr.scores.read import METRICS, arrays, distance_curve, evaluate
+from idgbr.scores.schema import JOINT, LEDGER, MAX_LEVELS
+
+
+def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, iou_imp_k: float = 1.0) -> dict[str, Any]:
+    """Of the trials pred and (if there) coarse.
+
+    Keys: pixels, scores {name: {score, per_class, undefined, of, how, higher_is_better, doc, coarse, gain}}, confusion [K][K+1],
+    frequency {levels, pred, coarse, gain_low, gain_high}, distance [...], and with a coarse map ledger and improvement.
+    `gain` is the score's change for the better. Undefined numbers are NaN.
+    """
+    counts, bands = (frame.filter(pl.col("label_set") == label_set) for frame in (counts, bands))
+    after, before = (counts.filter(pl.col("trial") == trial) for trial in ("pred", "coarse"))
+    has_coarse = len(before) > 0
+    whole = after.filter(pl.col("class") == -1)
+    out: dict[str, Any] = {
+        "pixels": {name: int(whole[name].sum()) for name in ("valid", "correct", "ignored", "outside")},
+        "tiles": len(whole),
+        "scores": {},
+        "confusion": confusion(after),
+        "distance": distance_curve(bands.filter(pl.col("trial") == "pred")),
+    }
+    for name, wanted in METRICS.items():
+        if all(after[c].null_count() == len(after) for c in wanted.columns):
+            continue  # needs what was not asked for: a coarse map, surface distances
+        value = evaluate(after, name)
+        entry: dict[str, Any] = {
+            "score": value.score,
+            "per_class": list(value.per_class),
+            "undefined": list(value.undefined),
+            "of": value.of,
+            "how": value.how,
+            "higher_is_better": wanted.higher_is_better,
+            "doc": wanted.doc,
+        }
+        if has_coarse and not all(before[c].null_count() == len(before) for c in wanted.columns):
+            entry["coarse"] = evaluate(before, name).score
+            entry["gain"] = (value.score - entry["coarse"]) * (1 if wanted.higher_is_better else -1)
+        out["scores"][name] = entry
+    out["frequency"] = frequency(after, before if has_coarse else None)
+    if has_coarse:
+        out["ledger"] = {name: int(whole[name].sum()) for name in LEDGER}
+        out["ledger_per_class"] = _per_class(after, LEDGER)
+        out["improvement"] = improvement(after, iou_imp_k)
+        if "iou_imp" in out["scores"]:
+            values = np.array([e["iou_imp"] for e in out["improvement"]["per_class"]], np.float64)
+            doc = f"IoU_imp of IDGBR's README with k = {iou_imp_k:g}, pooled (blind to new false positives)"
+            out["scores"]["iou_imp"] |= {"score": float(formulas.mean_of_defined(values)), "per_class": values.tolist(), "doc": doc}
+    return out
+
+
+def confusion(counts: pl.DataFrame) -> list[list[int]]:
+    """[K][K+1], rows target; the last column is predictions outside the classes."""
+    rows = counts.filter(pl.col("class") >= 0).select("class", "predicted_as").with_columns(pl.col("predicted_as").list.to_struct(
+        fields=[str(i) for i in range(len(counts.filter(pl.col("class") == 0)["predicted_as"][0]))])).unnest("predicted_as")  # fmt: skip
+    return [list(row) for row in rows.group_by("class").sum().sort("class").drop("class").rows()]
+
+
+def _per_class(counts: pl.DataFrame, names: tuple[str, ...]) -> list[dict[str, int]]:
+    table = counts.filter(pl.col("class") >= 0).group_by("class").agg(pl.col(n).sum() for n in names).sort("class")
+    return table.drop("class").to_dicts()
+
+
+def improvement(counts: pl.DataFrame, k: float) -> dict[str, Any]:
+    """IoU_RT, IoU_RF and IoU_imp with weight k, one class against the rest, beside the net gain that does see new false positives."""
+    per_class = []
+    for row in _per_class(counts, JOINT):
+        cells = [np.array(row[n]) for n in JOINT]
+        kept, repaired = formulas.improvement_parts(cells)
+        _, n001, n010, n011, n100, n101, n110, _ = (row[n] for n in JOINT)
+        gain = formulas.net_gain(np.array(n010 + n101), np.array(n001 + n110), np.array(n011 + n100))
+        per_class.append(
+            {"iou_rt": float(kept), "iou_rf": float(repaired), "iou_imp": float(formulas.iou_imp(cells, k)), "net_gain": float(gain)}
+        )
+    return {"k": k, "per_class": per_class}
+
+
+def frequency(after: pl.DataFrame, before: pl.DataFrame | None) -> dict[str, Any]:
+    """Error energy by structure size. S: energy left in boxes of 2^j px; bands: S_j - S_{j+1}; low: the last S. bands + low = error."""
+    out: dict[str, Any] = {}
+    for name, frame in (("pred", after), ("coarse", before)):
+        if frame is None:
+            continue
+        _, columns = arrays(frame, METRICS["low_band_error"], ("label_set",))
+        s = formulas.energies(columns)[0]
+        s = s[np.isfinite(s)][: MAX_LEVELS + 1]
+        out[name] = {"s": s.tolist(), "bands": (s[:-1] - s[1:]).tolist(), "low": float(s[-1]) if len(s) else float("nan")}
+    if "coarse" in out and len(out["coarse"]["s"]):
+        (a, b) = (out[name]["s"] for name in ("pred", "coarse"))
+        out["gain_low"] = float(1 - formulas.ratio(a[-1], b[-1]))
+        out["gain_high"] = float(1 - formulas.ratio(a[0] - a[-1], b[0] - b[-1]))
+    return out
