@@ -243,7 +243,7 @@ def _body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, *, lo
     kwargs = family.kwargs(side)
     if config.decoder == "dpt":
         with torch.device("meta"):
-            probe = timm.create_model(config.encoder, pretrained=False, num_classes=0)
+            probe: Any = timm.create_model(config.encoder, pretrained=False, num_classes=0)
         blocks = len(getattr(probe, "blocks", ()))
         if len({info["reduction"] for info in getattr(probe, "feature_info", [{"reduction": 0}, {"reduction": 1}])}) != 1 or not blocks:
             raise ValueError("DPT reads plain ViT encoders, whose blocks all have one stride")
@@ -322,7 +322,7 @@ class _UndilatedDeepLab(nn.Module):
 
 def _multiple(config: BackboneConfig, body: nn.Module) -> int:
     family = FAMILIES.get(_module_of(config.encoder), _ANY_SIDE)
-    stride = int(getattr(body.encoder, "output_stride", 32))  # type: ignore[union-attr, arg-type]
+    stride = int(getattr(body.encoder, "output_stride", 32))
     if config.decoder == "dpt":
         stride *= 2  # its coarsest level has half the tokens
     return int(np.lcm(stride, family.multiple(_side(config))))
@@ -347,7 +347,7 @@ def _check_loaded(config: BackboneConfig, body: nn.Module) -> None:
 
     with safe_open(_weights(config), "pt") as file:
         there = {name.replace(".", "_") for name in file.keys()}  # noqa: SIM118
-    wanted = {name.removeprefix("model.").replace(".", "_") for name in body.encoder.model.state_dict()}  # type: ignore[union-attr, operator]
+    wanted = {name.removeprefix("model.").replace(".", "_") for name in body.encoder.model.state_dict()}  # type: ignore[union-attr]
     absent = sorted(name for name in wanted - there if not name.startswith(("fc_norm", "norm", "head")))
     if absent:
         raise _other_weights(config, f"{len(absent)} of {len(wanted)} tensors are not in the file, first {absent[0]}")

@@ -212,7 +212,7 @@ def _external(config: CoarseConfig, dataset: Dataset, raster: Raster, grid: Grid
     path = find_external(Path(config.root).expanduser(), raster.id, raster.image)
     reader = Reader(path, bands=())
     plain = Grid(grid.height, grid.width)  # pictures carry no place: then the size alone must fit
-    require_same_grid(raster.image, plain if reader.grid == plain else grid, path, reader.grid)
+    require_same_grid(plain if reader.grid == plain else grid, reader.grid, str(raster.image), str(path))
     n_classes = dataset.table.n_classes
     is_map = reader.n_bands == 1 or (reader.n_bands in (3, 4) and reader.n_bands != n_classes) or _is_colour(path, dataset)
     if not is_map and reader.n_bands != n_classes:

@@ -56,7 +56,7 @@ def corrupt(target: Index, n_classes: int, iou: float | Sequence[float], modes: 
         raise BadRequest("a corruption needs a mode and a wanted IoU above 0, at most 1", value=f"modes={tuple(modes)}, iou={iou}")
     known = target != IGNORE
     counts = np.bincount(target[known], minlength=n_classes)
-    classes = [c for c in np.flatnonzero(counts) if c != counts.argmax()]
+    classes = [int(c) for c in np.flatnonzero(counts) if c != counts.argmax()]
     if not classes:
         return target.copy()
     largest = int(counts.argmax())
@@ -155,7 +155,7 @@ def _smooth(shape: tuple[int, ...], sigma_px: float, rng: np.random.Generator) -
     noise = cv2.GaussianBlur(rng.standard_normal(small).astype(np.float32), (0, 0), sigma_px / step, borderType=cv2.BORDER_REFLECT)
     noise = (noise - noise.mean()) / (noise.std() + 1e-9)
     big = cv2.resize(noise, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
-    return big[: shape[0], : shape[1]]
+    return np.asarray(big[: shape[0], : shape[1]], np.float32)
 
 
 def _warp(index: Index, dy: Field, dx: Field) -> Index:
@@ -200,8 +200,10 @@ def _take_back(
             continue
         wrong = ((found == c) != (target == c)) & (target != IGNORE)
         partner = np.where(found == c, target, found)
+        blobs, n = ndimage.label(wrong)
+        rank = ndimage.minimum(order, blobs, np.arange(n + 1))[blobs]  # whole blobs, one after the other
         where = np.flatnonzero(wrong)
-        where = where[np.lexsort((order.ravel()[where], partner.ravel()[where] != largest))]
+        where = where[np.lexsort((order.ravel()[where], rank.ravel()[where], partner.ravel()[where] != largest))]
         missed = target.ravel()[where] == c  # taken back: TP + 1; a false pixel taken back: union - 1
         curve = (right + np.cumsum(missed)) / (either - np.cumsum(~missed))
         enough = int(np.searchsorted(curve, wanted[c])) + 1

@@ -140,7 +140,7 @@ class _Run:
         self.seconds = 0.0  # of training before the last resume
         module.to(device).train()
         if world.sharding != "fsdp":
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         if runtime.compile:
             module.compile()
         self.wrapped = world.wrap(module, runtime)
@@ -157,7 +157,7 @@ class _Run:
         return self.step * self.batch
 
     def network_state(self) -> dict[str, Tensor]:
-        return self.module.network.state_dict()  # type: ignore[union-attr, operator, return-value]
+        return self.module.network.state_dict()  # type: ignore[union-attr]
 
     def reset_sums(self) -> None:
         self.sums = torch.zeros(0, dtype=torch.float64, device=self.device)  # over images since the last report
@@ -430,7 +430,7 @@ def _whole(value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _copy_whole(target: Tensor, value: Tensor) -> None:
+def _copy_whole(target: Any, value: Tensor) -> None:
     if hasattr(target, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 

@@ -141,7 +141,7 @@ class DistributedWorld(World):
         # No search for unused parameters: every parameter of a LossModule takes part in every step.
         # Buffers are not broadcast: batch norm is synchronised, so they are equal on all ranks as it is.
         return nn.parallel.DistributedDataParallel(
-            module, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True, broadcast_buffers=False
+            module, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True, forward_sync_buffers=False
         )
 
     def last_micro_batch(self, wrapped: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -178,16 +178,15 @@ def shard_units(module: nn.Module) -> list[nn.Module]:
     Innermost, because `fully_shard` gathers in a module's `forward`, and a network that is driven through its own `encode` and
     `decode` calls the forward of its blocks, not that of their containers. A module may name its own with `shard_units()`.
     """
-    if hasattr(module, "shard_units"):
-        return list(module.shard_units())
-    total = sum(p.numel() for p in module.parameters())
-    found: list[nn.Module] = []
-    for parent in module.modules():
-        if isinstance(parent, nn.ModuleList | nn.Sequential):
-            found += [c for c in parent if not isinstance(c, nn.ModuleList) and sum(p.numel() for p in c.parameters()) * 128 >= total]
-    inside = {id(m) for unit in found for m in unit.modules() if m is not unit}
-    outer = [u for u in found if not any(id(m) in {id(f) for f in found} for m in u.modules() if m is not u)]
-    return [u for u in dict.fromkeys(outer) if id(u) not in inside or u in outer]
+    named: Any = getattr(module, "shard_units", None)
+    if named is not None:
+        return list(named())
+    least = sum(p.numel() for p in module.parameters()) / 128
+    listed = [child for parent in module.modules() if isinstance(parent, nn.ModuleList | nn.Sequential) for child in parent]
+    blocks = [m for m in listed if not isinstance(m, nn.ModuleList) and sum(p.numel() for p in m.parameters()) >= least]
+    ids = {id(m) for m in blocks}
+    innermost = [m for m in blocks if not any(id(inner) in ids for inner in m.modules() if inner is not m)]
+    return list(dict.fromkeys(innermost))
 
 
 def shard(module: nn.Module, size: int, device: torch.device, precision: str) -> nn.Module:
@@ -222,20 +221,34 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
             layer.forward = types.MethodType(_global_batch_norm, layer)  # type: ignore[method-assign]
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks; every rank's loss depends on the sum, so its gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous().clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient
+
+
 def _global_batch_norm(self: Any, x: Tensor) -> Tensor:
     """Forward of a batch norm in training: mean and variance over all ranks' pixels (Ioffe and Szegedy 2015, over the global batch)."""
-    from torch.distributed.nn.functional import all_reduce
-
     if not self.training:
         y = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
     else:
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        total = all_reduce(torch.cat([x.float().sum(dims), x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)]))
+        total = _SumOverRanks.apply(torch.cat([x.float().sum(dims), x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)]))
         count = total[-1].detach()
         mean = total[:-1] / count
         centred = x.float() - mean.view(shape)
-        variance = all_reduce(centred.square().sum(dims)) / count
+        variance = _SumOverRanks.apply(centred.square().sum(dims)) / count
         y = (centred * torch.rsqrt(variance + self.eps).view(shape)).to(x.dtype)
         if self.weight is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)
