@@ -92,7 +92,8 @@ def summary(rows: Sequence[dict[str, Any]], table: ClassTable, facts: dict[str, 
     slow += [r for r in rows if r["block_cols"] >= r["width"] > 4096 and r not in slow]
     if slow:
         lines.append(
-            f"note: {len(slow)} large rasters are not tiled, so a window costs much of a file: `rio cogeo create --blocksize 512 IN OUT` once"
+            f"note: {len(slow)} large rasters are not tiled, so a window costs much of a file; "
+            "once for each: `rio cogeo create --blocksize 512 IN OUT`"
         )
     lines += [f"note: {note}" for note in facts["notes"]]
     return "\n".join(lines)

@@ -221,7 +221,7 @@ def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[di
             read_labels(entry.label_eroded, table, row, 0, height, grid.width)
     gsd = entry.gsd_m if entry.gsd_m is not None else grid.metres()
     ground = gsd / grid.pixel if gsd and grid.pixel else 1.0
-    corner = grid.transform * (0, 0)
+    corner = (grid.transform.c, grid.transform.f)
     row_of_index = {
         "id": entry.id,
         "scene": entry.scene,
