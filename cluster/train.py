@@ -1,0 +1,500 @@
+"""The only Ray Train file: one stage's training over N workers, DDP or FSDP, that survives workers, nodes and drivers.
+
+The training itself is `idgbr.train`, unchanged; here is what surrounds it. The run's name is the stage's key, so the same command
+goes on from the last checkpoint and never from somebody else's. Checkpoints hold whole tensors by name: any number of workers, DDP
+or FSDP, goes on from them. They are uploaded beside the training, by time (`Runtime.checkpoint_seconds`) or by `checkpoint_images`.
+
+Traps that Ray 2.60 sets, met here: no limit on controller failures (set); workers change their folder (absolute paths); a run whose
+store is not shared trains happily until its first checkpoint (checked on every node before the start); token files written unasked
+(`RAY_AUTH_MODE` explicit); `report` waits for the controller's next poll (asked twice a second).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idgbr.config import Experiment, Runtime, from_dict, to_dict
+from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
+from idgbr.store import Store
+
+if TYPE_CHECKING:
+    from idgbr.stages import Job
+
+POLL_S = "0.5"  # Ray looks at its workers that often; a report waits for it
+CONTROLLER_FAILURES = 5  # Ray's default is to try for ever
+START_TIMEOUT_S = 120  # a group that cannot be placed in this time counts as a controller failure
+KEEP_CHECKPOINTS = 2
+PATH_SETTINGS = ("root", "classes", "weights", "base", "vae", "teacher_weights")
+
+log = logging.getLogger("ray.train")  # Ray keeps one file of it for each worker
+
+
+def fit_sharded(
+    job: Job,
+    store: Store,
+    experiment: Experiment,
+    out: Path,
+    *,
+    runtime: Runtime | None = None,
+    report: Callable[..., None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    workers: int = 2,
+    min_workers: int = 0,
+    sharding: str = "ddp",
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    max_failures: int = 3,
+    start_timeout_s: float = START_TIMEOUT_S,
+) -> None:
+    """Train one stage over several workers; same signature as `idgbr.stages.train_stage`, so `stages.run(..., fit=fit_sharded)`.
+
+    The global batch is the stage's `batch_images`, whatever the number of workers, so the loss curve is that of one process.
+
+    Args:
+        job, store, experiment, out: as `train_stage`. The store must be one place for all nodes: a shared folder or a URI.
+        stop: asked once a second; true ends the run with `Interrupted` at the next report, its checkpoint kept.
+        workers: that train together, one process each. min_workers: above 0, Ray goes on with fewer when nodes are lost, down to
+            this many, and grows back when they return.
+        sharding: "ddp": whole copies of the model; "fsdp": parameters, gradients and moments spread (`fully_shard`).
+        cpus, gpus: of one worker. nccl with GPUs, gloo without. cpus is also the number of torch threads on a CPU.
+        max_failures: how often workers or nodes may be lost; each time costs the steps since the last checkpoint.
+        start_timeout_s: for all workers to find a place.
+
+    Raises:
+        BadRequest: a shape that cannot be. Missing: the store is not one place; the workers found no place.
+        Interrupted: `stop` said so. SomeFailed: workers were lost too often.
+        IdgbrError: what the training itself found wrong.
+    """
+    runtime = runtime or Runtime()
+    _check_shape(workers, min_workers, sharding, cpus, gpus)
+    if gpus == 0:
+        runtime = dataclasses.replace(runtime, device="cpu", threads=runtime.threads or max(1, int(cpus)))
+    _environment(start_timeout_s)
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    with _connected():
+        check_storage(store)
+        name = run_name(job)
+        nonce = uuid.uuid4().hex
+        store.write_bytes(f"{ray_folder()}/{name}.nonce", nonce.encode())
+        mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+        settings = {
+            "job": dataclasses.asdict(job),
+            "store": store.root if "://" in store.root else str(Path(store.root).expanduser().absolute()),
+            "experiment": to_dict(_absolute(experiment)),
+            "runtime": dataclasses.asdict(runtime),
+            "sharding": sharding,
+            "nonce": nonce,
+            "mailbox": mailbox,
+        }
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config=settings,
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=(min_workers, workers) if min_workers else workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+                elastic_resize_monitor_interval_s=20.0,
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=f"{_storage_path(store)}/{ray_folder()}",
+                failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=CONTROLLER_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
+                logging_config=LoggingConfig("ERROR"),
+            ),
+        )
+        try:
+            with _Postman(mailbox, report, stop):
+                result = trainer.fit()
+        except TrainingFailedError as error:
+            _raise_own(ray.get(mailbox.failure.remote()), error, name, workers, max_failures)
+            raise
+        ending = result.return_value or {}
+        if ending.get("interrupted"):
+            from idgbr.train import Interrupted
+
+            raise Interrupted(ending["interrupted"])
+        _raise_own(ray.get(mailbox.failure.remote()), None, name, workers, max_failures)
+        if result.checkpoint is None:
+            raise SomeFailed(f"the training {name} ended without a result", hint="run the same command again")
+        with result.checkpoint.as_directory() as folder:
+            shutil.copytree(Path(folder) / "out", out, dirs_exist_ok=True)
+        store.delete(f"{ray_folder()}/{name}")
+        store.delete(f"{ray_folder()}/{name}.nonce")
+
+
+def run_name(job: Job) -> str:
+    """The stage's key: the same training always, another never."""
+    return f"{job.stage}-{job.key}"
+
+
+def ray_folder() -> str:
+    """Where Ray keeps checkpoints, below the store's root; a training's folder goes when its artefact is stored."""
+    return "scratch/ray"
+
+
+# ---- in the workers -----------------------------------------------------------------------------------------------------
+
+
+def _worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """One rank. Returns {} or {"interrupted": message}."""
+    import ray
+    import ray.train as rt
+
+    from idgbr.stages import Job, train_stage
+    from idgbr.train import Interrupted
+
+    mailbox = settings["mailbox"]
+    if ray.get(mailbox.failure.remote()) is not None:
+        return {}  # an error that another attempt would meet again: end at once, the driver raises it
+    context = rt.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    job, store = Job(**settings["job"]), Store(settings["store"])
+    try:
+        if store.read_bytes(f"{ray_folder()}/{run_name(job)}.nonce") != settings["nonce"].encode():
+            raise _not_shared(store, [f"{ray.util.get_node_ip_address()} (rank {rank})"])
+        world = ray_world(settings["sharding"])
+        with tempfile.TemporaryDirectory(prefix="idgbr-") as folder:
+            out = Path(folder) / "out"
+            with world.latest_checkpoint(out) as found:
+                if found is not None and (found / "out").is_dir():
+                    return {}  # trained and reported, but the driver died before it took the result
+            log.info("rank %d of %d trains %s %s", rank, size, job.stage, job.key)
+            train_stage(
+                job, store, from_dict(settings["experiment"]), out, world=world, runtime=Runtime(**settings["runtime"]),
+                scratch=Path(folder) / "scratch", report=_reporter(mailbox, size), stop=lambda: ray.get(mailbox.leaving.remote()),
+            )  # fmt: skip
+            world.report_result(out)
+    except Interrupted as ended:
+        return {"interrupted": str(ended)}
+    except IdgbrError as error:
+        log.error("rank %d: %s", rank, error)
+        ray.get(mailbox.fail.remote(error))
+        raise
+    return {}
+
+
+def _reporter(mailbox: Any, size: int) -> Callable[..., None]:
+    def report(**values: Any) -> None:
+        log.info("%s", {"workers": size, **values})
+        mailbox.put.remote({"workers": size, **values})
+
+    return report
+
+
+def ray_world(sharding: str) -> Any:
+    """The `World` of this Ray Train worker (made here because torch and ray come late)."""
+    import ray.train as rt
+    import torch
+    from ray.train import Checkpoint, CheckpointUploadMode
+    from ray.train.torch import get_device
+
+    from idgbr.world import DistributedWorld, Save
+
+    class RayWorld(DistributedWorld):
+        """Ranks of torch.distributed as Ray set them up; checkpoints travel through `ray.train.report`."""
+
+        def __init__(self) -> None:
+            device = get_device()
+            super().__init__(sharding, device if device.type == "cuda" else torch.device("cpu"))
+
+        @contextlib.contextmanager
+        def latest_checkpoint(self, scratch: Path) -> Iterator[Path | None]:
+            checkpoint = rt.get_checkpoint()
+            if checkpoint is None:
+                yield None
+                return
+            with checkpoint.as_directory() as folder:
+                yield Path(folder)
+
+        def keep_checkpoint(self, scratch: Path, images: int, save: Save, record: dict[str, Any]) -> None:
+            folder = Path(tempfile.mkdtemp(prefix="idgbr-checkpoint-"))  # Ray deletes it after the upload
+            save(folder)
+            self._send({"images": images, **record}, folder)
+
+        def report_result(self, out: Path) -> None:
+            """The files of the finished training, as a last checkpoint: the driver may be on another machine."""
+            folder = Path(tempfile.mkdtemp(prefix="idgbr-result-"))
+            if self.rank == 0:
+                shutil.copytree(out, folder / "out")
+            self._send({"finished": 1}, folder)
+
+        def _send(self, metrics: dict[str, Any], folder: Path) -> None:
+            """On every rank, the same number of times: Ray waits for all. Only rank 0 has something to upload."""
+            if self.rank == 0:
+                rt.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                rt.report(metrics, checkpoint=None)
+
+        def drop_checkpoints(self, scratch: Path) -> None: ...
+
+    return RayWorld()
+
+
+# ---- between workers and driver -------------------------------------------------------------------------------------------
+
+
+class _Mailbox:
+    """An actor: lines of the curve to the driver, the wish to stop and errors that no retry mends."""
+
+    def __init__(self) -> None:
+        self.line: dict[str, Any] | None = None
+        self.is_leaving = False
+        self.error: Any = None
+
+    def put(self, line: dict[str, Any]) -> None:
+        self.line = line
+
+    def exchange(self, leave: bool) -> dict[str, Any] | None:
+        self.is_leaving = self.is_leaving or leave
+        line, self.line = self.line, None
+        return line
+
+    def leaving(self) -> bool:
+        return self.is_leaving
+
+    def fail(self, error: Any) -> None:
+        self.error = self.error or error
+
+    def failure(self) -> Any:
+        return self.error
+
+
+class _Postman:
+    """A thread of the driver: reports out, wishes in."""
+
+    def __init__(self, mailbox: Any, report: Callable[..., None] | None, stop: Callable[[], bool] | None):
+        self.mailbox, self.report, self.stop = mailbox, report, stop
+        self.is_over = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        import ray
+
+        while not self.is_over.wait(1.0):
+            try:
+                line = ray.get(self.mailbox.exchange.remote(bool(self.stop and self.stop())), timeout=30)
+            except ray.exceptions.RayError:
+                log.warning("the mailbox of this training does not answer; training goes on without progress")
+                return
+            if line and self.report:
+                self.report(**line)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over.set()
+        self.thread.join()
+
+
+def _raise_own(own: Any, error: Exception | None, name: str, workers: int, max_failures: int) -> None:
+    """Our own error if a worker sent one; else what Ray says, in one sentence."""
+    if isinstance(own, IdgbrError):
+        raise own from error
+    if error is None:
+        return
+    text = " ".join(str(error).split())[:600]
+    if "ControllerError" in type(error).__name__:
+        raise Missing(f"the training {name} found no place for its workers: {text}", value=f"workers={workers}",
+                      hint="fewer workers, or min_workers; `python -m cluster doctor`; the same command goes on") from error  # fmt: skip
+    raise SomeFailed(f"the training {name} lost its workers more often than max_failures={max_failures}: {text}",
+                     hint="the same command goes on from the last checkpoint") from error  # fmt: skip
+
+
+# ---- before the start -----------------------------------------------------------------------------------------------------
+
+
+def check_storage(store: Store) -> None:
+    """Every node reads what this process wrote in the store, and this process reads what every node wrote.
+
+    Raises:
+        Missing: the store cannot be written here, or is another place on some node.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    base = f"scratch/preflight-{uuid.uuid4().hex[:12]}"
+    root = store.root if "://" in store.root else str(Path(store.root).expanduser().absolute())
+    store.write_bytes(f"{base}/driver", b"driver")
+
+    def visit(root: str, node: str) -> str:
+        try:
+            there = Store(root)
+            if there.read_bytes(f"{base}/driver") != b"driver":
+                return "does not see what the driver wrote"
+            there.write_bytes(f"{base}/{node}", node.encode())
+        except Exception as error:  # told to the driver, whatever it is
+            return f"cannot use it: {error}"
+        return ""
+
+    try:
+        task = ray.remote(num_cpus=0, max_retries=0)(visit)
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        asked = {
+            node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(root, node) for node in nodes
+        }
+        bad = []
+        for node, answer in asked.items():
+            try:
+                trouble = ray.get(answer, timeout=120)
+            except ray.exceptions.RayError as error:
+                trouble = f"does not answer: {type(error).__name__}"
+            if not trouble and store.read_bytes(f"{base}/{node}") != node.encode():
+                trouble = "writes to another place"
+            if trouble:
+                bad.append(f"{nodes[node]} {trouble}")
+        if bad:
+            raise _not_shared(store, bad)
+    finally:
+        store.delete(base)
+
+
+def _not_shared(store: Store, where: list[str]) -> Missing:
+    return Missing(
+        f"the store {store.root} is not one place for all nodes: {'; '.join(where)}",
+        hint="a shared folder (NFS, Lustre, a ReadWriteMany volume) mounted alike on all nodes, or a URI such as s3://BUCKET/PREFIX",
+    )
+
+
+def _check_shape(workers: int, min_workers: int, sharding: str, cpus: float, gpus: float) -> None:
+    if sharding not in ("ddp", "fsdp"):
+        raise BadRequest("unknown sharding", value=sharding, allowed="ddp, fsdp")
+    if workers < 1 or not 0 <= min_workers <= workers or cpus <= 0 or gpus < 0:
+        raise BadRequest(
+            "a shape of workers that cannot be",
+            value=f"workers={workers}, min_workers={min_workers}, cpus={cpus}, gpus={gpus}",
+            allowed="workers at least 1, min_workers from 0 to workers, cpus above 0, gpus from 0",
+        )
+
+
+def _storage_path(store: Store) -> str:
+    return store.root.rstrip("/") if "://" in store.root else str(Path(store.root).expanduser().absolute())
+
+
+def _absolute(experiment: Experiment) -> Experiment:
+    """Ray's workers run in folders of their own, so paths that mean something here must be absolute."""
+    changed: dict[str, Any] = {}
+    for section in dataclasses.fields(experiment):
+        value = getattr(experiment, section.name)
+        if not dataclasses.is_dataclass(value):
+            continue
+        paths = {
+            f.name: str(Path(getattr(value, f.name)).expanduser().absolute())
+            for f in dataclasses.fields(value)
+            if f.name in PATH_SETTINGS and getattr(value, f.name)
+        }
+        if paths:
+            changed[section.name] = dataclasses.replace(value, **paths)  # type: ignore[type-var]
+    return dataclasses.replace(experiment, **changed)
+
+
+def _environment(start_timeout_s: float) -> None:
+    """What Ray reads from the environment; a user's own values win."""
+    for name, value in {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": POLL_S,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_timeout_s),
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """The Ray of this process, or of `RAY_ADDRESS`, or one of this machine alone for the time of the block.
+
+    Raises:
+        Missing: no cluster answers.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    # On a cluster the token is the site's; alone on loopback Ray would write one into the home folder and change later starts.
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if address else "disabled")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
+            ray.init(
+                include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, object_store_memory=150 * 2**20,
+                _temp_dir=temporary if len(temporary) <= 36 else "/tmp/ray",
+            )  # fmt: skip
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise Missing(
+            f"no Ray cluster {'at ' + address if address else 'on this machine'}: {' '.join(str(error).split())[:300]}",
+            hint="python -m cluster doctor",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+# ---- python -m cluster train ------------------------------------------------------------------------------------------------
+
+
+def main(words: list[str]) -> int:
+    """`python -m cluster train RECIPE [stage.field=value ...] [--stage refiner] [--workers N] ...`"""
+    import argparse
+
+    from idgbr import stages
+    from idgbr.config import apply
+    from idgbr.progress import Progress
+    from idgbr.recipes import recipe
+
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster train",
+        description="Train a stage, and what it needs, over several workers. Run it again to resume, with any number of workers.",
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="stage.field=value")
+    parser.add_argument("--stage", choices=("backbone", "refiner"), default="refiner")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--min-workers", type=int, default=0, help="go on with so few when nodes are lost")
+    parser.add_argument("--sharding", choices=("ddp", "fsdp"), default="ddp")
+    parser.add_argument("--cpus", type=float, default=1.0, help="of one worker")
+    parser.add_argument("--gpus", type=float, default=0.0, help="of one worker")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--max-failures", type=int, default=3)
+    parser.add_argument("--store", default=os.environ.get("IDGBR_STORE", "runs"))
+    given = parser.parse_args(words)
+    experiment = apply(recipe(given.recipe), given.overrides)
+    store = Store(given.store)
+    store.check_writable()
+    runtime = Runtime(precision="bf16" if given.bf16 else "fp32")
+
+    def fit(*args: Any, **kwargs: Any) -> None:
+        fit_sharded(
+            *args, **kwargs, workers=given.workers, min_workers=given.min_workers, sharding=given.sharding, cpus=given.cpus,
+            gpus=given.gpus, max_failures=given.max_failures,
+        )  # fmt: skip
+
+    wanted = stages.STAGES[: stages.STAGES.index(given.stage) + 1]
+    todo = [job for job in stages.jobs(experiment) if job.stage in wanted]
+    with _connected():
+        for job in todo:
+            with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
+                stages.run(job, store, experiment, runtime, report=progress, fit=fit)
+    print(store.path(todo[-1].stage, todo[-1].key))
+    return 0

@@ -1,0 +1,88 @@
+"""One loopback cluster of several raylets a session, small jobs, and the curve that one process gives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idgbr import stages
+from idgbr.config import Experiment, Runtime, apply
+from idgbr.store import Store
+
+# Short, for socket paths end at 107 bytes; and no token file in the home folder of whoever runs the tests.
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_health_check_period_ms": "1000",  # a dead node is noticed in seconds, a slow one is left alone
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_raylet_start_wait_time_s": "120",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(Path(__file__).parent),
+}
+
+
+@pytest.fixture(scope="session")
+def loopback() -> Iterator[Any]:
+    """A `ray.cluster_utils.Cluster`: a head without room for workers, and two nodes of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    import ray
+
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    memory = 80 * 2**20
+    cluster = None
+    try:
+        head = {"num_cpus": 0, "object_store_memory": memory, "temp_dir": folder, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.workers = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        if cluster is not None:
+            cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+SMALL = {
+    "data.train_scenes": 3, "data.val_scenes": 1, "data.test_scenes": 0, "data.scene_px": 96,
+    "backbone.encoder": "test_resnet", "backbone.decoder": "fpn", "backbone.crop_px": 32, "backbone.batch_images": 4,
+    "backbone.train_images": 80, "backbone.warmup_images": 8, "backbone.checkpoint_images": 8, "backbone.lr": 1e-3,
+    "coarse.source": "in_fold",
+}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def prepared(store: Store, **overrides: Any) -> tuple[Experiment, stages.Job]:
+    """An experiment whose data are in the store, and its backbone job."""
+    experiment = apply(Experiment(), SMALL | overrides)
+    data, backbone = stages.jobs(experiment)[:2]
+    stages.run(data, store, experiment)
+    return experiment, backbone
+
+
+def one_process(store: Store, experiment: Experiment, job: stages.Job, out: Path) -> Path:
+    stages.train_stage(job, store, experiment, out, runtime=Runtime(device="cpu", threads=1), scratch=out / "scratch")
+    return out
