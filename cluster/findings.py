@@ -69,7 +69,7 @@ def judge(
             "the same version number but other files: install the package anew on the nodes named",
         )
     )
-    checks.append(_store(answered, store))
+    checks += _store(answered, store)
     checks += [
         _gpus(answered),
         *_weights(answered),
@@ -108,26 +108,30 @@ def _same(name: str, values: Mapping[str, str], do: str) -> Check:
     return Check(name, 0, f"{usual} on {len(values)} node(s)")
 
 
-def _store(nodes: Sequence[Node], store: str) -> Check:
+def _store(nodes: Sequence[Node], store: str) -> list[Check]:
+    checks = []
     failed = {n.label: n.store_error for n in nodes if n.store_error}
     if failed:
-        return Check(
-            "store",
-            3,
-            "; ".join(f"{n} cannot use {store}: {e}" for n, e in failed.items()),
-            "mount it on the nodes named (or give them the right to it), then run the doctor again",
+        found = "; ".join(f"{label} cannot use {store}: {error}" for label, error in failed.items())
+        checks.append(Check("store", 3, found, "mount it on the nodes named (or give them the right to it), then run the doctor again"))
+    wrote = [n for n in nodes if not n.store_error]
+    groups: dict[frozenset[str], list[str]] = {}
+    for n in wrote:
+        groups.setdefault(frozenset(n.seen & {m.label for m in wrote}), []).append(n.label)
+    if len(groups) > 1:
+        most = max(groups, key=lambda seen: len(groups[seen]))
+        apart = [label for seen, labels in groups.items() if seen != most for label in labels]
+        checks.append(
+            Check(
+                "store place",
+                4,
+                f"{store} is another place on {', '.join(apart)} than on {', '.join(groups[most])}: they do not see each other's files",
+                "the path must be shared storage (NFS, Lustre, a ReadWriteMany volume) or a URI; see `findmnt -T` of it there",
+            )
         )
-    apart = {n.label: sorted({m.label for m in nodes} - n.seen) for n in nodes if {m.label for m in nodes} - n.seen}
-    if apart:
-        # the node that misses most stands alone; the others miss only that one
-        worst = max(apart, key=lambda label: len(apart[label]))
-        return Check(
-            "store",
-            4,
-            f"{store} is not the same place everywhere: {worst} does not see the files of {', '.join(apart[worst])}",
-            "the path must be shared storage (NFS, Lustre, a ReadWriteMany volume) or a URI; on the node named, look at `findmnt -T` of it",
-        )
-    return Check("store", 0, f"{store} is read and written by {len(nodes)} node(s), and is one place")
+    if not checks:
+        checks.append(Check("store", 0, f"{store} is read and written by {len(nodes)} node(s), and is one place"))
+    return checks
 
 
 def _gpus(nodes: Sequence[Node]) -> Check:
@@ -233,7 +237,7 @@ def _pairs(pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -> Check:
             "all-reduce",
             3,
             "; ".join(failed[:6]) + (f"; and {len(failed) - 6} more" if len(failed) > 6 else ""),
-            "set network_interface in the spec (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME before Ray starts); open the ports between the nodes",
+            "set network_interface in the spec (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME), and open the ports between the nodes",
         )
     if not pairs:
         return Check("all-reduce", 0, "one node, nothing to reduce with")

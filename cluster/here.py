@@ -164,20 +164,31 @@ def check_token(path: str | Path) -> Path:
 
 
 def wait_for_nodes(where: str, nodes: int, seconds: float) -> int:
-    """Blocks until `nodes` nodes are alive at `where` (IP:PORT).
+    """Blocks until `nodes` nodes are alive at `where` (IP:PORT), which may itself come up meanwhile.
 
     Raises:
         Missing: fewer have joined in time, or nothing answers there.
+        Disagreement: it refuses our token, or runs another version of Ray or Python.
     """
     import logging
 
     import ray
 
     deadline = time.monotonic() + seconds
-    try:
-        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:
-        raise Missing(f"cannot join the Ray cluster at {where}: {error}", hint="look at the head's log") from error
+    host, _, port = where.rpartition(":")
+    while True:
+        try:  # cheap, and without Ray's own complaints, while the head is not up yet
+            socket.create_connection((host, int(port)), timeout=5).close()
+            ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
+            break
+        except (ConnectionError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise Missing(f"no Ray head answers at {where} within {seconds:.0f} s: {error}", hint="look at the head's log") from error
+            time.sleep(0.5)
+        except (RuntimeError, ray.exceptions.RayError) as error:
+            raise Disagreement(
+                f"the Ray cluster at {where} refuses us: {' '.join(str(error).split())[:400]}", hint="one environment for all nodes"
+            ) from error
     try:
         while True:
             alive = sum(1 for node in ray.nodes() if node["Alive"])
@@ -186,7 +197,7 @@ def wait_for_nodes(where: str, nodes: int, seconds: float) -> int:
             if time.monotonic() > deadline:
                 raise Missing(
                     f"{alive} of {nodes} nodes joined the cluster at {where} within {seconds:.0f} s",
-                    hint="look at the workers' logs beside the head's; is network_interface right, do the nodes reach each other's ports?",
+                    hint="look at the workers' logs beside the head's; is network_interface right, are ports open between the nodes?",
                 )
             time.sleep(0.5)
     finally:

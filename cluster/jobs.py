@@ -114,8 +114,11 @@ class Cluster:
     @property
     def client(self) -> Any:
         if self._client is None:
+            import logging
+
             from ray.job_submission import JobSubmissionClient
 
+            logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it reports every closed socket
             self._client = JobSubmissionClient(self.address, headers=dict(self.headers))
         return self._client
 
@@ -237,7 +240,13 @@ def _job(details: Any) -> Job:
     state = getattr(details.status, "value", str(details.status))
     begin, end = (details.start_time or 0) / 1000, (details.end_time or 0) / 1000
     seconds = max(0.0, (end or time.time()) - begin) if begin else 0.0
-    return Job(details.submission_id, state, details.entrypoint, _first_line(details.message or ""), round(seconds, 1))
+    return Job(
+        details.submission_id,
+        state,
+        details.entrypoint,
+        _first_line(details.message or "").partition(", last available logs")[0],
+        round(seconds, 1),
+    )
 
 
 def _first_line(error: object) -> str:

@@ -68,7 +68,7 @@ def environment(spec: ClusterSpec) -> list[str]:
     if spec.setup:
         lines += ["set +u  # module files and activate scripts often read variables that are not set", *spec.setup, "set -u"]
     if spec.workdir:
-        lines.append(f"cd -- {shlex.quote(spec.workdir)}")
+        lines.append(f"cd -- {shlex.quote(spec.workdir)} || exit 3")
     return lines
 
 
@@ -177,12 +177,16 @@ if [ "$1" = head ]; then
 else
     options+=(--address="$2")
 fi
+set -m # Ray in a process group of its own, so that all of it can be ended, even half started
 "${{inside[@]}}" "$python" -m ray.scripts.scripts start "${{options[@]}}" --block &
 ray_pid=$!
-trap 'kill -TERM "$ray_pid" 2>/dev/null || true' TERM INT
+set +m
+asked=
+trap 'asked=$SECONDS; kill -TERM "$ray_pid" 2>/dev/null || true' TERM INT
 code=0
 wait "$ray_pid" || code=$?
-while kill -0 "$ray_pid" 2>/dev/null; do wait "$ray_pid" || true; done
+while kill -0 "$ray_pid" 2>/dev/null && [ $((SECONDS - ${{asked:-$SECONDS}})) -lt 15 ]; do sleep 0.5; done
+kill -KILL -- "-$ray_pid" 2>/dev/null || true
 cp -r -- "$RAY_TMPDIR/ray/session_latest/logs" "$run_dir/ray-logs-$1-$(hostname -s)" 2>/dev/null || echo "no Ray logs kept" >&2
 rm -rf -- "$RAY_TMPDIR" || echo "$RAY_TMPDIR is still in use" >&2
 exit "$code"
@@ -257,7 +261,10 @@ fi
 RAY_ADDRESS=$(cat "$run_dir/address")
 export RAY_ADDRESS
 echo "head $head_node, Ray at $RAY_ADDRESS, logs in $run_dir" >&2
-"${inside[@]}" "$python" -m cluster.here wait "$RAY_ADDRESS" 1 120
+if ! "${inside[@]}" "$python" -m cluster.here wait "$RAY_ADDRESS" 1 180; then
+    tail -n 20 "$run_dir/head.log" >&2
+    exit 3
+fi
 workers=$((SLURM_JOB_NUM_NODES - 1))
 if [ "$workers" -gt 0 ]; then
     "${step[@]}" --no-kill --nodes="$workers" --ntasks="$workers" --exclude="$head_node" \\

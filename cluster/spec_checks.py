@@ -21,6 +21,22 @@ KINDS = ("slurm", "kuberay", "aws", "gcp", "onprem", "script")
 TEMP_DIR_LIMIT = 36
 
 
+# GPUs of machine types in use for training; types that are not here are not checked.
+MACHINE_GPUS = {
+    "g4dn.xlarge": 1, "g4dn.2xlarge": 1, "g4dn.12xlarge": 4, "g4dn.metal": 8, "g5.xlarge": 1, "g5.2xlarge": 1, "g5.4xlarge": 1,
+    "g5.8xlarge": 1, "g5.12xlarge": 4, "g5.24xlarge": 4, "g5.48xlarge": 8,
+    "g6.xlarge": 1, "g6.2xlarge": 1, "g6.12xlarge": 4, "g6.48xlarge": 8,
+    "p3.2xlarge": 1, "p3.8xlarge": 4, "p3.16xlarge": 8, "p4d.24xlarge": 8, "p4de.24xlarge": 8, "p5.48xlarge": 8,
+    "g2-standard-4": 1, "g2-standard-8": 1, "g2-standard-24": 2, "g2-standard-48": 4, "g2-standard-96": 8,
+}  # fmt: skip
+
+
+def machine_gpus(machine: str) -> int | None:
+    """GPUs of a cloud's machine type, None where unknown. GCP's a2 and a3 types carry the number in their name."""
+    named = re.fullmatch(r"a[23]-(?:high|ultra|mega|edge)gpu-(\d+)g(?:-nolssd)?", machine)
+    return int(named[1]) if named else MACHINE_GPUS.get(machine)
+
+
 def check(spec: ClusterSpec) -> None:
     if spec.kind not in KINDS:
         raise BadRequest(f"unknown kind of cluster {spec.kind!r}", allowed=", ".join(KINDS), hint=nearest(spec.kind, KINDS) or None)
@@ -182,6 +198,14 @@ def _cloud(spec: ClusterSpec) -> None:
             "gpus_per_node without a GPU: the machine type has none of its own",
             value=spec.gcp.machine_type,
             hint='accelerator = "nvidia-tesla-t4"',
+        )
+    machine = section.instance_type if spec.kind == "aws" else section.machine_type
+    known = machine_gpus(machine)
+    if known is not None and spec.gpus_per_node > known:
+        raise BadRequest(
+            f"gpus_per_node is more than the machine type {machine} has: {known} GPU(s)",
+            value=spec.gpus_per_node,
+            hint=f"gpus_per_node = {known}, or a larger machine type",
         )
     if 0 < section.max_nodes < spec.nodes:
         raise BadRequest(f"{spec.kind}.max_nodes is below nodes", value=f"{section.max_nodes} < {spec.nodes}")

@@ -82,7 +82,8 @@ def launcher(spec: ClusterSpec) -> dict[str, Any]:
     config["head_start_ray_commands"] = [
         f"{python} -m ray.scripts.scripts stop",
         f"{start} --head --port={spec.ports.gcs} --dashboard-host=127.0.0.1 --dashboard-port={spec.ports.dashboard} "
-        f"--include-dashboard=true --ray-client-server-port={spec.ports.client} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+        f"--include-dashboard=true --ray-client-server-port={spec.ports.client} "
+        "--autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
         + (f" --num-cpus={spec.cpus_per_node} --num-gpus={spec.gpus_per_node}" if spec.kind == "onprem" else ""),
     ]
     config["worker_start_ray_commands"] = [

@@ -1,0 +1,23 @@
+#!/bin/bash
+# Written by `python -m cluster render`.
+set -euo pipefail
+umask 077
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH="$HOME"/.idgbr/schedules.token
+export RAY_TMPDIR=/tmp/r-6e9a1ab2
+export RAY_USAGE_STATS_ENABLED=0
+export RAY_DEDUP_LOGS=1
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
+export PYTHONUNBUFFERED=1
+export IDGBR_STORE=/nfs/idgbr-store
+cd -- /nfs/idgbr || exit 3
+python=/nfs/idgbr/.venv/bin/python
+mkdir -p -- "$RAY_TMPDIR"
+if [ ! -O "$RAY_TMPDIR" ]; then echo "$RAY_TMPDIR belongs to another user: set script.scratch" >&2; exit 3; fi
+ip=$("$python" -m cluster.here address --interface '')
+name=$("$python" -m cluster.here interface "$ip")
+export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$name}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$name}"
+head="${1:?bash worker.sh HEAD_IP:PORT}"
+if [ ! -r "$RAY_AUTH_TOKEN_PATH" ]; then echo "no token $RAY_AUTH_TOKEN_PATH: copy it from the head (mode 0600)" >&2; exit 3; fi
+printf "%s\n" "$$" >"$RAY_TMPDIR/worker.pid"
+exec "$python" -m ray.scripts.scripts start --address="$head" --block --node-ip-address="$ip" --num-cpus=16 --num-gpus=1 --disable-usage-stats

@@ -1,0 +1,194 @@
+"""The doctor on four nodes that really differ: network, mount and host-name spaces of their own, joined by a bridge.
+
+head: sound. nostore: the store's path is a read-only file system there. other: idgbr 9.9.9, and a store path that is its own disk. full: the
+cache's disk is full and /dev/shm small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from launch_runs import environment
+
+from cluster import here
+
+NODES = {
+    "head": "",
+    "nostore": "mount -t tmpfs -o ro,size=1m none {store}",
+    "other": "mount -t tmpfs -o size=8m none {store}; export PYTHONPATH={other}:$PYTHONPATH",
+    "full": "mount -t tmpfs -o size=1m none {cache}; mount -t tmpfs -o size=200m none /dev/shm",
+}
+
+
+def needs() -> str:
+    """Why the test cannot run here, or nothing."""
+    if os.getuid() != 0:
+        return "needs root for network namespaces"
+    if shutil.which("ip") is None:
+        return "needs the `ip` program (Debian package iproute2)"
+    tried = subprocess.run(["ip", "netns", "exec", "absent", "true"], capture_output=True, text=True)
+    made = subprocess.run(["unshare", "--net", "--mount", "--uts", "true"], capture_output=True, text=True)
+    return f"cannot make namespaces: {made.stderr.strip() or tried.stderr.strip()}" if made.returncode else ""
+
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+@dataclass
+class Net:
+    """Four namespaces on one bridge, 10.77.N.0/24, all inside namespaces: the machine's own network is not touched."""
+
+    folder: Path
+    octet: int = field(default_factory=lambda: os.getpid() % 250 + 1)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def space(self, name: str) -> str:
+        return f"idgbr-{self.octet}-{name}"
+
+    def ip(self, name: str) -> str:
+        return f"10.77.{self.octet}.{list(NODES).index(name) + 1}"
+
+    def make(self) -> None:
+        hub = self.space("hub")
+        commands = [
+            f"ip netns add {hub}",
+            f"ip netns exec {hub} ip link add bridge type bridge",
+            f"ip netns exec {hub} ip link set bridge up",
+        ]
+        for i, name in enumerate(NODES):
+            space = self.space(name)
+            commands += [
+                f"ip netns add {space}",
+                f"ip -n {hub} link add v{i} type veth peer name eth0 netns {space}",
+                f"ip -n {hub} link set v{i} master bridge up",
+                f"ip -n {space} link set lo up",
+                f"ip -n {space} addr add {self.ip(name)}/24 dev eth0",
+                f"ip -n {space} link set eth0 up",
+            ]
+        for command in commands:
+            subprocess.run(command.split(), check=True, capture_output=True)
+
+    def run(self, name: str, command: str) -> subprocess.Popen[bytes]:
+        """`command` on the node, with its mounts and its host name."""
+        prepared = NODES[name].format(
+            store=self.folder / "store", cache=self.folder / "home" / ".cache" / "idgbr", other=self.folder / "other"
+        )
+        script = f"hostname {name}; {prepared}\n{command}"
+        words = ["ip", "netns", "exec", self.space(name), "unshare", "--mount", "--uts", "bash", "-ec", script]
+        with open(self.folder / f"{name}.log", "ab") as log:
+            return subprocess.Popen(words, env=self.environment(name), stdout=log, stderr=log, start_new_session=True)
+
+    def environment(self, name: str) -> dict[str, str]:
+        # the nodes share one kernel and one /tmp, so each has a Ray folder of its own
+        more = {
+            "RAY_TMPDIR": str(self.folder / name),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        }
+        return environment(self.folder / "home", **more)
+
+    def start(self) -> None:
+        ray = (
+            f"exec {sys.executable} -m ray.scripts.scripts start --block --num-cpus=1 --object-store-memory=80000000 --disable-usage-stats"
+        )
+        (self.folder / "head").mkdir()
+        head = f"{ray} --head --port=6379 --include-dashboard=false --node-ip-address={self.ip('head')} --ray-client-server-port=10001"
+        self.processes["head"] = self.run("head", head)
+        for name in list(NODES)[1:]:
+            (self.folder / name).mkdir()
+            wait = f"{sys.executable} -m cluster.here wait {self.ip('head')}:6379 1 120"
+            self.processes[name] = self.run(name, f"{wait}\n{ray} --address={self.ip('head')}:6379 --node-ip-address={self.ip(name)}")
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+        for name in ("hub", *NODES):
+            space = self.space(name)
+            left = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout.split()
+            if left:
+                subprocess.run(["kill", "-9", *left], check=False)
+            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def report(short_folder: Path) -> Iterator[tuple[int, dict[str, dict[str, object]]]]:
+    """Exit code and checks (by name) of one `python -m cluster doctor` on the head of the four nodes."""
+    if why := needs():
+        pytest.skip(why)
+    folder = short_folder / "net"
+    for name in ("home/.cache/idgbr", "store", "other/idgbr-9.9.9.dist-info"):
+        (folder / name).mkdir(parents=True)
+    (folder / "other" / "idgbr-9.9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: idgbr\nVersion: 9.9.9\n")
+    here.make_token(folder / "token")
+    net = Net(folder)
+    try:
+        net.make()
+        net.start()
+        address = f"{net.ip('head')}:6379"
+        script = (
+            f"{sys.executable} -m cluster.here wait {address} 4 200\n"
+            f"exec {sys.executable} -m cluster doctor {address} --store {folder}/store --nodes 4 --free-gb 0.1 --shared-memory-gb 0.5 --json"
+        )
+        words = ["ip", "netns", "exec", net.space("head"), "unshare", "--uts", "bash", "-ec", script]
+        done = subprocess.run(words, env=net.environment("head"), capture_output=True, text=True, timeout=350)
+        logs = "\n".join(f"{p.name}: {p.read_text(errors='replace')[-800:]}" for p in folder.glob("*.log"))
+        assert done.stdout.startswith("["), done.stderr + logs
+        yield done.returncode, {c["name"]: c for c in json.loads(done.stdout)}
+    finally:
+        net.stop()
+        time.sleep(0.5)
+
+
+def test_the_node_that_cannot_write_the_store_is_named(report: tuple[int, dict[str, dict[str, object]]]) -> None:
+    check = report[1]["store"]
+    assert check["code"] == 3
+    assert str(check["found"]).startswith("nostore (10.77.")
+    assert "Read-only file system" in str(check["found"])
+
+
+def test_the_node_whose_store_is_another_disk_is_named(report: tuple[int, dict[str, dict[str, object]]]) -> None:
+    check = report[1]["store place"]
+    assert check["code"] == 4
+    assert "is another place on other (10.77." in str(check["found"])
+    assert str(check["found"]).count("nostore") == 0
+
+
+def test_the_node_with_another_version_is_named(report: tuple[int, dict[str, dict[str, object]]]) -> None:
+    check = report[1]["idgbr"]
+    assert check["code"] == 4
+    assert "on 3 node(s), but 9.9.9 on other (10.77." in str(check["found"])
+
+
+def test_the_node_with_a_full_disk_and_little_shared_memory_is_named(report: tuple[int, dict[str, dict[str, object]]]) -> None:
+    disk, shared = report[1]["disk"], report[1]["shared memory"]
+    assert disk["code"] == shared["code"] == 3
+    assert "full (10.77." in str(disk["found"])
+    assert ".cache/idgbr" in str(disk["found"])
+    assert "full (10.77." in str(shared["found"])
+    assert "0.2" in str(shared["found"])
+
+
+def test_all_pairs_reduce_over_the_network_between_them_and_the_rest_is_sound(report: tuple[int, dict[str, dict[str, object]]]) -> None:
+    code, checks = report
+    assert code == 4
+    assert "6 pair(s) right" in str(checks["all-reduce"]["found"])
+    sound = {"nodes", "python", "ray", "torch", "sources", "gpus", "clocks", "ports", "all-reduce"}
+    assert {name for name, c in checks.items() if not c["code"]} == sound
