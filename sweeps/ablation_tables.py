@@ -78,7 +78,7 @@ def main_effects_table(view: View, metric: str, reference: Mapping[str, Any]) ->
         Column("pairs", "pairs"),
     ]
     notes = [
-        "Main effect: mean over all pairs of variants that differ in this axis alone; averaging over the other axes comes first, then scenes.",
+        "Main effect: mean over all pairs of variants that differ in this axis alone; averaged over the other axes first, then scenes.",
         *family_note(contrasts),
     ]
     return _table(view, "main-effects", "main effect of every axis", [*columns, *_effect_columns(metric)], rows, notes, metric)

@@ -31,17 +31,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from idgbr.errors import BadRequest, Missing
-from idgbr.labels import ClassTable
+from idgbr.errors import BadRequest
 from idgbr.scores.read import metric as metric_named
 from sweeps import formats
 from sweeps.ablation_tables import ablation_tables
 from sweeps.formats import Table
 from sweeps.scan import Trials, load_trials, resolve
-from sweeps.score_tables import PRIMARY, SHOWN, TITLES, View, score_table
-from sweeps.tile_panels import Panel, choose, improvements, panels
+from sweeps.score_tables import PRIMARY, SHOWN, View, score_table
+from sweeps.tile_panels import panels_of
 from sweeps.unit_sums import label_sets
-from sweeps.variants import Population, Variant, baseline_of, populations
+from sweeps.variants import Population, populations
 from sweeps.written import write_bytes
 
 STORES = (os.environ.get("IDGBR_STORE", "store"),)
@@ -202,28 +201,33 @@ def tiles(
 
     trials = load_trials(stores, studies, where)
     view = next(views(trials, [metric], split=split, labels=labels))
-    shown, table, title = tile_panels_of(view, metric, each)
+    shown, table, title = panels_of(view, metric, each)
     return plots.save_png(plots.tiles_figure(shown, table, title), Path(out))
 
 
-def tile_panels_of(view: View, metric: str, each: int = 1) -> tuple[list[Panel], ClassTable, str]:
-    """Panels of the best refined variant (by the metric) against its own coarse map, their class table, and a title."""
-    refined = best_refined(view, metric)
-    coarse = baseline_of(refined, {"kind": "coarse"}, view.population) if refined else None
-    if refined is None or coarse is None:
-        raise Missing(
-            "no refined variant with a coarse map in this study", hint="run a study with refiner.kind=none beside it (the yardsticks)"
-        )
-    ranked = improvements(view.population, refined, coarse, metric, view.split, view.label_set)
-    part = view.population.part_of(refined.trials[0])
-    shown, table = panels(part, refined.row, view.label_set, choose(ranked, each))
-    what = f"tiles by improvement in {TITLES.get(metric, metric)} over coarse ({ranked.height} tiles)"
-    title = f"{refined.label}, seed {refined.seeds[0]}: {what}"
-    return shown, table, title
+def report(
+    studies: Sequence[str],
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    where: Sequence[str] = (),
+    unit: str = "auto",
+    out: str = "report.html",
+    tile_images: bool = True,
+) -> Path:
+    """One self-contained HTML page.
 
+    Raises:
+        Missing: no such study. BadRequest: a baseline, metric, split or label set that is not there.
+    """
+    from sweeps.report import EXTRA_COLUMNS, page
 
-def best_refined(view: View, metric: str) -> Variant | None:
-    sign = 1 if metric_named(metric).higher_is_better else -1
-    scored = [(sign * float(view.scorer.seeds(v, metric).mean()), v) for v in view.population.variants if v.kind == "diffusion"]
-    known = [(s, v) for s, v in scored if s == s]
-    return max(known, key=lambda pair: pair[0])[1] if known else None
+    trials = load_trials(stores, studies, where)
+    shown = wanted_metrics(metrics, metric)
+    found = list(views(trials, shown, split=split, labels=labels, unit=unit, columns=EXTRA_COLUMNS))
+    text = page(trials, found, metric=metric, metrics=shown, baseline=baseline, tile_images=tile_images)
+    return write_bytes(Path(out), text.encode())

@@ -291,7 +291,8 @@ def _notes_on_p(contrasts: Sequence[Contrast], primary: str, what: str) -> list[
     family = sum(math.isfinite(c.effect.p) for c in contrasts)
     kind = "exact" if all(c.effect.p_is_exact for c in contrasts) else f"random ({stats.FLIPS} draws)"
     out = [
-        f"p: {kind} sign-flip test over {what}s, Holm over the {family} comparison{'s' * (family != 1)} of {TITLES.get(primary, primary)} here; "
+        f"p: {kind} sign-flip test over {what}s, Holm over the {family} comparison{'s' * (family != 1)} of "
+        f"{TITLES.get(primary, primary)} here; "
         "* adjusted p below 0.05 and interval clear of zero. Other metrics are descriptive."
     ]
     if any(c.mark == "too few" for c in contrasts):

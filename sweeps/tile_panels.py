@@ -18,8 +18,9 @@ from idgbr.errors import Disagreement, Missing
 from idgbr.labels import ClassTable
 from idgbr.scores.read import METRICS, arrays
 from sweeps.scan import Part
+from sweeps.score_tables import TITLES, View
 from sweeps.unit_sums import IDENTITY
-from sweeps.variants import Population, Variant
+from sweeps.variants import Population, Variant, baseline_of
 
 PLACE = ("scene", "raster", "row", "col")
 CHANGES = ("kept", "repaired", "damaged", "still wrong", "not scored")
@@ -142,3 +143,26 @@ def rgb(values: np.ndarray, valid: np.ndarray, stats: Any) -> np.ndarray:
     low, high = (np.array([x[b] for b in bands], np.float32)[:, None, None] for x in (stats.low, stats.high))
     scaled = np.clip((values[bands] - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
     return np.moveaxis(np.where(valid, scaled, 255), 0, -1).astype(np.uint8)
+
+
+def panels_of(view: View, metric: str, each: int = 1) -> tuple[list[Panel], ClassTable, str]:
+    """Panels of the best refined variant (by the metric) against its own coarse map, their class table, and a title."""
+    refined = best_refined(view, metric)
+    coarse = baseline_of(refined, {"kind": "coarse"}, view.population) if refined else None
+    if refined is None or coarse is None:
+        raise Missing(
+            "no refined variant with a coarse map in this study", hint="run a study with refiner.kind=none beside it (the yardsticks)"
+        )
+    ranked = improvements(view.population, refined, coarse, metric, view.split, view.label_set)
+    part = view.population.part_of(refined.trials[0])
+    shown, table = panels(part, refined.row, view.label_set, choose(ranked, each))
+    what = f"tiles by improvement in {TITLES.get(metric, metric)} over coarse ({ranked.height} tiles)"
+    title = f"{refined.label}, seed {refined.seeds[0]}: {what}"
+    return shown, table, title
+
+
+def best_refined(view: View, metric: str) -> Variant | None:
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    scored = [(sign * float(view.scorer.seeds(v, metric).mean()), v) for v in view.population.variants if v.kind == "diffusion"]
+    known = [(s, v) for s, v in scored if s == s]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
