@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-STATE = Path(os.environ["FAKE_SLURM"])
+STATE = Path(os.environ.get("FAKE_SLURM", "fake-slurm-is-not-set"))
 KNOWN_SRUN = {
     "export",
     "overlap",

@@ -1,7 +1,7 @@
 """The doctor on four nodes that really differ: network, mount and host-name spaces of their own, joined by a bridge.
 
-head: sound. nostore: the store's path is a read-only file system there. other: idgbr 9.9.9, and a store path that is its own disk. full: the
-cache's disk is full and /dev/shm small.
+head: sound. nostore: the store's path is a read-only file system there. other: idgbr 9.9.9, and a store path that is its own disk.
+full: the cache's disk is full and /dev/shm small.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def report(short_folder: Path) -> Iterator[tuple[int, dict[str, dict[str, object
         address = f"{net.ip('head')}:6379"
         script = (
             f"{sys.executable} -m cluster.here wait {address} 4 200\n"
-            f"exec {sys.executable} -m cluster doctor {address} --store {folder}/store --nodes 4 --free-gb 0.1 --shared-memory-gb 0.5 --json"
+            f"exec {sys.executable} -m cluster doctor {address} --store {folder}/store --nodes 4 --json"
+            " --free-gb 0.1 --shared-memory-gb 0.5"
         )
         words = ["ip", "netns", "exec", net.space("head"), "unshare", "--uts", "bash", "-ec", script]
         done = subprocess.run(words, env=net.environment("head"), capture_output=True, text=True, timeout=350)

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 def test_a_command_runs_with_its_words_intact_and_its_output_and_end_are_told(head: RunningHead, tmp_path: Path) -> None:
     """submit --wait, status and logs by a spec; the token is in no output."""
-    program = f"import json, os, sys; json.dump([sys.argv[1:], os.environ['IDGBR_STORE']], open({str(tmp_path / 'out')!r}, 'w')); print('said', 'so')"
+    write = f"json.dump([sys.argv[1:], os.environ['IDGBR_STORE']], open({str(tmp_path / 'out')!r}, 'w'))"
+    program = f"import json, os, sys; {write}; print('said', 'so')"
     word = 'it\'s $(touch PWNED) "x"'
     done = head.cli("submit", str(head.spec_file), "--wait", "--", "python", "-c", program, word)
     assert done.returncode == 0, done.stderr
