@@ -243,13 +243,13 @@ def fit(
         refiner = Refiner.build(config, len(dataset.stats.mean), dataset.table, dataset.stats)
         module = RefinerTraining(refiner)
     samples = TrainSamples(dataset, dataset.of("train"), config.crop_px, seed, coarse_dir=coarse_dir, boundary_share=config.boundary_share)
-    stream = Numbered(samples, config.crop_pool, _encoder(module) if config.crop_pool else None)
+    stream = Numbered(samples, config.crop_pool, cached_encoder(module) if config.crop_pool else None)
     train(module, stream, config, seed=seed, out=out, scratch=scratch, world=world, runtime=runtime, report=report, stop=stop)
     if world.rank == 0:
         refiner.save_config(out)
 
 
-def _encoder(module: RefinerTraining) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def cached_encoder(module: RefinerTraining) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """What is frozen about a sample, computed once: latents of a VAE (analog codes cost less than their copies), teacher tokens."""
     network = module.network
 

@@ -6,30 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_refiner import TINY, band_stats, class_table
 from torch import Tensor
 
 from idgbr.config import RefinerConfig
-from idgbr.datasets import BandStats
-from idgbr.labels import ClassTable, LabelClass
 from idgbr.refiner import Refiner
-
-TINY = {
-    "channels": (16, 32),
-    "condition_channels": (16, 32),
-    "guidance_width": 16,
-    "guidance_heads": 2,
-    "guidance_window": 4,
-    "crop_px": 32,
-    "train_timesteps": 100,
-}
-
-
-def class_table(n_classes: int) -> ClassTable:
-    return ClassTable(tuple(LabelClass(f"class{i}", (i,), (i % 256, 0, 255 - i % 256)) for i in range(n_classes)))
-
-
-def band_stats(n_bands: int) -> BandStats:
-    return BandStats((100.0,) * n_bands, (50.0,) * n_bands, (0.0,) * n_bands, (255.0,) * n_bands)
 
 
 @pytest.fixture

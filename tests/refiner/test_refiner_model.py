@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_refiner_guidance import plain_guidance
+from small_refiner import plain_guidance
 from torch import Tensor
 
 from idgbr.config import SamplerConfig
