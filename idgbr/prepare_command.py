@@ -132,7 +132,7 @@ def write_sheet(dataset: Dataset, path: Path) -> None:
         draw.text((left + 16, top + 4), name, fill="black")
         left += 28 + int(draw.textlength(name))
     data = io.BytesIO()
-    canvas.save(data, "PNG", optimize=True)
+    canvas.save(data, "PNG")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(data.getvalue())

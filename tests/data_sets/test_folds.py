@@ -54,5 +54,5 @@ def test_one_scene_that_outweighs_the_others_is_cut_into_blocks() -> None:
 
 
 def test_fewer_rasters_than_folds_are_refused() -> None:
-    with pytest.raises(BadRequest, match="coarse.folds=3, 1 training rasters"):
+    with pytest.raises(BadRequest, match=r"coarse.folds=3, 1 training rasters"):
         Dataset((raster(0, "s"),), binary("a"), STATS, (1,)).folds(3)

@@ -106,7 +106,7 @@ def test_vaihingen_validation_tiles_can_be_chosen_from_the_training_tiles_only(t
     vaihingen(tmp_path)
     found = datasets.scan.find(DataConfig(source="vaihingen", root=str(tmp_path), val_ids=("1", "7")))
     assert [e.id for e in found.entries if e.split == "val"] == ["vaihingen_1", "vaihingen_7"]
-    with pytest.raises(BadRequest, match="data.val_ids are official training tiles"):
+    with pytest.raises(BadRequest, match=r"data.val_ids are official training tiles"):
         datasets.scan.find(DataConfig(source="vaihingen", root=str(tmp_path), val_ids=("2",)))
 
 
@@ -122,7 +122,7 @@ def test_a_folder_of_another_kind_says_what_was_expected_and_what_is_there(tmp_p
     (tmp_path / "photos").mkdir()
     with pytest.raises(Missing, match=r"found photos/.*train/images"):
         datasets.scan.find(DataConfig(source="inria", root=str(tmp_path)))
-    with pytest.raises(Missing, match="no folder .*wrong; .*holds photos"):
+    with pytest.raises(Missing, match=r"no folder .*wrong; .*holds photos"):
         datasets.scan.find(DataConfig(source="inria", root=str(tmp_path / "wrong")))
 
 
