@@ -55,7 +55,7 @@ def align(map: Path, like: Path, out: Path, *, overwrite: bool = False) -> None:
                 if not same:
                     view = WarpedVRT(
                         source, crs=grid.crs, transform=grid.transform, height=grid.height, width=grid.width, resampling=Resampling.nearest,
-                        src_nodata=nodata, nodata=fill, add_alpha=False, tolerance=0.0, warp_mem_limit=64,
+                        src_nodata=nodata, nodata=fill, add_alpha=False, tolerance=1e-6, warp_mem_limit=64,
                     )  # fmt: skip
                 known = False
                 for row in range(0, grid.height, 512):

@@ -87,7 +87,8 @@ class CoarseMap:
             has_numbers = any(isinstance(code, int) for c in table.classes for code in c.codes)
             if not self.is_probabilities and count == 1 and not has_numbers and interp[0] != ColorInterp.palette:
                 self.reading = index_table(table)
-        if self.is_probabilities and count != table.n_classes:
+        bands_of_numbers = count > 4 or (count > 1 and any(np.dtype(d).kind == "f" for d in dtypes))
+        if (self.is_probabilities or bands_of_numbers) and count != table.n_classes:
             raise Disagreement(
                 f"{self.path} has probabilities of {count} classes, the model has {table.n_classes}",
                 value=self.path,

@@ -6,6 +6,7 @@ Neighbouring patches are simplified together, so that shared borders stay shared
 from __future__ import annotations
 
 import uuid
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
 STRIP_PX = 1024
-# Metadata carries the time of writing and the layer's time stamp is asked for by the standard; fixed, equal maps give equal files.
-OPTIONS: dict[str, dict[str, str]] = {"GPKG": {"ADD_GPKG_OGR_CONTENTS": "NO"}, "GeoJSON": {}}
 
 
 def check_polygons(path: Path, simplify_px: float, overwrite: bool) -> None:
@@ -88,26 +87,29 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
     if confidence is not None:
         columns["confidence"] = _mean_confidence(shapes, area_px, confidence, grid)
     if simplify_px > 0 and len(shapes):
+        # A long straight edge has no vertex where two neighbours meet across it: with one at every pixel corner, shared borders match.
+        shapes = shapely.transform(shapely.segmentize(shapes, 1.0), np.rint)
         shapes = shapely.coverage_simplify(shapes, tolerance=simplify_px)  # its tolerance is the root of the area of what is cut off
     t = grid.transform
-    shapes = shapely.multipolygons(
-        [[shape] if shape.geom_type == "Polygon" else list(shape.geoms) for shape in _on_map(shapes, t, shapely)]
-    )
+    if len(shapes):
+        shapes = shapely.multipolygons([list(shapely.get_parts(shape)) for shape in _on_map(shapes, t, shapely)])
     driver = DRIVERS[path.suffix.lower()]
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    options = {"RFC7946": "YES"} if driver == "GeoJSON" and grid.crs is not None else OPTIONS[driver]
+    options = {"RFC7946": "YES"} if driver == "GeoJSON" and grid.crs is not None else {}
     try:
-        pyogrio.raw.write(
-            temporary,
-            shapely.to_wkb(shapes),
-            list(columns.values()),
-            list(columns),
-            layer=path.stem,
-            driver=driver,
-            geometry_type="MultiPolygon",
-            crs=None if grid.crs is None else grid.crs.to_wkt(),
-            layer_options=options,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'crs' was not provided")  # a map without a CRS has none to give
+            pyogrio.raw.write(
+                temporary,
+                shapely.to_wkb(shapes),
+                list(columns.values()),
+                list(columns),
+                layer=path.stem,
+                driver=driver,
+                geometry_type="MultiPolygon",
+                crs=None if grid.crs is None else grid.crs.to_wkt(),
+                layer_options=options,
+            )
         temporary.replace(path)
     except OSError as error:
         raise unwritable(str(path), error) from error
@@ -122,15 +124,15 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
 def _patches(class_map: Path, grid: Grid, shapely: Any) -> tuple[Any, NDArray[np.uint8]]:
     """Polygons in pixels (x = column, y = row), and their classes. GDAL walks the file line by line: the map is never in memory."""
     import rasterio
-    from affine import Affine
     from rasterio.features import shapes
 
     polygons, classes = [], []
     with opened(class_map) as source:
-        for geometry, value in shapes(rasterio.band(source, 1), connectivity=4, transform=Affine.identity()):
+        inverse = ~source.transform  # rasterio gives map coordinates; pixel corners are whole numbers, so nothing is lost
+        for geometry, value in shapes(rasterio.band(source, 1), connectivity=4):
             if int(value) != IGNORE:
-                rings = geometry["coordinates"]
-                polygons.append(shapely.polygons(rings[0], holes=rings[1:] or None))
+                rings = [np.rint(_placed(np.array(ring), inverse)) for ring in geometry["coordinates"]]
+                polygons.append(shapely.polygons(rings[0], holes=[shapely.linearrings(ring) for ring in rings[1:]] or None))
                 classes.append(int(value))
     found = np.array(polygons, dtype=object)
     for i in np.flatnonzero(~shapely.is_valid(found)) if len(found) else ():  # a ring that touches itself at a corner
@@ -166,8 +168,9 @@ def _mean_confidence(shapes: Any, area_px: NDArray[np.int64], confidence: Path, 
 
 
 def _on_map(shapes: Any, t: Any, shapely: Any) -> Any:
-    def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = points[:, 0], points[:, 1]
-        return np.stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f], axis=1)
+    return shapely.transform(shapes, lambda points: _placed(points, t))
 
-    return shapely.transform(shapes, place)
+
+def _placed(points: NDArray[np.float64], t: Any) -> NDArray[np.float64]:
+    x, y = points[:, 0], points[:, 1]
+    return np.stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f], axis=1)

@@ -74,6 +74,8 @@ class _TileRow:
     coarse: CoarseStrip
     open: NDArray[np.bool_]  # may change, [h, W]
     valid: NDArray[np.bool_]
+    tiles: int = 0
+    computed: int = 0
 
 
 def band_names(samples: int) -> tuple[str, ...]:
@@ -159,10 +161,9 @@ def refine_rows(
         skipped = []
         for col in cols:
             window = Window(row, col, size, size)
-            counts = row >= first_row  # rows of tiles above were counted by the run that delivered them
-            tally.tiles += counts
+            context.tiles += 1
             if context.open[:, col : col + size].any():
-                tally.computed += counts
+                context.computed += 1
                 pixels, valid = image.read(*window)
                 queue.append((window, pixels, context.coarse.probabilities(0, col, size, size), valid))
             else:
@@ -212,6 +213,9 @@ def _finished(
     first_row: int,
     tally: Tally,
 ) -> Rows | None:
+    if row >= first_row:  # rows of tiles above were counted by the run that delivered them
+        tally.tiles += context.tiles
+        tally.computed += context.computed
     skip = max(first_row - row, 0)
     n = blend.shape[1]
     if skip >= n:
