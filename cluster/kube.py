@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.slurm import QUIET
+from cluster.slurm import SETTINGS
 from cluster.spec import ClusterSpec, with_program
 
 KUBERAY_VERSION = "1.6"
@@ -70,7 +70,7 @@ def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, 
     amounts: dict[str, str] = {"cpu": str(cpus), "memory": f"{memory_gb}Gi"}
     if gpus:
         amounts[k.gpu_resource] = str(gpus)
-    variables = {**QUIET, "IDGBR_STORE": spec.store, **spec.env}
+    variables = {**SETTINGS, "IDGBR_STORE": spec.store, **spec.env}
     if spec.network_interface:
         variables |= {"GLOO_SOCKET_IFNAME": spec.network_interface, "NCCL_SOCKET_IFNAME": spec.network_interface}
     container: dict[str, Any] = {

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 
 from cluster.spec import ClusterSpec, with_program
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONUNBUFFERED": "1"}
+# For every process of Ray. The waits are Ray's own, lengthened: from a busy shared file system Python alone may take minutes to start.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_worker_register_timeout_seconds": "300",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 def directive(option: str, value: object = None) -> str:
@@ -63,7 +71,7 @@ def directives(spec: ClusterSpec) -> list[str]:
 
 def environment(spec: ClusterSpec) -> list[str]:
     """Shell lines that every process of the job begins with: variables (quoted), then the site's own `setup` lines."""
-    variables = {**QUIET, "IDGBR_STORE": spec.store, **spec.env}
+    variables = {**SETTINGS, "IDGBR_STORE": spec.store, **spec.env}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     if spec.setup:
         lines += ["set +u  # module files and activate scripts often read variables that are not set", *spec.setup, "set -u"]
@@ -261,7 +269,7 @@ fi
 RAY_ADDRESS=$(cat "$run_dir/address")
 export RAY_ADDRESS
 echo "head $head_node, Ray at $RAY_ADDRESS, logs in $run_dir" >&2
-if ! "${inside[@]}" "$python" -m cluster.here wait "$RAY_ADDRESS" 1 180; then
+if ! "${inside[@]}" "$python" -m cluster.here wait "$RAY_ADDRESS" 1 300; then
     tail -n 20 "$run_dir/head.log" >&2
     exit 3
 fi

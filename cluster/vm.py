@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from cluster.slurm import QUIET, environment
+from cluster.slurm import SETTINGS, environment
 from cluster.spec import ClusterSpec, temp_dir
 
 HEAD_TYPE, WORKER_TYPE = "head", "worker"
@@ -23,7 +23,7 @@ def remote_token(spec: ClusterSpec) -> str:
 
 def exports(spec: ClusterSpec) -> str:
     """One line of `export` for the commands that start Ray, and for the command of a job."""
-    variables = {"RAY_AUTH_MODE": "token", **QUIET, "IDGBR_STORE": spec.store, **spec.env}
+    variables = {"RAY_AUTH_MODE": "token", **SETTINGS, "IDGBR_STORE": spec.store, **spec.env}
     if spec.network_interface:
         variables |= {"GLOO_SOCKET_IFNAME": spec.network_interface, "NCCL_SOCKET_IFNAME": spec.network_interface}
     words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
@@ -39,7 +39,6 @@ def launcher(spec: ClusterSpec) -> dict[str, Any]:
         config |= {
             "provider": {"type": "local", "head_ip": spec.onprem.head, "worker_ips": list(spec.onprem.workers)},
             "max_workers": workers,
-            "min_workers": workers,
         }
         config["auth"] = {"ssh_user": spec.onprem.ssh_user, **({"ssh_private_key": spec.onprem.ssh_key} if spec.onprem.ssh_key else {})}
     else:

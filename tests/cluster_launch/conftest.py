@@ -59,7 +59,7 @@ def head(short_folder: Path) -> Iterator[RunningHead]:
         from cluster.jobs import Cluster
         from idgbr.errors import Missing
 
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while True:
             try:
                 Cluster(address, home / "token").jobs()

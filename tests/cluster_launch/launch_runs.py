@@ -46,7 +46,7 @@ def run_cli(home: Path, *words: str, **more: str) -> subprocess.CompletedProcess
         env=environment(home, **more),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=FOLDER.parents[1],
     )
 

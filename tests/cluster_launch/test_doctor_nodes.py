@@ -24,7 +24,7 @@ from cluster import here
 NODES = {
     "head": "",
     "nostore": "mount -t tmpfs -o ro,size=1m none {store}",
-    "other": "mount -t tmpfs -o size=8m none {store}; export PYTHONPATH={other}:$PYTHONPATH",
+    "other": "mount -t tmpfs -o size=8m none {store}; export PYTHONPATH={packages}:$PYTHONPATH",
     "full": "mount -t tmpfs -o size=1m none {cache}; mount -t tmpfs -o size=200m none /dev/shm",
 }
 
@@ -40,7 +40,7 @@ def needs() -> str:
     return f"cannot make namespaces: {made.stderr.strip() or tried.stderr.strip()}" if made.returncode else ""
 
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Net:
     def run(self, name: str, command: str) -> subprocess.Popen[bytes]:
         """`command` on the node, with its mounts and its host name."""
         prepared = NODES[name].format(
-            store=self.folder / "store", cache=self.folder / "home" / ".cache" / "idgbr", other=self.folder / "other"
+            store=self.folder / "store", cache=self.folder / "home" / ".cache" / "idgbr", packages=self.folder / "packages"
         )
         script = f"hostname {name}; {prepared}\n{command}"
         words = ["ip", "netns", "exec", self.space(name), "unshare", "--mount", "--uts", "bash", "-ec", script]
@@ -108,7 +108,7 @@ class Net:
         self.processes["head"] = self.run("head", head)
         for name in list(NODES)[1:]:
             (self.folder / name).mkdir()
-            wait = f"{sys.executable} -m cluster.here wait {self.ip('head')}:6379 1 120"
+            wait = f"{sys.executable} -m cluster.here wait {self.ip('head')}:6379 1 300"
             self.processes[name] = self.run(name, f"{wait}\n{ray} --address={self.ip('head')}:6379 --node-ip-address={self.ip(name)}")
 
     def stop(self) -> None:
@@ -134,9 +134,9 @@ def report(short_folder: Path) -> Iterator[tuple[int, dict[str, dict[str, object
     if why := needs():
         pytest.skip(why)
     folder = short_folder / "net"
-    for name in ("home/.cache/idgbr", "store", "other/idgbr-9.9.9.dist-info"):
+    for name in ("home/.cache/idgbr", "store", "packages/idgbr-9.9.9.dist-info"):
         (folder / name).mkdir(parents=True)
-    (folder / "other" / "idgbr-9.9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: idgbr\nVersion: 9.9.9\n")
+    (folder / "packages" / "idgbr-9.9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: idgbr\nVersion: 9.9.9\n")
     here.make_token(folder / "token")
     net = Net(folder)
     try:
@@ -144,12 +144,12 @@ def report(short_folder: Path) -> Iterator[tuple[int, dict[str, dict[str, object
         net.start()
         address = f"{net.ip('head')}:6379"
         script = (
-            f"{sys.executable} -m cluster.here wait {address} 4 200\n"
+            f"{sys.executable} -m cluster.here wait {address} 4 300\n"
             f"exec {sys.executable} -m cluster doctor {address} --store {folder}/store --nodes 4 --json"
             " --free-gb 0.1 --shared-memory-gb 0.5"
         )
         words = ["ip", "netns", "exec", net.space("head"), "unshare", "--uts", "bash", "-ec", script]
-        done = subprocess.run(words, env=net.environment("head"), capture_output=True, text=True, timeout=350)
+        done = subprocess.run(words, env=net.environment("head"), capture_output=True, text=True, timeout=550)
         logs = "\n".join(f"{p.name}: {p.read_text(errors='replace')[-800:]}" for p in folder.glob("*.log"))
         assert done.stdout.startswith("["), done.stderr + logs
         yield done.returncode, {c["name"]: c for c in json.loads(done.stdout)}

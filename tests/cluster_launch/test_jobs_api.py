@@ -16,7 +16,7 @@ from cluster import here
 from cluster.jobs import Cluster
 from idgbr.errors import BadRequest, Disagreement, Missing
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def test_a_command_runs_with_its_words_intact_and_its_output_and_end_are_told(head: RunningHead, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def write_spec(folder: Path, nodes: int) -> Path:
 
 
 def wait_for(what: Callable[[], bool], folder: Path) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 330
     while not what():
         if time.monotonic() > deadline:
             pytest.fail(
@@ -140,7 +140,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             shutil.rmtree(f"/tmp/r-{job}", ignore_errors=True)
 
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def test_the_command_runs_on_a_head_and_a_worker_that_srun_started(ran: Ran) -> None:

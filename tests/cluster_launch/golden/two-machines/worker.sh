@@ -8,6 +8,8 @@ export RAY_TMPDIR=/tmp/r-6e9a1ab2
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_DEDUP_LOGS=1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
+export RAY_DASHBOARD_STARTUP_TIMEOUT_S=300
+export RAY_worker_register_timeout_seconds=300
 export PYTHONUNBUFFERED=1
 export IDGBR_STORE=/nfs/idgbr-store
 cd -- /nfs/idgbr || exit 3
