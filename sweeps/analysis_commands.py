@@ -231,3 +231,53 @@ def report(
     found = list(views(trials, shown, split=split, labels=labels, unit=unit, columns=EXTRA_COLUMNS))
     text = page(trials, found, metric=metric, metrics=shown, baseline=baseline, tile_images=tile_images)
     return write_bytes(Path(out), text.encode())
+
+
+def publish(
+    study: str,
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    where: Sequence[str] = (),
+    unit: str = "auto",
+    results: str = "results/published",
+    tile_images: bool = True,
+) -> Path:
+    """results/published/<study>/: rows under 1 MB, tables, report, README.
+
+    Raises:
+        Missing: no such study, or nowhere to write. BadRequest: rows too large, or a metric that rows by scene cannot give.
+    """
+    from sweeps import publish as published
+    from sweeps.report import EXTRA_COLUMNS, page
+
+    trials = load_trials(stores, [study], where)
+    shown = wanted_metrics(metrics, metric)
+    found = list(views(trials, shown, split=split, labels=labels, unit=unit, columns=EXTRA_COLUMNS))
+    request = {
+        "metric": metric,
+        "metrics": shown,
+        "baseline": baseline,
+        "split": split,
+        "labels": labels,
+        "unit": unit,
+        "where": list(where),
+    }
+    text = page(trials, found, metric=metric, metrics=shown, baseline=baseline, tile_images=tile_images)
+    return published.write(Path(results) / study, study, trials, found, request, text)
+
+
+def verify(study: str, *, results: str = "results/published") -> None:
+    """Recompute every published number from its rows.
+
+    Raises:
+        Missing: nothing published under that name. Disagreement: a number is not what the rows give.
+    """
+    from sweeps.publish import verify as check
+
+    n = check(Path(results) / study)
+    print(f"{study}: every number of {n} tables is what the rows give")

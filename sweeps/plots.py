@@ -183,7 +183,7 @@ def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Fig
     ax.margins(x=0.18)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlabel("share of the class's pixels (%)")
-    ax.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 
