@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from idgbr.errors import BadRequest, Missing, nearest
 from idgbr.store import Store
-from sweeps.plan import Plan
 from sweeps.study import Trial
 
 
@@ -110,7 +109,7 @@ class Careful:
         return call
 
 
-def started(names: Iterable[str], plan: Plan, store: Store) -> list[Any]:
+def started(names: Iterable[str], study: str, store: Store) -> list[Any]:
     """Raises:
     BadRequest: no such callback. Missing: its package is not installed.
     """
@@ -120,7 +119,7 @@ def started(names: Iterable[str], plan: Plan, store: Store) -> list[Any]:
         if name not in MAKERS:
             raise BadRequest("no such callback", value=name, allowed=", ".join(MAKERS), hint=nearest(name, MAKERS) or None)
         try:
-            out.append(Careful(name, MAKERS[name](folder, plan.study.name)))
+            out.append(Careful(name, MAKERS[name](folder, study)))
         except ImportError as error:
             raise Missing(
                 f"the callback {name} needs a package that is not installed: {error.name}", hint="pip install 'idgbr[dash,track]'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -11,19 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from idgbr.config import Runtime, split_name
+from idgbr.config import split_name
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
 from idgbr.stages import STAGES
 from idgbr.store import Store
 from sweeps import plan as planning
 from sweeps import studies, tables
-from sweeps.claims import Claims, drivers
+from sweeps.claims import drivers
 from sweeps.placement import Placement, slots
 from sweeps.plan import Plan
-from sweeps.progress import Progress
-from sweeps.schedule import Schedule, end_of, units
 from sweeps.study import Study
-from sweeps.work import Desk, write_end
+from sweeps.workplace import desk_of, say, workplace, write_rows
 
 
 class Stopped(IdgbrError):
@@ -97,7 +94,8 @@ def text_of(found: dict[str, Any]) -> list[str]:
     to_train = sum(found["stages"][s]["to_do"] for s in ("backbone", "refiner"))
     lines.append(f"trainings: {to_train} to do of {found['trainings']}; a sweep that shares nothing would train {found['naive_trainings']}")
     if found["to_run"]:
-        known = f"{_hours(found['worker_hours'])} of one worker ({_hours(found['naive_worker_hours'])} with nothing shared), {found['gigabytes']:.3g} GB"
+        known = f"{_hours(found['worker_hours'])} of one worker ({_hours(found['naive_worker_hours'])} with nothing shared)"
+        known += f", {found['gigabytes']:.3g} GB"
         unknown = found["without_past_timings"]
         if len(unknown) == sum(c["to_do"] > 0 for c in found["stages"].values()):
             known = "no past timings in this store yet"
@@ -155,59 +153,25 @@ def run(
     if study.search is not None:
         from sweeps.search import search
 
-        search(study, store, placement, redefine=redefine, preflight=preflight)
+        search(study, store, placement, redefine=redefine, preflight=preflight, local=local, show_end=show, callbacks=callbacks)
         return
     made = planning.make(study, store, retry_failed=retry_failed)
     planning.record_definition(made, store, redefine=redefine)
-    _say("\n".join(text_of(summary(made, store))))
-    if made.open:
-        if preflight and made.to_do:
+    say("\n".join(text_of(summary(made, store))))
+    if made.open and not made.to_do:
+        write_rows(made, desk_of(store, placement))
+    elif made.open:
+        if preflight:
             planning.refuse_impossible(made, planning.preflight(made, store))
-        if not _compute(made, store, placement, local=local, callbacks=callbacks, budget_gb=budget_gb):
+        if budget_gb:
+            from sweeps.gc import check_budget
+
+            check_budget(store, budget_gb, planning.cost(made, store).size_bytes)
+        with workplace(study, store, placement, local=local, callbacks=callbacks) as place:
+            is_finished = place.compute(made)
+        if not is_finished:
             raise Stopped(f"stopped; {_counted(study, store, made)}", hint=resume_line(study))
     finish(study, store, made, show=show)
-
-
-def _compute(made: Plan, store: Store, placement: Placement, *, local: bool, callbacks: Iterable[str], budget_gb: float) -> bool:
-    """False: stopped by the user."""
-    commit = tables.git_commit()
-    logs = Path(store.base if store.is_local else store.cache) / "logs"
-    desk = Desk(store, Runtime(device=placement.device, precision=placement.precision, threads=placement.threads), commit=commit, logs=logs)
-    if not made.to_do:  # artefacts of other studies or of a killed run: only rows are missing, and rows need no cluster
-        for trial in made.open:
-            write_end(end_of(trial, made.study.name), desk)
-        return True
-    if budget_gb:
-        from sweeps.gc import check_budget
-
-        check_budget(store, budget_gb, planning.cost(made, store).size_bytes)
-    from sweeps import tuner
-    from sweeps.callbacks import started
-
-    with contextlib.ExitStack() as stack:
-        claims = stack.enter_context(Claims(store, made.study.name))
-        others = [d for d in drivers(store) if d["driver"] != claims.id]
-        for other in others:
-            _say(f"{other['host']} process {other['pid']} also works on this store (study {other['study']}); the work is shared")
-        if local:
-            places = 1
-        else:
-            nodes = stack.enter_context(tuner.cluster(placement))
-            places = slots(placement, nodes)
-            tuner.check_nodes(store, tables.versions())
-        waiting = units(made, places, placement.workers)
-        schedule = Schedule(made, waiting, store, claims, places, commit)
-        cost = planning.cost(made, store)
-        total = sum(len(u.tasks) for u in waiting)
-        progress = stack.enter_context(
-            Progress(made.study.name, total, total_seconds=0.0 if cost.unknown else cost.seconds, workers=places, why=schedule.why_waiting)
-        )
-        schedule.on_failed = lambda label, error: progress.say(f"failed: {label}: {error}")
-        progress.observers += started(callbacks, made, store)
-        _say(f"{total} jobs on up to {places} workers; logs: {logs}")
-        if local:
-            return tuner.execute_here(schedule, progress, desk)
-        return tuner.execute(schedule, progress, store, placement, commit=commit, logs=logs, goal=desk.goal)
 
 
 def finish(study: Study, store: Store, made: Plan, *, show: bool) -> None:
@@ -226,10 +190,10 @@ def finish(study: Study, store: Store, made: Plan, *, show: bool) -> None:
         picture = Path(store.base if store.is_local else store.cache) / "figures" / f"{study.name}-tiles.png"
         try:
             picture.parent.mkdir(parents=True, exist_ok=True)
-            _say(f"tiles: {tiles((study.name,), stores=(store.root,), out=str(picture))}")
+            say(f"tiles: {tiles((study.name,), stores=(store.root,), out=str(picture))}")
         except Missing as error:  # a study without a refined variant, or artefacts that gc took away, has no tiles to show
-            _say(f"no picture of tiles: {error}")
-    _say(f"rows: {store.root}/tables/*/study={study.name}/*.parquet")
+            say(f"no picture of tiles: {error}")
+    say(f"rows: {store.root}/tables/*/study={study.name}/*.parquet")
     if failed or missing:
         raise SomeFailed(
             f"{len(failed)} of {len(made.trials)} trials of {study.name} failed" + (f", {len(missing)} are unfinished" if missing else ""),
@@ -291,7 +255,7 @@ def status(name: str, store: Store, *, as_json: bool = False) -> None:
         **counts,
         "open": len(trials) - sum(counts.values()),
         "drivers": working,
-        "in_hand": [c["unit"] for c in claims if c.get("study") == name],
+        "in_hand": [unit for unit, claim in claims.items() if claim.get("study") == name],
         "computed": {stage: len(store.runs(stage)) for stage in STAGES},
         "at": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
@@ -307,7 +271,3 @@ def status(name: str, store: Store, *, as_json: bool = False) -> None:
     for trial, facts in trials.items():
         if found.get(trial) == "failed":
             print(f"failed: {facts['label']}: {error_of(store, name, trial)}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

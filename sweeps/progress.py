@@ -123,9 +123,8 @@ class Progress:
     def summary(self) -> str:
         waiting = max(0, self.total - self.done - self.failed - len(self.running))
         eta = self.eta_s()
-        parts = [
-            f"{self.title}: {self.done} of {self.total} jobs done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
-        ]
+        counts = f"{self.done} of {self.total} jobs done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
+        parts = [f"{self.title}: {counts}"]
         parts.append(f"{_time(time.monotonic() - self.started)} elapsed")
         if eta is not None and waiting + len(self.running):
             parts.append(f"about {_time(eta)} to go")

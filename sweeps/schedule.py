@@ -4,6 +4,7 @@ respected, failures passed on. No Ray; `tuner.py` and the loop in this process b
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import defaultdict
@@ -89,6 +90,7 @@ class Schedule:
         self.on_failed: Callable[[str, str], None] | None = None
         self._checked = 0.0
         self._claimed: dict[str, int] = defaultdict(int)
+        self._trials = {t.id: t for t in plan.open}
         self._users: dict[str, list[Trial]] = defaultdict(list)
         for trial in plan.open:
             for job in trial.jobs:
@@ -197,10 +199,11 @@ class Schedule:
         claim = claim_of(unit)
         self._claimed[claim] -= 1
         if not self._claimed[claim] and not any(claim_of(u) == claim for u in self.waiting.values()):
-            try:
+            with contextlib.suppress(IdgbrError, OSError):  # the claim dies with this driver anyway
                 self.claims.release(claim)
-            except (IdgbrError, OSError):  # the claim dies with this driver anyway
-                pass
+
+    def trials_of(self, ids: Iterable[str]) -> list[Trial]:
+        return [self._trials[i] for i in ids if i in self._trials]
 
     def why_waiting(self) -> str:
         """One sentence for the watchdog and the display."""

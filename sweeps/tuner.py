@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from idgbr.config import Runtime
 from idgbr.errors import Disagreement, Missing
 from idgbr.store import Store
 from sweeps.placement import Placement
@@ -42,6 +41,7 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes through it: artefacts lie in the store
+START_TRIES = 4
 STOP_POLL_S = 1.0
 REPORT_S = 2.0
 
@@ -68,31 +68,39 @@ def cluster(placement: Placement, cores: int | None = None) -> Iterator[list[dic
     if ray.is_initialized():  # a program that embeds a sweep
         yield node_resources()
         return
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
-            ray.init(
-                num_cpus=cores or os.cpu_count(),
-                include_dashboard=placement.workers > 1,  # Train's placement groups are freed through it after a stop (ray#54305)
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=temporary if len(temporary) <= 36 else "/tmp/ray",  # socket paths end at 107 bytes
-                **quiet,
-            )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        where = f"at {address}" if address else "on this machine"
-        raise Missing(
-            f"no Ray cluster {where}: {_first_line(error)}",
-            hint="python -m cluster doctor, or leave out --address to use this machine alone",
-        ) from error
+    _start(address, placement, cores)
     try:
         _silence()
         yield node_resources()
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             ray.shutdown()
+
+
+def _start(address: str, placement: Placement, cores: int | None) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
+    temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
+    own = {
+        "num_cpus": cores or os.cpu_count(),
+        "include_dashboard": placement.workers > 1,  # Train's placement groups are freed through it after a stop (ray#54305)
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": temporary if len(temporary) <= 36 else "/tmp/ray",  # socket paths end at 107 bytes
+    }
+    for attempt in range(START_TRIES):
+        try:
+            ray.init(**quiet, **({"address": address} if address else own))
+            return
+        except Exception as error:  # Ray raises bare ones too
+            ray.shutdown()
+            if "timed out during startup" in str(error) and attempt < START_TRIES - 1:
+                continue  # Ray gives a node 30 s to come up, too few where other work takes the machine
+            where = f"at {address}" if address else "on this machine"
+            raise Missing(
+                f"no Ray cluster {where}: {_first_line(error)}",
+                hint="python -m cluster doctor, or leave out --address to use this machine alone (--local: without Ray)",
+            ) from error
 
 
 def node_resources() -> list[dict[str, float]]:
@@ -202,9 +210,7 @@ def sharded_fit(placement: Placement) -> Callable[..., None]:
     return functools.partial(fit_sharded, workers=placement.workers, cpus=placement.cpus, gpus=placement.gpus, sharding=placement.sharding)
 
 
-def execute(
-    schedule: Schedule, progress: Progress, store: Store, placement: Placement, *, commit: str, logs: Path | None, goal: str
-) -> bool:
+def execute(schedule: Schedule, progress: Progress, desk: Desk, placement: Placement) -> bool:
     """Run the schedule to its end inside a started cluster. False: it was stopped before.
 
     Raises:
@@ -214,8 +220,6 @@ def execute(
 
     scratch = Path(tempfile.mkdtemp(prefix="idgbr-tune-"))
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, schedule.slots))
-    runtime = Runtime(device=placement.device, precision=placement.precision, threads=placement.threads)
-    desk = Desk(store, runtime, commit=commit, logs=logs, goal=goal)
     function = trainable(desk, schedule.claims.stop_name, placement)
     try:
         with _signals(schedule, progress):
@@ -251,26 +255,34 @@ def _bundles(config: dict[str, Any], placement: Placement) -> Any:
     return tune.PlacementGroupFactory([placement.shape])
 
 
+class _Unpickled:
+    """Tune pickles its parts to a file that nobody reads; these hold the live schedule and go as empty shells."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
 def _searcher(schedule: Schedule) -> Any:
     from ray.tune.search import Searcher
 
-    class Ready(Searcher):
+    class Ready(_Unpickled, Searcher):
         """Hands out units that may start. None: ask again later."""
 
-        def __init__(self) -> None:
+        def __init__(self, schedule: Schedule) -> None:
             super().__init__()
+            self.schedule = schedule
             self.unit_of: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            unit = schedule.take()
+            unit = self.schedule.take()
             if unit is None:
-                return Searcher.FINISHED if schedule.is_finished else None
+                return Searcher.FINISHED if self.schedule.is_finished else None
             self.unit_of[trial_id] = unit.id
             return {"unit": unit.pack(), "id": unit.id, "workers": unit.workers}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             lost = "its worker was lost (out of memory, or the node died)" if error else None
-            schedule.complete(self.unit_of.pop(trial_id), lost)
+            self.schedule.complete(self.unit_of.pop(trial_id), lost)
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: what is done lies in the store."""
@@ -278,33 +290,36 @@ def _searcher(schedule: Schedule) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             raise NotImplementedError("a study resumes from the store")
 
-    return Ready()
+    return Ready(schedule)
 
 
 def _callback(schedule: Schedule, progress: Progress) -> Any:
     from ray import tune
 
-    class Events(tune.Callback):
+    class Events(_Unpickled, tune.Callback):
         """What trials report, to the schedule and to the display."""
 
+        def __init__(self, schedule: Schedule, progress: Progress) -> None:
+            self.schedule, self.progress = schedule, progress
+
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            unit = schedule.running.get(trial.config["id"])
+            unit = self.schedule.running.get(trial.config["id"])
             if unit is not None:
-                progress.start(unit.id, unit.title)
+                self.progress.start(unit.id, unit.title)
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
             if result.get("progress"):
-                progress.report(result["unit"], json.loads(result["progress"]))
+                self.progress.report(result["unit"], json.loads(result["progress"]))
             if result.get("outcome"):
-                told(Outcome(**json.loads(result["outcome"])), schedule, progress)
+                told(Outcome(**json.loads(result["outcome"])), self.schedule, self.progress)
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            progress.leave(trial.config["id"])
+            self.progress.leave(trial.config["id"])
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            progress.leave(trial.config["id"])
+            self.progress.leave(trial.config["id"])
 
-    return Events()
+    return Events(schedule, progress)
 
 
 def told(outcome: Outcome, schedule: Schedule, progress: Progress) -> None:
@@ -314,7 +329,7 @@ def told(outcome: Outcome, schedule: Schedule, progress: Progress) -> None:
         return
     trials = tuple(outcome.trials)
     schedule.finish_task(dataclasses.replace(outcome, trials=trials))
-    ended = [t for t in schedule.plan.open if t.id in trials] if trials else []
+    ended = schedule.trials_of(trials) if trials else []
     for trial in ended:
         for observer in progress.observers:
             observer.trial(trial, outcome.score, progress.goal)

@@ -25,6 +25,7 @@ from idgbr.errors import IdgbrError
 from idgbr.stages import Job
 from idgbr.store import Store
 from sweeps import tables
+from sweeps.pruning import Halving, Pruned, TileTest, Watch, WatchedStore
 
 Report = Callable[..., None]
 Stop = Callable[[], bool]
@@ -57,10 +58,12 @@ class Unit:
 
     tasks: tuple[Task, ...]
     workers: int = 1
+    watch: Watch | None = None  # of a search that stops early
+    name: str = ""
 
     @property
     def id(self) -> str:
-        return self.tasks[0].job.key
+        return self.name or self.tasks[0].job.key
 
     @property
     def title(self) -> str:
@@ -117,35 +120,47 @@ def do(unit: Unit, desk: Desk) -> Iterator[Outcome]:
 
     Rows of a trial are in the store before its outcome is yielded.
     """
-    failed: dict[str, str] = {}
+    failed: dict[str, Outcome] = {}
     for task in unit.tasks:
         if desk.stop and desk.stop():
             yield Outcome(task.job.key, task.job.stage, "interrupted", 0.0)
             continue
         blocked = next((failed[k] for k in task.job.parents.values() if k in failed), None)
-        outcome = Outcome(task.job.key, task.job.stage, "failed", 0.0, blocked) if blocked else do_task(task, desk)
-        if outcome.status == "failed":
-            failed[task.job.key] = outcome.error or "failed"
+        if blocked is not None:
+            outcome = Outcome(task.job.key, task.job.stage, blocked.status, 0.0, blocked.error)
+        else:
+            outcome = do_task(task, desk, unit.watch)
+        if outcome.status in ("failed", "pruned", "interrupted"):
+            failed[task.job.key] = outcome
         yield outcome
 
 
-def do_task(task: Task, desk: Desk) -> Outcome:
+def do_task(task: Task, desk: Desk, watch: Watch | None = None) -> Outcome:
     """One job through `stages.run`, then the rows of its trials; whatever goes wrong is the outcome."""
     job, started = task.job, time.monotonic()
+    store, report, stop, halving = desk.store, desk.report, desk.stop, None
 
     def outcome(status: str, error: str | None = None, **more: Any) -> Outcome:
         return Outcome(job.key, job.stage, status, time.monotonic() - started, error, **more)
 
     with logged(desk.logs, job) as log:
         try:
+            if watch is not None and watch.rungs and job.trains and job.name in ("refiner", "full"):
+                halving = Halving(watch, store, report, stop)
+                report, stop = halving.report, halving.stop
+            if watch is not None and watch.wilcoxon and watch.rival and job.stage == "refined":
+                store = WatchedStore(store.root, store.cache)
+                report = TileTest(watch, store, job, task.experiment, report).report
             fit = desk.fit if job.trains else None
-            stages.run(job, desk.store, task.experiment, desk.runtime, report=desk.report, stop=desk.stop, fit=fit)
+            stages.run(job, store, task.experiment, desk.runtime, report=report, stop=stop, fit=fit)
             for end in task.ends:
                 write_end(end, desk)
             return outcome("done", trials=tuple(e.trial for e in task.ends), score=score(task, desk))
+        except Pruned as error:
+            return outcome("pruned", str(error))
         except IdgbrError as error:
             if error.exit_code == 130:
-                return outcome("interrupted", str(error))
+                return outcome("pruned", halving.reason) if halving and halving.is_pruned else outcome("interrupted", str(error))
             print(traceback.format_exc(), file=log)
             return outcome("failed", f"{job.stage} {job.key[:8]}: {error}")
         except Exception as error:  # a failing trial never sinks the study: it becomes a row

@@ -1,0 +1,114 @@
+"""Where a run works: its claims, the cluster or this process, the desk of its workers, the progress display."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idgbr.config import Runtime
+from idgbr.store import Store
+from sweeps import plan as planning
+from sweeps import tables
+from sweeps.claims import Claims, drivers
+from sweeps.placement import Placement, slots
+from sweeps.plan import Plan
+from sweeps.progress import Progress
+from sweeps.schedule import Schedule, end_of, units
+from sweeps.study import Study
+from sweeps.work import Desk, write_end
+
+
+@dataclass
+class Workplace:
+    """Made by `workplace`; alive inside its block."""
+
+    study: Study
+    desk: Desk
+    placement: Placement
+    claims: Claims
+    slots: int
+    local: bool
+    callbacks: tuple[str, ...] = ()
+
+    @property
+    def commit(self) -> str:
+        return self.desk.commit
+
+    def execute(self, schedule: Any, total: int, *, total_seconds: float = 0.0, goal: str = "boundary_iou", higher: bool = True) -> bool:
+        """Draw from `schedule` until it is finished. False: the user stopped it.
+
+        Raises:
+            KeyboardInterrupt: at the second Ctrl-C.
+        """
+        from sweeps import tuner
+        from sweeps.callbacks import started
+
+        self.desk.goal = goal
+        title = self.study.name
+        progress = Progress(
+            title, total, total_seconds=total_seconds, workers=self.slots, why=schedule.why_waiting, goal=goal, higher_is_better=higher
+        )
+        progress.observers += started(self.callbacks, self.study.name, self.desk.store)
+        say(f"{total} jobs on up to {self.slots} workers; logs: {self.desk.logs}")
+        with progress:
+            schedule.on_failed = lambda label, error: progress.say(f"failed: {label}: {error}")
+            if self.local:
+                return tuner.execute_here(schedule, progress, self.desk)
+            return tuner.execute(schedule, progress, self.desk, self.placement)
+
+    def compute(self, made: Plan) -> bool:
+        """Everything a plan lists as to do, and the rows of its open trials. False: stopped."""
+        if not made.to_do:
+            write_rows(made, self.desk)
+            return True
+        waiting = units(made, self.slots, self.placement.workers)
+        schedule = Schedule(made, waiting, self.desk.store, self.claims, self.slots, self.commit)
+        cost = planning.cost(made, self.desk.store)
+        seconds = 0.0 if cost.unknown else cost.seconds
+        return self.execute(schedule, sum(len(u.tasks) for u in waiting), total_seconds=seconds)
+
+
+def desk_of(store: Store, placement: Placement) -> Desk:
+    runtime = Runtime(device=placement.device, precision=placement.precision, threads=placement.threads)
+    logs = Path(store.base if store.is_local else store.cache) / "logs"
+    return Desk(store, runtime, commit=tables.git_commit(), logs=logs)
+
+
+def write_rows(made: Plan, desk: Desk) -> None:
+    """Rows of trials whose artefacts are all there, of another study or a killed run: no cluster needed."""
+    for trial in made.open:
+        write_end(end_of(trial, made.study.name), desk)
+
+
+@contextlib.contextmanager
+def workplace(
+    study: Study, store: Store, placement: Placement, *, local: bool = False, callbacks: Iterable[str] = ()
+) -> Iterator[Workplace]:
+    """Claims and a cluster for the time of the block.
+
+    Raises:
+        Missing: no cluster, no node that can hold a job, a node that does not see the store. Disagreement: other versions on a node.
+    """
+    desk = desk_of(store, placement)
+    with contextlib.ExitStack() as stack:
+        claims = stack.enter_context(Claims(store, study.name))
+        for other in drivers(store):
+            if other["driver"] != claims.id:
+                say(f"{other['host']} process {other['pid']} also works on this store (study {other['study']}); the work is shared")
+        places = 1
+        if not local:
+            from sweeps import tuner
+
+            nodes = stack.enter_context(tuner.cluster(placement))
+            places = slots(placement, nodes)
+            tuner.check_nodes(store, tables.versions())
+        yield Workplace(study, desk, placement, claims, places, local, tuple(callbacks))
+
+
+def say(text: str) -> None:
+    """Talk goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
