@@ -73,6 +73,7 @@ class Net:
                 f"ip -n {space} link set lo up",
                 f"ip -n {space} addr add {self.ip(name)}/24 dev eth0",
                 f"ip -n {space} link set eth0 up",
+                f"ip -n {space} route add default dev eth0",  # Ray finds its address by the route to the world
             ]
         for command in commands:
             subprocess.run(command.split(), check=True, capture_output=True)
@@ -108,7 +109,7 @@ class Net:
         self.processes["head"] = self.run("head", head)
         for name in list(NODES)[1:]:
             (self.folder / name).mkdir()
-            wait = f"{sys.executable} -m cluster.here wait {self.ip('head')}:6379 1 300"
+            wait = f"until (echo >/dev/tcp/{self.ip('head')}/6379) 2>/dev/null; do sleep 0.3; done"
             self.processes[name] = self.run(name, f"{wait}\n{ray} --address={self.ip('head')}:6379 --node-ip-address={self.ip(name)}")
 
     def stop(self) -> None:

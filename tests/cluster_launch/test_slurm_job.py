@@ -21,7 +21,7 @@ NASTY = 'my job\'s "best" $(touch PWNED) `touch PWNED` %j ; #x \\'
 MARK = "$(touch PWNED) 'x'"
 
 PROGRAM = """
-import json, os, sys, time
+import json, os, subprocess, sys, time
 import ray
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=40)
 wanted = int(sys.argv[2])
@@ -31,11 +31,31 @@ def where(barrier):
     return ray.get_runtime_context().get_node_id(), os.environ["GLOO_SOCKET_IFNAME"], os.environ["IDGBR_STORE"]
 rows = ray.get([where.remote(i) for i in range(wanted)])
 nodes = [n for n in ray.nodes() if n["Alive"]]
-json.dump({"argv": sys.argv[3:], "nodes": len(nodes), "used": len({r[0] for r in rows}), "interface": rows[0][1], "store": rows[0][2],
+json.dump({"argv": sys.argv[4:], "nodes": len(nodes), "used": len({r[0] for r in rows}), "interface": rows[0][1], "store": rows[0][2],
            "address": os.environ["RAY_ADDRESS"], "secret": open(os.environ["RAY_AUTH_TOKEN_PATH"]).read(),
            "token": oct(os.stat(os.environ["RAY_AUTH_TOKEN_PATH"]).st_mode & 0o777),
            "temp": os.environ["RAY_TMPDIR"], "auth": os.environ["RAY_AUTH_MODE"], "shell": os.environ.get("MARK")}, open(sys.argv[1], "w"))
-print("did it on", len(nodes), "nodes")
+print("did it on", len(nodes), "nodes", flush=True)
+ray.shutdown()
+sys.exit(subprocess.call([sys.executable, "-m", "sweeps", "run", sys.argv[3]]))
+"""
+
+STUDY = """
+from sweeps.study import Axis, Study
+
+SMALL = {
+    "data": {"train_scenes": 2, "val_scenes": 2, "test_scenes": 1, "scene_px": 64},
+    "backbone": {"crop_px": 64, "train_images": 16, "batch_images": 4, "warmup_images": 4},
+    "coarse": {"tile_px": 64, "overlap_px": 16},
+    "refiner": {"channels": (16, 32), "condition_channels": (16, 32), "guidance_width": 16, "crop_px": 32, "batch_images": 8,
+                "train_images": 32},
+    "sampler": {"tile_px": 64, "overlap_px": 16},
+    "score": {"tile_px": 64},
+}
+
+def tiny():
+    overrides = {f"{stage}.{name}": value for stage, values in SMALL.items() for name, value in values.items()}
+    return Study("tiny", "synthetic", axes=(Axis("sampler.steps", (1, 2)),), overrides=overrides)
 """
 
 INTERRUPTIBLE = """
@@ -115,8 +135,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     home.mkdir()
     (folder / "program.py").write_text(PROGRAM)
     (folder / "steps.py").write_text(INTERRUPTIBLE)
+    (folder / "study.py").write_text(STUDY)
     commands = {
-        2: [sys.executable, str(folder / "program.py"), str(folder / "out.json"), "2", NASTY, "$HOME"],
+        2: [sys.executable, str(folder / "program.py"), str(folder / "out.json"), "2", f"{folder / 'study.py'}:tiny", NASTY, "$HOME"],
         1: [sys.executable, str(folder / "steps.py"), str(folder / "done"), str(folder / "once")],
     }
     jobs, specs = {}, {}
@@ -149,6 +170,17 @@ def test_the_command_runs_on_a_head_and_a_worker_that_srun_started(ran: Ran) -> 
     assert result["nodes"] == result["used"] == 2
     assert not result["address"].startswith("127."), "gloo and Ray must not talk to loopback"
     assert result["interface"]
+
+
+def test_a_small_study_runs_to_its_end_over_both_nodes(ran: Ran) -> None:
+    from idgbr.store import Store
+    from sweeps import tables
+
+    store = Store(ran.folder / "store $(touch PWNED)")
+    trials = tables.scan(store, "trials").to_pydict()
+    assert set(trials["status"]) == {"done"}, ran.log(ran.pair)
+    assert {1, 2} <= set(trials["sampler.steps"])
+    assert len(store.runs("refiner")) == 1, "two settings of the sampler share one trained refiner"
 
 
 def test_status_tells_the_end_by_the_accounting_once_the_job_has_left_the_queue(ran: Ran) -> None:
