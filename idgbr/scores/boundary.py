@@ -17,6 +17,7 @@ from idgbr.scores.region import Counts, Map, joint
 
 Inner = tuple[int, int, int, int]
 NONE = 255
+_DISK_PX = 32
 
 
 def crop(array: NDArray, inner: Inner) -> NDArray:
@@ -151,12 +152,16 @@ def distance_bands(edges: NDArray[np.uint8], edges_px: tuple[float, ...]) -> NDA
     out = np.full(edges.shape, len(edges_px), np.uint8)
     if not edges.any():
         return out
-    squared = cv2.distanceTransform(1 - edges, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    np.multiply(squared, squared, out=squared)
-    squared = np.rint(squared, out=squared)  # squared distances between pixels are integers
+    if edges_px[-1] <= _DISK_PX:  # a few disks cost less than a distance transform
+        for edge in edges_px:
+            if edge >= 1:
+                out -= widen(edges, edge - 1)
+        return out
+    distance = cv2.distanceTransform(1 - edges, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    squared = np.rint(np.square(distance, dtype=np.float64))  # squared distances between pixels are integers
     for edge in edges_px:
         if edge >= 1:
-            out -= squared <= (edge - 1) ** 2 + 1e-9
+            out -= squared <= math.floor((edge - 1) ** 2)
     return out
 
 

@@ -10,15 +10,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.scores.region import Map
+from idgbr.scores.region import Map, joint
 
 _FAR = 20_000  # "no pixel of this class in this column"; above any distance of interest, below uint16's end after + H
 _STEPS = 48  # columns to search before an ordinary distance transform is cheaper for what is left
 
 
+def places(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """np.nonzero of a map, several times faster where few pixels are set."""
+    rows, cols = np.divmod(np.flatnonzero(mask), mask.shape[1])
+    return rows, cols
+
+
 def column_distances(labels: Map, n_classes: int) -> NDArray[np.uint16]:
     """[H,K,W]: rows to the nearest pixel of class k in the same column."""
-    out = np.where(labels[:, None, :] == np.arange(n_classes, dtype=np.uint8)[None, :, None], np.uint16(0), np.uint16(_FAR))
+    out = np.empty((labels.shape[0], n_classes, labels.shape[1]), np.uint16)
+    for c in range(n_classes):
+        lut = np.full(256, _FAR, np.uint16)
+        lut[c] = 0
+        out[:, c] = cv2.LUT(labels, lut)
     step = np.empty(out.shape[1:], np.uint16)
     for row in range(1, len(out)):
         np.add(out[row - 1], 1, out=step)
@@ -38,9 +48,8 @@ def squared_distances(labels: Map, n_classes: int, rows: NDArray, cols: NDArray,
     if not n:
         return np.zeros(0)
     height, width = labels.shape
-    # The rows between the topmost and the lowest pixel asked about are not enough: a class may lie beyond. Columns are all kept.
     columns = column_distances(labels, n_classes).reshape(-1)
-    present = np.bincount(labels.reshape(-1), minlength=256)[:n_classes] > 0
+    present = joint([labels], [n_classes]) > 0
     base = (rows.astype(np.int64) * n_classes + classes) * width
     best = np.square(columns[base + cols].astype(np.int64))
     best[~present[classes]] = -1  # never active below

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.scores.boundary import NONE
-from idgbr.scores.nearest import squared_distances
+from idgbr.scores.nearest import places, squared_distances
 from idgbr.scores.region import Map
 
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
@@ -34,7 +34,7 @@ def directed(pred: Map, target: Map, n_classes: int) -> list[tuple[NDArray[np.fl
     maps = borders(pred), borders(target)
     lists = []
     for a, b in (maps, maps[::-1]):
-        rows, cols = np.nonzero(a < n_classes)
+        rows, cols = places(a < n_classes)
         classes = a[rows, cols].astype(np.int64)
         distance = np.sqrt(squared_distances(b, n_classes, rows, cols, classes))
         order = np.argsort(classes, kind="stable")
@@ -84,7 +84,7 @@ def contour_elements(pred: NDArray[np.bool_], target: NDArray[np.bool_]) -> tupl
     labels = [np.where((code > 0) & (code < 15), np.uint8(0), np.uint8(NONE)) for code in codes]
     out = []
     for a, b, code in ((labels[0], labels[1], codes[0]), (labels[1], labels[0], codes[1])):
-        rows, cols = np.nonzero(a == 0)
+        rows, cols = places(a == 0)
         distance = np.sqrt(squared_distances(b, 1, rows, cols, np.zeros(len(rows), np.int64)))
         length = _LENGTHS[code[rows, cols]]
         order = np.lexsort((length, distance))

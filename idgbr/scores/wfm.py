@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.scores.boundary import NONE, Inner, crop
-from idgbr.scores.nearest import squared_distances
-from idgbr.scores.region import Counts, Map
+from idgbr.scores.nearest import places, squared_distances
+from idgbr.scores.region import Counts, Map, joint
 
 HALO_PX = 3 + 4
 FAR_HALO_PX = 128  # 2^(-128/5) = 2e-8 of one pixel
@@ -69,7 +69,7 @@ class Far:
 def sums(pred: Map, target: Map, n_classes: int, inner: Inner, far: Far | None = None) -> Sums:
     """Sufficient sums of label maps [H,W] (values >= K: no class), counted at the pixels of `inner`."""
     p, t = crop(pred, inner), crop(target, inner)
-    rows, cols = np.nonzero((p != t) & ((p < n_classes) | (t < n_classes)))
+    rows, cols = places((p != t) & ((p < n_classes) | (t < n_classes)))
     is_pred, is_target = p[rows, cols], t[rows, cols]
     rows, cols = rows + inner[0], cols + inner[2]
     out = Sums(_pixels(t, n_classes), _pixels(p, n_classes), np.zeros(n_classes), np.zeros(n_classes))
@@ -92,7 +92,7 @@ def sums(pred: Map, target: Map, n_classes: int, inner: Inner, far: Far | None =
 
 
 def _pixels(labels: Map, n_classes: int) -> Counts:
-    return np.bincount(np.ascontiguousarray(labels).reshape(-1), minlength=256)[:n_classes].astype(np.int64)
+    return joint([labels], [n_classes])
 
 
 # Candidate order of the nearest pixel of G: squared distance, then column, then row.
@@ -117,7 +117,7 @@ def _missed_loss(pred: Map, target: Map, c: int, rows: NDArray, cols: NDArray) -
     here = slice(max(at[0].start - 4, 0), at[0].stop - 4), slice(max(at[1].start - 4, 0), at[1].stop - 4)
     frame[here] = et[here]
     n = len(rows)
-    if n * 8 < frame.size:
+    if n * 50 < frame.size:
         around = np.lib.stride_tricks.sliding_window_view(frame, (7, 7))[rows - (r0 + 7), cols - (c0 + 7)]
         smooth = around.reshape(n, 49).astype(np.float64) @ _WEIGHTS
     else:
@@ -133,14 +133,18 @@ def nearest_error(keys: NDArray[np.uint8]) -> NDArray[np.uint8]:
     h, w = keys.shape[0] - 8, keys.shape[1] - 8
     column = keys[4 : 4 + h].copy()
     step = np.empty_like(column)
-    for dy in (-1, 1, -2, 2, -3, 3, -4, 4):
-        np.add(keys[4 + dy : 4 + dy + h], dy * dy * 4 + (2 if dy > 0 else 0), out=step)
+    for d in (1, 2, 3, 4):
+        np.add(keys[4 + d : 4 + d + h], 2, out=step)
+        np.minimum(keys[4 - d : 4 - d + h], step, out=step)
+        np.add(step, 4 * d * d, out=step)
         np.minimum(column, step, out=column)
-    by_column = _COLUMN_KEY[column]
+    by_column = cv2.LUT(column, _COLUMN_KEY)
     best = by_column[:, 4 : 4 + w] + np.uint16(8)
     wide = np.empty_like(best)
-    for dx in (-1, 1, -2, 2, -3, 3, -4, 4):
-        np.add(by_column[:, 4 + dx : 4 + dx + w], dx * dx * 32 + (dx + 4) * 2, out=wide)
+    for d in (1, 2, 3, 4):
+        np.add(by_column[:, 4 + d : 4 + d + w], 4 * d, out=wide)
+        np.minimum(by_column[:, 4 - d : 4 - d + w], wide, out=wide)
+        np.add(wide, 32 * d * d + 2 * (4 - d), out=wide)
         np.minimum(best, wide, out=best)
     return ((best < _UNSET16) & (best & 1)).astype(np.uint8)
 
