@@ -126,7 +126,7 @@ class RefinerConfig(Section):
     code_scale: float = setting(1.0, "analog: amplitude of the code; below 1 hides more of it at every timestep", low=0.01, high=10)
     vae: str = setting("", "vae: local diffusers folder of AutoencoderKL or AutoencoderTiny")
     # network
-    channels: tuple[int, ...] = setting((48, 96, 144), "U-Net channels, one entry a level")
+    channels: tuple[int, ...] = setting((48, 64, 96), "U-Net channels, one entry a level")
     layers: int = setting(1, "ResNet blocks a level", low=1, high=4)
     condition_channels: tuple[int, ...] = setting((48, 96, 144), "condition encoder channels, one entry a level")
     guidance_width: int = setting(64, "channels inside the guidance network", low=8, high=2048)
@@ -142,7 +142,7 @@ class RefinerConfig(Section):
     parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"))
     target_loss: str = setting("mse", "mse: squared error of what the network predicts; cross_entropy: the output is read as class logits (x0)",
                                choices=("mse", "cross_entropy"))
-    timestep_law: str = setting("uniform", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"))
+    timestep_law: str = setting("cubic", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"))
     loss_weighting: str = setting("uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"))
     condition_dropout: float = setting(0.0, "share of samples trained without condition, for guidance_scale > 1", low=0, high=0.9)
     one_step_images: int = setting(0, "fast track: last images fine-tuned end to end for one step with the task loss", low=0)
