@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.errors import IdgbrError
-from idgbr.store import Store
+from idgbr.store import Store, unwritable
 
 BEAT_S = 3.0
 STALE_S = 30.0
@@ -105,13 +105,15 @@ class Claims:
         data = json.dumps(self.who).encode()
         if self.store.is_local:  # a hard link is made or refused, never both
             target = Path(self.store.base) / path
-            target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{self.id}")
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.write_bytes(data)
                 os.link(temporary, target)
             except FileExistsError:
                 return False
+            except OSError as error:
+                raise unwritable(str(target), error) from error
             finally:
                 temporary.unlink(missing_ok=True)
             return True

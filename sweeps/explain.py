@@ -89,9 +89,8 @@ def explain(key: str, store: Store, overrides: Iterable[str] = (), *, as_json: b
         print(json.dumps(found, indent=1))
         return
     made = found["made"]
-    print(
-        f"{found['stage']} {found['name']} {found['key']}: {made['bytes'] / 1e6:.1f} MB, made in {made['seconds']:.1f} s on {made['host']}, {made['at']}"
-    )
+    print(f"{found['stage']} {found['name']} {found['key']}: {made['bytes'] / 1e6:.1f} MB")
+    print(f"made in {made['seconds']:.1f} s on {made['host']}, {made['at']}")
     print(
         "settings: "
         + " ".join(f"{k}={v}" for k, v in found["settings"].items())
@@ -108,6 +107,5 @@ def explain(key: str, store: Store, overrides: Iterable[str] = (), *, as_json: b
         remade = [c for c in found["changes"] if not c["stored"]]
         print(f"with {' '.join(found['with'])}: {len(found['changes'])} keys change, {len(remade)} would be computed")
         for change in found["changes"]:
-            print(
-                f"  {change['stage']:<9} {change['name']:<9} {change['before']} -> {change['after']}{'  (stored)' if change['stored'] else ''}"
-            )
+            stored = "  (stored)" if change["stored"] else ""
+            print(f"  {change['stage']:<9} {change['name']:<9} {change['before']} -> {change['after']}{stored}")

@@ -5,6 +5,7 @@ respected, failures passed on. No Ray; `tuner.py` and the loop in this process b
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections import defaultdict
@@ -87,6 +88,7 @@ class Schedule:
         self.failed_trials: dict[str, str] = {}
         self.done_trials: set[str] = set()
         self.stopping = False
+        self.fatal: str | None = None  # what ends the study as a whole: a full disk
         self.on_failed: Callable[[str, str], None] | None = None
         self._checked = 0.0
         self._claimed: dict[str, int] = defaultdict(int)
@@ -119,11 +121,27 @@ class Schedule:
             if holder is not None:
                 self.foreign[unit.id] = holder
                 continue
-            self._claimed[claim] += 1
+            left = self._left(unit)
             del self.waiting[unit.id]
-            self.running[unit.id] = unit
-            return unit
+            if left is None:  # another driver has done it between our plan and now
+                self._release(claim)
+                continue
+            self._claimed[claim] += 1
+            self.running[left.id] = left
+            return left
         return None
+
+    def _left(self, unit: Unit) -> Unit | None:
+        """What of a unit is still to do, by the store as it is now."""
+        self.made |= present(self.store, [t.job for t in unit.tasks])
+        status = tables.statuses(self.store, self.plan.study.name) if any(t.ends for t in unit.tasks) else {}
+        tasks = []
+        for task in unit.tasks:
+            open_ends = [e for e in task.ends if status.get(e.trial) != "done"]
+            self.done_trials |= {e.trial for e in task.ends} - {e.trial for e in open_ends}
+            if task.job.key not in self.made or open_ends:
+                tasks.append(task)
+        return dataclasses.replace(unit, tasks=tuple(tasks)) if tasks else None
 
     def _is_ready(self, unit: Unit) -> bool:
         own = {t.job.key for t in unit.tasks}
@@ -136,21 +154,14 @@ class Schedule:
         self._checked = time.monotonic()
         claimed = [self.waiting[i] for i in self.foreign if i in self.waiting]
         self.foreign.clear()
-        self.made |= present(self.store, [t.job for u in claimed for t in u.tasks])
-        status = tables.statuses(self.store, self.plan.study.name)
         for unit in claimed:
-            left = []
-            for task in unit.tasks:
-                open_ends = [e for e in task.ends if status.get(e.trial) != "done"]
-                self.done_trials |= {e.trial for e in task.ends} - {e.trial for e in open_ends}
-                if task.job.key not in self.made or open_ends:
-                    left.append(task)
-            if not left:
+            holder = self.claims.take(claim_of(unit))
+            if holder is not None:
+                self.foreign[unit.id] = holder
+                self.made |= present(self.store, [t.job for t in unit.tasks])
+            elif self._left(unit) is None:
                 del self.waiting[unit.id]
-            else:
-                holder = self.claims.take(claim_of(unit))
-                if holder is not None:
-                    self.foreign[unit.id] = holder
+                self._release(claim_of(unit))
 
     def finish_task(self, outcome: Outcome) -> None:
         """One task has come to its end; rows of trials that can no longer finish are written."""
@@ -162,6 +173,8 @@ class Schedule:
             self.done_trials |= set(outcome.trials)
         elif outcome.status == "failed":
             self._fail(outcome)
+        elif outcome.status == "no_space":
+            self.fatal, self.stopping = outcome.error, True
 
     def _fail(self, outcome: Outcome) -> None:
         error = outcome.error or "failed"
@@ -198,6 +211,10 @@ class Schedule:
                     self.finish_task(Outcome(task.job.key, task.job.stage, "failed", 0.0, f"{task.job.stage} {task.job.key[:8]}: {error}"))
         claim = claim_of(unit)
         self._claimed[claim] -= 1
+        self._release(claim)
+
+    def _release(self, claim: str) -> None:
+        """Give a claim back when nothing of it runs or waits here."""
         if not self._claimed[claim] and not any(claim_of(u) == claim for u in self.waiting.values()):
             with contextlib.suppress(IdgbrError, OSError):  # the claim dies with this driver anyway
                 self.claims.release(claim)

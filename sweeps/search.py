@@ -196,6 +196,7 @@ class Proposals:
         self.trials: dict[str, Trial] = {t.id: t for t in prepared.trials}
         self.failed_trials: dict[str, str] = {}
         self.stopping = False
+        self.fatal: str | None = None
         self.is_exhausted = False
         self.best: tuple[float, str] | None = None  # primary goal (larger is better), key of its counts
         self.optuna = open_journal(study, store)
@@ -283,6 +284,8 @@ class Proposals:
 
     def finish_task(self, outcome: Outcome) -> None:
         self.outcomes[outcome.key] = outcome
+        if outcome.status == "no_space":
+            self.fatal, self.stopping = outcome.error, True
 
     def complete(self, unit_id: str, error: str | None = None) -> None:
         unit = self.running.pop(unit_id)

@@ -27,6 +27,7 @@ from idgbr.store import Store
 from sweeps import tables
 from sweeps.pruning import Halving, Pruned, TileTest, Watch, WatchedStore
 
+NO_SPACE = "no space left"  # of `store.unwritable`
 Report = Callable[..., None]
 Stop = Callable[[], bool]
 
@@ -84,7 +85,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one task. `status`: done, failed, interrupted, pruned."""
+    """What became of one task. `status`: done, failed, interrupted, pruned, no_space."""
 
     key: str
     stage: str
@@ -130,7 +131,7 @@ def do(unit: Unit, desk: Desk) -> Iterator[Outcome]:
             outcome = Outcome(task.job.key, task.job.stage, blocked.status, 0.0, blocked.error)
         else:
             outcome = do_task(task, desk, unit.watch)
-        if outcome.status in ("failed", "pruned", "interrupted"):
+        if outcome.status in ("failed", "pruned", "interrupted", "no_space"):
             failed[task.job.key] = outcome
         yield outcome
 
@@ -161,6 +162,8 @@ def do_task(task: Task, desk: Desk, watch: Watch | None = None) -> Outcome:
         except IdgbrError as error:
             if error.exit_code == 130:
                 return outcome("pruned", halving.reason) if halving and halving.is_pruned else outcome("interrupted", str(error))
+            if NO_SPACE in str(error):  # every other job would meet the same: the study stops, and no trial is to blame
+                return outcome("no_space", str(error))
             print(traceback.format_exc(), file=log)
             return outcome("failed", f"{job.stage} {job.key[:8]}: {error}")
         except Exception as error:  # a failing trial never sinks the study: it becomes a row

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.config import Runtime
+from idgbr.errors import Missing
 from idgbr.store import Store
 from sweeps import plan as planning
 from sweeps import tables
@@ -42,7 +43,7 @@ class Workplace:
         """Draw from `schedule` until it is finished. False: the user stopped it.
 
         Raises:
-            KeyboardInterrupt: at the second Ctrl-C.
+            Missing: the disk is full. KeyboardInterrupt: at the second Ctrl-C.
         """
         from sweeps import tuner
         from sweeps.callbacks import started
@@ -57,8 +58,12 @@ class Workplace:
         with progress:
             schedule.on_failed = lambda label, error: progress.say(f"failed: {label}: {error}")
             if self.local:
-                return tuner.execute_here(schedule, progress, self.desk)
-            return tuner.execute(schedule, progress, self.desk, self.placement)
+                is_finished = tuner.execute_here(schedule, progress, self.desk)
+            else:
+                is_finished = tuner.execute(schedule, progress, self.desk, self.placement)
+        if schedule.fatal:
+            raise Missing(f"{self.study.name} has stopped: {schedule.fatal}", hint="the same command goes on when there is room")
+        return is_finished
 
     def compute(self, made: Plan) -> bool:
         """Everything a plan lists as to do, and the rows of its open trials. False: stopped."""

@@ -1,0 +1,194 @@
+"""What may start when, who has claimed what, what no node can hold: properties of the schedule with a simulated worker."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tiny
+
+from idgbr.errors import Missing
+from idgbr.store import Store
+from sweeps import plan as planning
+from sweeps import tables
+from sweeps.claims import Claims
+from sweeps.placement import Placement, slots
+from sweeps.plan import Plan
+from sweeps.progress import Progress
+from sweeps.pruning import survives
+from sweeps.schedule import Schedule, units
+from sweeps.work import Outcome, Unit
+
+
+def simulate(made: Plan, store: Store, places: int, *, fail: str = "", rng: random.Random | None = None) -> tuple[Schedule, list[str]]:
+    """Run a schedule with workers that do nothing; units end in random order. Returns the keys in the order they were done."""
+    order: list[str] = []
+    rng = rng or random.Random(0)
+    with Claims(store, made.study.name) as claims:
+        schedule = Schedule(made, units(made, places), store, claims, places, "")
+        busy: list[Unit] = []
+        while not schedule.is_finished:
+            while (unit := schedule.take()) is not None:
+                busy.append(unit)
+            assert sum(u.workers for u in busy) <= places
+            assert busy, "nothing runs and nothing may start"
+            unit = busy.pop(rng.randrange(len(busy)))
+            for task in unit.tasks:
+                failed = fail and task.job.key == fail
+                order.append(task.job.key)
+                schedule.finish_task(Outcome(task.job.key, task.job.stage, "failed" if failed else "done", 0.0, "bang" if failed else None))
+            schedule.complete(unit.id)
+        return schedule, order
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_job_runs_once_and_after_its_parents(tmp_path: Path, seed: int) -> None:
+    store = Store(tmp_path)
+    made = planning.make(tiny(replicates=2, yardsticks=("coarse", "one_pass")), store)
+    _, order = simulate(made, store, 3, rng=random.Random(seed))
+    assert sorted(order) == sorted(made.to_do)
+    for key in order:
+        assert all(order.index(parent) < order.index(key) for parent in made.jobs[key][0].parents.values())
+
+
+def test_a_failed_training_fails_its_trials_and_no_others(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = planning.make(tiny(), store)
+    broken = next(key for key, (job, e) in made.jobs.items() if job.stage == "refiner" and e.refiner.schedule == "linear")
+    schedule, order = simulate(made, store, 2, fail=broken)
+    failed = {t.id for t in made.trials if t.role == "trial" and t.experiment.refiner.schedule == "linear"}
+    assert set(schedule.failed_trials) == failed
+    assert {t for t, s in tables.statuses(store, "tiny").items() if s == "failed"} == failed
+    assert set(tables.scan(store, "trials", "tiny")["error"].to_pylist()) == {"bang"}
+    assert not {t.jobs[-1].key for t in made.trials if t.id in failed} & set(order)
+
+
+def test_a_wide_training_waits_for_room_and_is_not_starved(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = planning.make(tiny(replicates=2), store)
+    with Claims(store, "tiny") as claims:
+        schedule = Schedule(made, units(made, 4, workers=3), store, claims, 4, "")
+        while (unit := schedule.take()) is not None or schedule.running:
+            if unit is None:
+                unit = next(iter(schedule.running.values()))
+                for task in unit.tasks:
+                    schedule.finish_task(Outcome(task.job.key, task.job.stage, "done", 0.0))
+                schedule.complete(unit.id)
+            assert schedule.busy <= 4
+        assert schedule.is_finished
+
+
+def test_two_drivers_share_the_work_and_do_nothing_twice(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = planning.make(tiny(replicates=2), store)
+    done: list[str] = []
+    with Claims(store, "tiny") as mine, Claims(store, "tiny") as theirs:
+        both = [Schedule(made, units(made, 2), store, claims, 2, "") for claims in (mine, theirs)]
+        seen_waiting = False
+        for _ in range(400):
+            for schedule in both:
+                schedule._checked = 0.0  # look again at once
+                unit = schedule.take()
+                if unit is None:
+                    seen_waiting |= "another driver" in schedule.why_waiting()
+                    continue
+                for task in unit.tasks:
+                    store.put(task.job.stage, task.job.key, lambda out: None, {})
+                    for end in task.ends:
+                        row = tables.trial_row(end.experiment, end.jobs, {}, trial=end.trial, role=end.role, label=end.label, status="done")
+                        tables.write_trial(store, "tiny", row)
+                    done.append(task.job.key)
+                    schedule.finish_task(Outcome(task.job.key, task.job.stage, "done", 0.0, trials=tuple(e.trial for e in task.ends)))
+                schedule.complete(unit.id)
+            if all(s.is_finished for s in both):
+                break
+        assert all(s.is_finished for s in both)
+    assert sorted(done) == sorted(made.to_do)
+
+
+def test_a_claim_of_a_dead_process_is_taken_over_at_once_and_of_a_living_one_is_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    living = Claims(store, "s")
+    assert living.take("job") is None
+    assert Claims(store, "s").take("job")["pid"] == living.who["pid"]  # type: ignore[index]
+    code = f"from idgbr.store import Store; from sweeps.claims import Claims; Claims(Store({str(tmp_path)!r}), 's').take('other')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "claims" / "other.json").exists()
+    assert Claims(store, "s").take("other") is None
+
+
+def test_a_driver_of_another_host_is_dead_when_its_counter_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, here = Store(tmp_path), Claims(Store(tmp_path), "s")
+    there = {"driver": "far", "host": "elsewhere", "pid": 1, "started": "1", "study": "s"}
+    store.write_bytes("claims/job.json", json.dumps(there).encode())
+    store.write_bytes("claims/drivers/far.json", json.dumps(there | {"beat": 5}).encode())
+    assert here.take("job") == there
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1000)
+    store.write_bytes("claims/drivers/far.json", json.dumps(there | {"beat": 6}).encode())
+    assert here.take("job") == there  # it beats
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2000)
+    assert here.take("job") is None
+
+
+@pytest.mark.parametrize(
+    ("placement", "nodes", "message"),
+    [
+        (Placement(gpus=4), [{"CPU": 8.0, "GPU": 2.0}], "4 GPUs on one node; the cluster's largest node has 2"),
+        (Placement(cpus=16), [{"CPU": 8.0}, {"CPU": 8.0}], "16 CPUs on one node"),
+        (Placement(gpus=1), [{"CPU": 8.0}], "--gpus 0"),
+        (Placement(workers=5), [{"CPU": 2.0}, {"CPU": 2.0}], "needs 5 places"),
+        (Placement(cpus=4, gpus=1), [{"CPU": 8.0}, {"GPU": 1.0, "CPU": 1.0}], "together"),
+    ],
+)
+def test_a_shape_that_no_node_can_hold_is_refused_with_the_reason(placement: Placement, nodes: list, message: str) -> None:
+    with pytest.raises(Missing, match=message):
+        slots(placement, nodes)
+
+
+def test_concurrency_is_the_floor_of_every_node() -> None:
+    assert slots(Placement(cpus=3), [{"CPU": 8.0}, {"CPU": 4.0}]) == 3
+    assert slots(Placement(cpus=1, gpus=0.5), [{"CPU": 8.0, "GPU": 2.0}]) == 4
+    assert slots(Placement(concurrency=2), [{"CPU": 8.0}]) == 2
+
+
+def test_the_watchdog_says_why_nothing_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("s", 3, why=lambda: "1 unit is in the hands of another driver (node7 process 12)", quiet_s=0.2) as progress:
+        time.sleep(0.8)
+    assert progress.said
+    assert "nothing has moved" in progress.said[0]
+    assert "node7" in capsys.readouterr().err
+
+
+def test_progress_is_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("s", 2) as progress:
+        progress.start("a", "refiner 1234")
+        progress.report("a", {"done": 3, "total": 9, "loss": 0.25})
+        progress.finish("done", 1.0, "steps=4", 0.7)
+        progress.finish("failed", 1.0)
+    told = capsys.readouterr().err
+    assert "1 of 2 jobs done" in told
+    assert "1 failed" in told
+    assert "0.7000 (steps=4)" in told
+    assert "\x1b" not in told
+
+
+def test_halving_keeps_the_best_half_and_never_stops_the_first() -> None:
+    assert survives(0.1, [], 2)
+    assert survives(0.9, [0.1, 0.2, 0.3], 2)
+    assert not survives(0.1, [0.9], 2)
+    rng = random.Random(1)
+    kept = []
+    values: list[float] = []
+    for _ in range(400):
+        value = rng.random()
+        if survives(value, values, 4):
+            kept.append(value)
+        values.append(value)
+    assert 0.2 < len(kept) / 400 < 0.35  # about a quarter
+    assert min(kept[100:], default=1.0) > 0.6
