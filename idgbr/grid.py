@@ -15,6 +15,7 @@ from typing import Any
 
 import rasterio
 from affine import Affine
+from rasterio._env import set_gdal_config
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -24,6 +25,10 @@ from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
 OPEN_FILES = 64  # data sets kept open in one process
 # libjpeg only warns of a truncated file and fills the rest with grey; a scene that is not all there must not be read in silence
 READ_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"}
+# GDAL's block cache would grow to 5 % of the machine's memory in every process, workers included; a strip needs less
+CACHE_BYTES = 256 * 2**20
+if "GDAL_CACHEMAX" not in os.environ:
+    set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,11 @@ def with_settings(sampler: SamplerConfig, **given: Any) -> SamplerConfig:
     return dataclasses.replace(sampler, **values)
 
 
+def sampler_tag(sampler: SamplerConfig) -> str:
+    """The settings that decide the result, as JSON; written into the output's tags."""
+    return json.dumps({k: v for k, v in dataclasses.asdict(sampler).items() if k not in ("split", "batch_tiles")}, sort_keys=True)
+
+
 def confidence_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_confidence.tif")
 
@@ -171,7 +176,7 @@ def refine_scene(
     guess = CoarseMap(coarse, model.table)
     require_same_grid(image.grid, guess.grid, str(scene), str(coarse), f"{coarse.stem}_aligned.tif")
     bands = confidence or polygons is not None
-    settings = {k: v for k, v in dataclasses.asdict(sampler).items() if k not in ("split", "batch_tiles")}
+    settings = sampler_tag(sampler)
     parts = Parts(
         out, {"scene": _stamp(scene), "coarse": _stamp(coarse), "model": model.name, "seed": seed, "bands": bands, "sampler": settings}
     )
@@ -186,7 +191,7 @@ def refine_scene(
             )  # fmt: skip
             for part in rows:
                 parts.save(part, tally)
-        tags = {"IDGBR_MODEL": model.name, "IDGBR_SEED": str(seed), "IDGBR_SAMPLER": json.dumps(settings)}
+        tags = {"IDGBR_MODEL": model.name, "IDGBR_SEED": str(seed), "IDGBR_SAMPLER": settings}
         write_rows(parts.rows(), out, image.grid, model.table, confidence=beside, samples=sampler.samples, tags=tags, cog=True)
         written = [out]
         if confidence and beside is not None:

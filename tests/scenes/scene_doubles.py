@@ -1,14 +1,16 @@
-"""A refiner without a network whose answers are known, and class maps with curved borders."""
+"""A refiner without a network whose answers are known, a small one with random weights, and class maps with curved borders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from idgbr.config import SamplerConfig
+from idgbr.config import RefinerConfig, SamplerConfig
+from idgbr.labels import ClassTable, LabelClass
 
 
 def blobs(rng: np.random.Generator, height: int, width: int, n_classes: int = 3, size: int = 24) -> np.ndarray:
@@ -43,3 +45,21 @@ class KnowingRefiner:
             for s in range(sampler.samples):
                 out[s, b] = sharp[b] + self.noise * rng.random(sharp.shape[1:], dtype=np.float32)
         return out / out.sum(axis=2, keepdims=True)
+
+
+def small_refiner(folder: Path) -> Path:
+    """A refiner of land and building with random weights, so large that it changes maps."""
+    import torch
+
+    from idgbr.datasets import BandStats
+    from idgbr.refiner import Refiner
+
+    torch.manual_seed(0)
+    table = ClassTable((LabelClass("land", (0,), (40, 40, 40)), LabelClass("building", (1, 255), (255, 80, 40))))
+    config = RefinerConfig(channels=(16, 24), condition_channels=(16, 24), guidance_width=16, guidance_heads=2, crop_px=32)
+    refiner = Refiner.build(config, 3, table, BandStats((100.0,) * 3, (50.0,) * 3, (0.0,) * 3, (255.0,) * 3))
+    with torch.no_grad():
+        for p in refiner.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    refiner.save(folder)
+    return folder

@@ -19,17 +19,15 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
-import torch
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rio_cogeo.cogeo import cog_validate
-from scene_doubles import KnowingRefiner, blobs
+from scene_doubles import KnowingRefiner, blobs, small_refiner
 from scipy import ndimage
 
 from idgbr.align import align
-from idgbr.config import RefinerConfig, SamplerConfig
-from idgbr.datasets import BandStats
+from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.polygons import check_polygons, write_polygons
 from idgbr.raster import IGNORE, Grid, Reader, read_labels, write_class_map, write_probabilities
@@ -41,19 +39,7 @@ SAMPLER = SamplerConfig(tile_px=32, overlap_px=8, steps=2, batch_tiles=4)
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
-    """A small refiner with random weights, so large that it changes maps."""
-    from idgbr.labels import ClassTable, LabelClass
-
-    torch.manual_seed(0)
-    table = ClassTable((LabelClass("land", (0,), (40, 40, 40)), LabelClass("building", (1, 255), (255, 80, 40))))
-    config = RefinerConfig(channels=(16, 24), condition_channels=(16, 24), guidance_width=16, guidance_heads=2, crop_px=32)
-    refiner = Refiner.build(config, 3, table, BandStats((100.0,) * 3, (50.0,) * 3, (0.0,) * 3, (255.0,) * 3))
-    with torch.no_grad():
-        for p in refiner.parameters():
-            p.add_(torch.randn_like(p) * 0.05)
-    folder = tmp_path_factory.mktemp("model")
-    refiner.save(folder)
-    return folder
+    return small_refiner(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

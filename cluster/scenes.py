@@ -1,0 +1,237 @@
+"""Many scenes over Ray workers, each with its own copy of the model.
+
+    python -m cluster refine scenes.csv -o refined/ --model KEY|DIR            columns: scene, coarse[, out]
+    python -m cluster refine SCENES/ --coarse COARSE/ -o refined/ --model DIR  files matched by name
+
+A scene is refined by one worker; its result does not depend on which one, nor on their number. Run the same command again to go on:
+finished scenes are skipped, interrupted ones continue with their finished rows. One scene's error does not stop the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idgbr.config import Runtime, SamplerConfig
+from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing, SomeFailed
+
+if TYPE_CHECKING:
+    from idgbr.refine_command import Model
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
+TRIES = 3  # a scene whose worker died (node lost, out of memory) goes to another one, and continues with its finished rows
+
+
+@dataclass(frozen=True)
+class Order:
+    """One scene to refine."""
+
+    scene: Path
+    coarse: Path
+    out: Path
+
+
+def orders(source: Path, coarse: Path | None, out: Path) -> list[Order]:
+    """The scenes of a folder (with a folder of coarse maps of the same names) or of a CSV list with columns scene, coarse and perhaps out.
+
+    Paths in a list are taken from the list's folder; outputs without a path go to `out`.
+
+    Raises:
+        Missing: no such list or folder, no scene in it, or files that are not there.
+        BadRequest: wrong columns, or two scenes with one output.
+    """
+    found: list[Order] = []
+    if source.is_dir():
+        if coarse is None or not coarse.is_dir():
+            raise BadRequest(
+                "a folder of scenes needs a folder of coarse maps",
+                value=f"--coarse {coarse or ''}",
+                hint="--coarse DIR, with files of the same names",
+            )
+        by_name = {path.stem: path for path in sorted(coarse.iterdir()) if path.suffix.lower() in SUFFIXES}
+        scenes = [path for path in sorted(source.iterdir()) if path.suffix.lower() in SUFFIXES]
+        found = [Order(path, by_name.get(path.stem, coarse / f"{path.stem}.tif"), out / f"{path.stem}.tif") for path in scenes]
+    elif source.is_file():
+        with open(source, newline="") as file:
+            rows = list(csv.DictReader(file))
+        if rows and not {"scene", "coarse"} <= set(rows[0]):
+            raise BadRequest(
+                f"{source} has other columns", value=", ".join(map(str, rows[0])), allowed="scene, coarse, out (the last may be left out)"
+            )
+        for row in rows:
+            scene, guess = source.parent / row["scene"], source.parent / row["coarse"]
+            found.append(Order(scene, guess, source.parent / row["out"] if row.get("out") else out / f"{scene.stem}.tif"))
+    else:
+        raise Missing("no such list or folder of scenes", value=source)
+    if not found:
+        raise Missing(f"no scene in {source}", allowed=", ".join(SUFFIXES))
+    absent = [str(path) for order in found for path in (order.scene, order.coarse) if not path.is_file()]
+    if absent:
+        raise Missing(
+            f"{len(absent)} of {2 * len(found)} input files are not there",
+            value=", ".join(absent[:5]) + (" ..." if len(absent) > 5 else ""),
+        )
+    twice = {order.out for order in found if sum(o.out == order.out for o in found) > 1}
+    if twice:
+        raise BadRequest("two scenes would write one output", value=", ".join(map(str, sorted(twice))), hint="an `out` column in the list")
+    return found
+
+
+class SceneWorker:
+    """Holds one copy of the model, loaded with the first scene; lives in a Ray actor."""
+
+    def __init__(self, model: str, store: str, runtime: Runtime, settings: Mapping[str, Any]):
+        self.request = model, store, runtime
+        self.settings = dict(settings)
+        self.model: Model | None = None
+
+    def _load(self) -> tuple[Model, SamplerConfig]:
+        from idgbr.refine_command import load_model, with_settings
+
+        if self.model is None:
+            runtime = self.request[2]
+            if runtime.threads:
+                import torch
+
+                torch.set_num_threads(runtime.threads)
+            self.model = load_model(*self.request)
+        return self.model, with_settings(self.model.sampler, **self.settings)
+
+    def refine(self, order: Order, seed: int, confidence: bool, overwrite: bool) -> tuple[bool, str]:
+        """(whether it went well, what was done or what is wrong)."""
+        from idgbr.raster_output import check_output
+        from idgbr.refine_command import refine_scene, sampler_tag
+
+        try:
+            model, sampler = self._load()
+            if order.out.exists() and not overwrite:
+                want = {"IDGBR_MODEL": model.name, "IDGBR_SEED": str(seed), "IDGBR_SAMPLER": sampler_tag(sampler)}
+                if _tags(order.out, want) == want:
+                    return True, "is there already"
+                raise Disagreement(f"{order.out} is there, made by another model or with other settings", hint="another -o, or --overwrite")
+            check_output(order.out)
+            place = order.scene, order.coarse, order.out
+            tally, _ = refine_scene(model, sampler, *place, seed=seed, confidence=confidence, resume=True)
+        except IdgbrError as error:
+            return False, str(error)
+        return True, str(tally)
+
+
+def refine_scenes(
+    todo: Sequence[Order],
+    model: str,
+    *,
+    store: str,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    confidence: bool = False,
+    overwrite: bool = False,
+    workers: int = 0,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    runtime: Runtime | None = None,
+) -> Iterator[tuple[Order, bool, str]]:
+    """Refine all scenes on the connected Ray cluster; yields each as it ends: (order, whether it went well, what to say).
+
+    Args:
+        workers: at most so many at a time; 0: as many as the cluster has room for. cpus, gpus: of one worker.
+
+    Raises:
+        Missing: no node has room for one worker.
+    """
+    import ray
+
+    runtime = runtime or Runtime(threads=max(1, int(cpus)))
+    wanted = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = [min((int(node.get(name, 0) // amount) for name, amount in wanted.items()), default=len(todo)) for node in nodes]
+    count = min(sum(room), len(todo), workers or len(todo))
+    if count < 1:
+        raise Missing("no node has room for one worker", value=f"a worker wants {cpus:g} CPUs and {gpus:g} GPUs", hint="--cpus, --gpus")
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": TRIES, "max_task_retries": TRIES}
+    actor: Any = ray.remote(SceneWorker).options(**options)
+    idle = [actor.remote(model, store, runtime, dict(settings)) for _ in range(count)]
+    waiting = list(todo)
+    running: dict[Any, tuple[Any, Order]] = {}
+    try:
+        while waiting or running:
+            while waiting and idle:
+                worker, order = idle.pop(), waiting.pop(0)
+                running[worker.refine.remote(order, seed, confidence, overwrite)] = (worker, order)
+            done, _ = ray.wait(list(running), num_returns=1)
+            worker, order = running.pop(done[0])
+            try:
+                good, text = ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:  # not one of our own errors: those come back as text
+                good, text = False, str(error).strip().splitlines()[-1]
+            except ray.exceptions.RayActorError as error:
+                good, text = False, f"its worker died {TRIES + 1} times: {str(error).strip().splitlines()[0]}"
+                worker = actor.remote(model, store, runtime, dict(settings))
+            idle.append(worker)
+            yield order, good, text
+    finally:
+        for worker in [*idle, *(worker for worker, _ in running.values())]:
+            ray.kill(worker)
+
+
+def main(words: list[str] | None = None) -> int:
+    """`python -m cluster refine LIST|DIR -o DIR --model KEY|DIR`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster refine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="LIST|DIR")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--coarse", type=Path, default=None, metavar="DIR")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--samples", type=int, default=None)
+    parser.add_argument("--reach-px", type=float, default=None)
+    parser.add_argument("--tile-px", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--confidence", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--workers", type=int, default=0, help="at most; default: as many as the cluster has room for")
+    parser.add_argument("--cpus", type=float, default=1.0, help="of one worker")
+    parser.add_argument("--gpus", type=float, default=0.0, help="of one worker")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--store", default=os.environ.get("IDGBR_STORE", "store"))
+    given = parser.parse_args(words)
+    from cluster.train import _connected
+    from idgbr.refine_command import find_model
+
+    todo = orders(given.source, given.coarse, given.out)
+    find_model(given.model, given.store)  # before a cluster is started
+    given.out.mkdir(parents=True, exist_ok=True)
+    settings = {"steps": given.steps, "samples": given.samples, "reach_px": given.reach_px, "tile_px": given.tile_px}
+    runtime = Runtime(precision="bf16" if given.bf16 else "fp32", threads=max(1, int(given.cpus)))
+    failed = []
+    with _connected():
+        results = refine_scenes(
+            todo, given.model, store=given.store, settings=settings, seed=given.seed, confidence=given.confidence,
+            overwrite=given.overwrite, workers=given.workers, cpus=given.cpus, gpus=given.gpus, runtime=runtime,
+        )  # fmt: skip
+        for n, (order, good, text) in enumerate(results, 1):
+            print(f"{n}/{len(todo)} {order.scene.name}: {text}", file=sys.stderr, flush=True)
+            if good:
+                print(order.out, flush=True)
+            else:
+                failed.append(order.scene.name)
+    if failed:
+        raise SomeFailed(
+            f"{len(failed)} of {len(todo)} scenes failed: {', '.join(failed[:10])}", hint="mend them, then run the same command again"
+        )
+    return 0
+
+
+def _tags(path: Path, names: Mapping[str, str]) -> dict[str, str]:
+    from idgbr.grid import opened
+
+    with opened(path) as source:
+        tags = source.tags()
+    return {name: tags.get(name, "") for name in names}
