@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,17 +80,20 @@ def fit_sharded(
     _check_shape(workers, min_workers, sharding, cpus, gpus)
     if gpus == 0:
         runtime = dataclasses.replace(runtime, device="cpu", threads=runtime.threads or max(1, int(cpus)))
-    _environment(start_timeout_s)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))
+    _environment()
     import ray
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with _connected():
         check_storage(store)
         name = run_name(job)
         nonce = uuid.uuid4().hex
         store.write_bytes(f"{ray_folder()}/{name}.nonce", nonce.encode())
-        mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives and dies with this driver
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
         settings = {
             "job": dataclasses.asdict(job),
             "store": store.root if "://" in store.root else str(Path(store.root).expanduser().absolute()),
@@ -176,7 +180,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
             log.info("rank %d of %d trains %s %s", rank, size, job.stage, job.key)
             train_stage(
                 job, store, from_dict(settings["experiment"]), out, world=world, runtime=Runtime(**settings["runtime"]),
-                scratch=Path(folder) / "scratch", report=_reporter(mailbox, size), stop=lambda: ray.get(mailbox.leaving.remote()),
+                scratch=Path(folder) / "scratch", report=_reporter(mailbox, size), stop=_asker(mailbox),
             )  # fmt: skip
             world.report_result(out)
     except Interrupted as ended:
@@ -194,6 +198,21 @@ def _reporter(mailbox: Any, size: int) -> Callable[..., None]:
         mailbox.put.remote({"workers": size, **values})
 
     return report
+
+
+def _asker(mailbox: Any) -> Callable[[], bool]:
+    """Whether the driver wants to stop; asked at most once a second, for a lone worker comes by at every step."""
+    import ray
+
+    last = [0.0]
+
+    def stop() -> bool:
+        if time.monotonic() - last[0] < 1.0:
+            return False
+        last[0] = time.monotonic()
+        return bool(ray.get(mailbox.leaving.remote()))
+
+    return stop
 
 
 def ray_world(sharding: str) -> Any:
@@ -222,23 +241,24 @@ def ray_world(sharding: str) -> Any:
                 yield Path(folder)
 
         def keep_checkpoint(self, scratch: Path, images: int, save: Save, record: dict[str, Any]) -> None:
-            folder = Path(tempfile.mkdtemp(prefix="idgbr-checkpoint-"))  # Ray deletes it after the upload
+            folder = Path(tempfile.mkdtemp(prefix="idgbr-checkpoint-"))
             save(folder)
-            self._send({"images": images, **record}, folder)
+            self._send({"images": images, **record}, folder, CheckpointUploadMode.ASYNC)  # Ray deletes the folder after the upload
+            if self.rank:
+                shutil.rmtree(folder)
 
         def report_result(self, out: Path) -> None:
             """The files of the finished training, as a last checkpoint: the driver may be on another machine."""
-            folder = Path(tempfile.mkdtemp(prefix="idgbr-result-"))
-            if self.rank == 0:
-                shutil.copytree(out, folder / "out")
-            self._send({"finished": 1}, folder)
+            with tempfile.TemporaryDirectory(prefix="idgbr-result-") as folder:
+                if self.rank == 0:
+                    shutil.copytree(out, Path(folder) / "out")
+                self._send({"finished": 1}, Path(folder), CheckpointUploadMode.SYNC)
 
-        def _send(self, metrics: dict[str, Any], folder: Path) -> None:
+        def _send(self, metrics: dict[str, Any], folder: Path, mode: CheckpointUploadMode) -> None:
             """On every rank, the same number of times: Ray waits for all. Only rank 0 has something to upload."""
             if self.rank == 0:
-                rt.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+                rt.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_upload_mode=mode)
             else:
-                shutil.rmtree(folder, ignore_errors=True)
                 rt.report(metrics, checkpoint=None)
 
         def drop_checkpoints(self, scratch: Path) -> None: ...
@@ -404,14 +424,14 @@ def _absolute(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, **changed)
 
 
-def _environment(start_timeout_s: float) -> None:
+def _environment() -> None:
     """What Ray reads from the environment; a user's own values win."""
     for name, value in {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": POLL_S,
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_timeout_s),
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # of a cluster started here; Ray would put workers 15 steps below this process
     }.items():
         os.environ.setdefault(name, value)
 
@@ -428,6 +448,7 @@ def _connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _environment()
     address = os.environ.get("RAY_ADDRESS", "")
     # On a cluster the token is the site's; alone on loopback Ray would write one into the home folder and change later starts.
     os.environ.setdefault("RAY_AUTH_MODE", "token" if address else "disabled")

@@ -354,7 +354,7 @@ def _loop(run: _Run, out: Path, scratch: Path, report: Callable[..., None] | Non
         if (is_tick or world.size == 1) and not done:
             elapsed = time.monotonic() - saved_time
             is_due = run.images - saved_images >= run.settings.checkpoint_images or elapsed >= run.runtime.checkpoint_seconds
-            leaving = stop is not None and stop()
+            leaving = world.rank == 0 and stop is not None and stop()
             wanted, leaving = world.broadcast((is_due or leaving, leaving))
         if wanted and (run.step > first or leaving):
             run.check_finite()
@@ -385,14 +385,7 @@ def slice_of(step: int, batch: int, rank: int, size: int) -> range:
 
 def _batches(run: _Run) -> Iterator[list[dict[str, Tensor]]]:
     """Per step: the rank's micro-batches, from this process or from loader workers."""
-    plan: list[list[int]] = []
-    counts: list[int] = []
-    for step in range(run.step, run.steps):
-        mine = slice_of(step, run.batch, run.world.rank, run.world.size)
-        pieces = min(run.settings.accumulate, len(mine))
-        chunks = [list(mine[n * len(mine) // pieces : (n + 1) * len(mine) // pieces]) for n in range(pieces)]
-        plan += chunks
-        counts.append(len(chunks))
+    plan = _Plan(run.step, run.steps, run.batch, run.world.rank, run.world.size, run.settings.accumulate)
     workers = run.runtime.loader_workers
     loader = torch.utils.data.DataLoader(
         run.samples,
@@ -403,8 +396,25 @@ def _batches(run: _Run) -> Iterator[list[dict[str, Tensor]]]:
         generator=torch.Generator().manual_seed(run.seed),  # the loader must not draw from the generator of the steps
     )
     found = iter(loader)
-    for count in counts:
-        yield [next(found) for _ in range(count)]
+    for _ in range(run.step, run.steps):
+        yield [next(found) for _ in range(plan.pieces)]
+
+
+class _Plan:
+    """Indices of the rank's micro-batches, from step to step (a batch sampler)."""
+
+    def __init__(self, first: int, steps: int, batch: int, rank: int, size: int, accumulate: int):
+        self.first, self.steps, self.batch, self.rank, self.size = first, steps, batch, rank, size
+        self.pieces = min(accumulate, batch // size)  # the same on all ranks: FSDP and batch norm talk in every micro-batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.steps):
+            mine = slice_of(step, self.batch, self.rank, self.size)
+            for n in range(self.pieces):
+                yield list(mine[n * len(mine) // self.pieces : (n + 1) * len(mine) // self.pieces])
+
+    def __len__(self) -> int:
+        return (self.steps - self.first) * self.pieces
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -194,7 +194,10 @@ def shard(module: nn.Module, size: int, device: torch.device, precision: str) ->
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    # Inputs are not cast: raw digital numbers would lose their lower bits before they are normalised. Autocast does the rest.
+    narrow = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
+    policy = MixedPrecisionPolicy(**narrow, cast_forward_inputs=False)
+    module.to(memory_format=torch.contiguous_format)  # flat shards know no channels-last
     mesh = init_device_mesh(device.type, (size,))
     for unit in shard_units(module):
         fully_shard(unit, mesh=mesh, mp_policy=policy)

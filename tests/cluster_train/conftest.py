@@ -19,13 +19,15 @@ from idgbr.store import Store
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # patience: the machine may be busy
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_health_check_period_ms": "1000",  # a dead node is noticed in seconds, a slow one is left alone
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
-    "RAY_raylet_start_wait_time_s": "120",
     "GLOO_SOCKET_IFNAME": "lo",
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(Path(__file__).parent),
@@ -34,10 +36,9 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="session")
 def loopback() -> Iterator[Any]:
-    """A `ray.cluster_utils.Cluster`: a head without room for workers, and two nodes of one CPU each."""
-    from ray.cluster_utils import Cluster
-
+    """A `ray.cluster_utils.Cluster` of two raylets with one CPU each: the head, and a node that may be lost."""
     import ray
+    from ray.cluster_utils import Cluster
 
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
@@ -45,9 +46,10 @@ def loopback() -> Iterator[Any]:
     memory = 80 * 2**20
     cluster = None
     try:
-        head = {"num_cpus": 0, "object_store_memory": memory, "temp_dir": folder, "include_dashboard": False}
+        head = {"num_cpus": 1, "object_store_memory": memory, "temp_dir": folder, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        cluster.workers = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
+        cluster.memory = memory
+        cluster.workers = [cluster.add_node(num_cpus=1, object_store_memory=memory)]
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         yield cluster
     finally:

@@ -36,6 +36,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
             out=root / f"one-{norm}",
             runtime=Runtime(device="cpu", threads=1),
         )
+    worlds.run_refiner(root / "refiner-one")
     return root
 
 
@@ -58,6 +59,15 @@ def test_loss_curves_agree_with_one_process_at_the_same_global_batch(ran: Path, 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_micro_batches_on_several_processes_change_nothing_but_rounding(ran: Path, sharding: str, size: int) -> None:
     assert worlds.losses(ran / f"{sharding}{size}-accumulate") == pytest.approx(worlds.losses(ran / "one-False"), rel=1e-4)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_the_refiner_too_has_one_loss_curve(ran: Path, sharding: str) -> None:
+    """Every parameter takes part (DDP would wait), and blocks called one by one are gathered in time (FSDP)."""
+    one, two = worlds.losses(ran / "refiner-one"), worlds.losses(ran / f"refiner-{sharding}")
+    assert two == pytest.approx(one, rel=1e-3)
+    a, b = load_file(ran / "refiner-one/model.safetensors"), load_file(ran / f"refiner-{sharding}/model.safetensors")
+    assert a.keys() == b.keys()
 
 
 def test_a_checkpoint_of_four_sharded_ranks_goes_on_with_two_and_ends_on_one(ran: Path) -> None:

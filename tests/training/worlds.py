@@ -54,6 +54,38 @@ class Toy(nn.Module):
         return loss, {"twice": 2 * loss}
 
 
+class RefinerSamples(torch.utils.data.Dataset):
+    """All that a refiner's batch holds, from the index alone."""
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        g = torch.Generator().manual_seed(i)
+        image = torch.rand(3, 32, 32, generator=g) * 255
+        target = (image.mean(0) > 128).to(torch.uint8)
+        coarse = torch.rand(2, 32, 32, generator=g).softmax(0)
+        return {"image": image, "target": target, "coarse": coarse, "valid": torch.ones(32, 32, dtype=torch.bool), "seed": torch.tensor(i),
+                "index": torch.tensor(i)}  # fmt: skip
+
+
+def small_refiner() -> nn.Module:
+    from idgbr.config import RefinerConfig
+    from idgbr.datasets import BandStats
+    from idgbr.labels import ClassTable, LabelClass
+    from idgbr.refiner import Refiner
+    from idgbr.refiner_training import RefinerTraining
+
+    config = RefinerConfig(
+        channels=(16, 32), condition_channels=(16, 32), guidance_width=16, guidance_heads=2, crop_px=32, train_timesteps=100
+    )
+    table = ClassTable((LabelClass("ground", (0,), (0, 0, 0)), LabelClass("roof", (1,), (255, 0, 0))))
+    torch.manual_seed(0)
+    return RefinerTraining(Refiner.build(config, 3, table, BandStats((128.0,) * 3, (70.0,) * 3, (0.0,) * 3, (255.0,) * 3)))
+
+
+def run_refiner(out: Path, world: Any = None) -> None:
+    settings = Settings(train_images=24, lr=1e-3)
+    train(small_refiner(), RefinerSamples(), settings, seed=2, out=out, world=world, runtime=Runtime(device="cpu", threads=1))
+
+
 def run(out: Path, sharding: str, norm: bool = True, accumulate: int = 1, scratch: Path | None = None, stop_at: int = -1) -> None:
     polls = iter(range(10_000))
     try:
@@ -75,7 +107,9 @@ def main(rank: int, root: Path) -> None:
         torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=90))
         for sharding in ("ddp", "fsdp"):
             run(root / f"{sharding}{size}", sharding)
-            run(root / f"{sharding}{size}-accumulate", sharding, norm=False, accumulate=2 if size == 2 else 1)
+            run(root / f"{sharding}{size}-accumulate", sharding, norm=False, accumulate=2)
+            if size == 2:
+                run_refiner(root / f"refiner-{sharding}", DistributedWorld(sharding))
         if size == 4:
             run(root / "never", "fsdp", scratch=root / "scratch", stop_at=3)
         else:

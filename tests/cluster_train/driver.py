@@ -1,0 +1,32 @@
+"""A driver to be killed: `python driver.py ADDRESS STORE` trains the backbone of conftest.SMALL over two sharded workers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def main(address: str, root: str, overrides: str) -> None:
+    import ray
+    from conftest import prepared
+
+    from cluster.train import fit_sharded
+    from idgbr import stages
+    from idgbr.config import Runtime
+    from idgbr.store import Store
+
+    store = Store(root)
+    experiment, job = prepared(store, **json.loads(overrides))
+    ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+
+    def fit(*args: object, **kwargs: object) -> None:
+        fit_sharded(*args, **kwargs, workers=2, sharding="fsdp")  # type: ignore[arg-type]
+
+    stages.run(job, store, experiment, Runtime(device="cpu", threads=1), report=lambda **v: print(v["images"], flush=True), fit=fit)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
