@@ -126,9 +126,7 @@ def main() -> None:
                 where = "memory" if kept else "windows"
                 result[f"samples_per_s_{where}_{workers}_workers"] = speed
                 result[f"samples_against_step_{where}_{workers}_workers"] = speed / need
-                print(
-                    f"samples from {where:8} {workers} workers: {speed:8.1f}/s, {speed / need:6.1f} x what a training step uses ({need:.1f}/s)"
-                )
+                print(f"samples from {where:8} {workers} workers: {speed:8.1f}/s, {speed / need:6.1f} x a training step ({need:.1f}/s)")
         result["step_images_per_s"] = need
         print(json.dumps({name: round(value, 3) for name, value in result.items()}))
     finally:

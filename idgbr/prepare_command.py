@@ -93,7 +93,7 @@ def summary(rows: Sequence[dict[str, Any]], table: ClassTable, facts: dict[str, 
     if slow:
         lines.append(
             f"note: {len(slow)} large rasters are not tiled, so a window costs much of a file; "
-            "once for each: `rio cogeo create --blocksize 512 IN OUT`"
+            "once for each: `rio convert IN OUT.tif --co TILED=YES --co COMPRESS=DEFLATE`"
         )
     lines += [f"note: {note}" for note in facts["notes"]]
     return "\n".join(lines)
