@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -282,8 +283,10 @@ def _doctor(given: argparse.Namespace, command: list[str]) -> int:
     given.job, given.working_dir, given.wait = "", "", True
     try:
         return _submit(given, words)
-    except SomeFailed as error:  # the report above says what; the jobs' own exit code is lost on the way
-        raise Disagreement("the doctor found something, or could not run there (see above)", value=str(error)) from error
+    except SomeFailed as error:  # what failed is in the report above; its exit code came back within the job's message
+        code = re.search(r"exit code (\d+)", str(error))
+        kind = {"3": Missing, "4": Disagreement}.get(code[1] if code else "", SomeFailed)
+        raise kind("the doctor found something, or could not run there (see above)", value=str(error)) from error
 
 
 if __name__ == "__main__":

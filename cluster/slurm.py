@@ -185,16 +185,22 @@ if [ "$1" = head ]; then
 else
     options+=(--address="$2")
 fi
-set -m # Ray in a process group of its own, so that all of it can be ended, even half started
-"${{inside[@]}}" "$python" -m ray.scripts.scripts start "${{options[@]}}" --block &
-ray_pid=$!
-set +m
 asked=
 trap 'asked=$SECONDS; kill -TERM "$ray_pid" 2>/dev/null || true' TERM INT
-code=0
-wait "$ray_pid" || code=$?
-while kill -0 "$ray_pid" 2>/dev/null && [ $((SECONDS - ${{asked:-$SECONDS}})) -lt 15 ]; do sleep 0.5; done
-kill -KILL -- "-$ray_pid" 2>/dev/null || true
+for attempt in 1 2 3; do
+    begin=$SECONDS
+    set -m # Ray in a process group of its own, so that all of it can be ended, even half started
+    "${{inside[@]}}" "$python" -m ray.scripts.scripts start "${{options[@]}}" --block &
+    ray_pid=$!
+    set +m
+    code=0
+    wait "$ray_pid" || code=$?
+    while kill -0 "$ray_pid" 2>/dev/null && [ $((SECONDS - ${{asked:-$SECONDS}})) -lt 15 ]; do sleep 0.5; done
+    kill -KILL -- "-$ray_pid" 2>/dev/null || true
+    # Ray gives a node 30 s to register, which a busy file system may exceed: workers try again
+    if [ "$1" = head ] || [ "$code" = 0 ] || [ -n "$asked" ] || [ $((SECONDS - begin)) -gt 180 ]; then break; fi
+    echo "$(hostname): Ray did not start (attempt $attempt, exit code $code)" >&2
+done
 cp -r -- "$RAY_TMPDIR/ray/session_latest/logs" "$run_dir/ray-logs-$1-$(hostname -s)" 2>/dev/null || echo "no Ray logs kept" >&2
 rm -rf -- "$RAY_TMPDIR" || echo "$RAY_TMPDIR is still in use" >&2
 exit "$code"

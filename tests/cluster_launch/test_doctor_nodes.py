@@ -101,16 +101,18 @@ class Net:
         return environment(self.folder / "home", **more)
 
     def start(self) -> None:
-        ray = (
-            f"exec {sys.executable} -m ray.scripts.scripts start --block --num-cpus=1 --object-store-memory=80000000 --disable-usage-stats"
-        )
-        (self.folder / "head").mkdir()
-        head = f"{ray} --head --port=6379 --include-dashboard=false --node-ip-address={self.ip('head')} --ray-client-server-port=10001"
-        self.processes["head"] = self.run("head", head)
-        for name in list(NODES)[1:]:
+        """One node after the other: Ray gives each 30 s to register, which is little where all start at once on two cores."""
+        ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus=1 --object-store-memory=80000000 --disable-usage-stats"
+        for name in NODES:
             (self.folder / name).mkdir()
-            wait = f"until (echo >/dev/tcp/{self.ip('head')}/6379) 2>/dev/null; do sleep 0.3; done"
-            self.processes[name] = self.run(name, f"{wait}\n{ray} --address={self.ip('head')}:6379 --node-ip-address={self.ip(name)}")
+            more = "--head --port=6379 --include-dashboard=false" if name == "head" else f"--address={self.ip('head')}:6379"
+            command = f"{ray} --include-log-monitor=false --node-ip-address={self.ip(name)} {more}"
+            self.processes[name] = self.run(name, f"{command} || {command} || {command}")
+            deadline = time.monotonic() + 150
+            while "Ray runtime started" not in (log := (self.folder / f"{name}.log").read_text(errors="replace")):
+                if time.monotonic() > deadline or self.processes[name].poll() is not None:
+                    pytest.fail(f"the node {name} did not start:\n{log[-2000:]}")
+                time.sleep(0.2)
 
     def stop(self) -> None:
         for process in self.processes.values():
