@@ -319,9 +319,9 @@ def stream(side: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.tif" for name in ("pred", "target")]
         for path, tile in zip(paths, (pred, target)):
-            profile = {"driver": "GTiff", "width": side, "height": side, "count": 1, "dtype": "uint8", "compress": "deflate", "tiled": True,
-                       "blockxsize": 512, "blockysize": 512, "crs": "EPSG:32633", "transform": from_origin(400000, 5000000, 0.3, 0.3)}  # fmt: skip
-            with rasterio.open(path, "w", **profile) as file:
+            kind = {"driver": "GTiff", "dtype": "uint8", "compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512}
+            place = {"crs": "EPSG:32633", "transform": from_origin(400000, 5000000, 0.3, 0.3)}
+            with rasterio.open(path, "w", width=side, height=side, count=1, **kind, **place) as file:
                 for row in range(0, side, 2048):
                     line = np.tile(tile, (1, math.ceil(side / 2048)))[: min(2048, side - row), :side]
                     file.write(line, 1, window=((row, row + len(line)), (0, side)))

@@ -71,7 +71,8 @@ def scores_by_name(pred: Map, target: Map, n_classes: int, ignore_index: int | N
     for i, width in enumerate(WIDTHS):
         out[f"trimap_edge_w{width}"] = _band_scores(raw_pred, target, shells <= i, n_classes)
         if ignore_index is not None:
-            out[f"trimap_void_w{width}"] = _band_scores(raw_pred, target, boundary.void_band(target, n_classes, width), n_classes)
+            in_void = _band_scores(raw_pred, target, boundary.void_band(target, n_classes, width), n_classes)
+            out[f"trimap_void_w{width}"] = {name: in_void[name] for name in ("band", "iou", "acc")}
 
     _surface(out, pred, target, n_classes, classes, 0.0075 * diagonal)
 
@@ -83,7 +84,7 @@ def scores_by_name(pred: Map, target: Map, n_classes: int, ignore_index: int | N
 
 
 def triple_scores_by_name(coarse: Map, refined: Map, target: Map, n_classes: int, ignore_index: int | None) -> dict[str, Any]:
-    """Every value of the reference file for coarse, refined and target, and `ledger`: kept, repaired, damaged, still_wrong of valid pixels."""
+    """Every value of the reference file for coarse, refined and target, and `ledger` of the valid pixels."""
     ignore = 255 if ignore_index is None else ignore_index
     config = ScoreConfig(band_levels=LEVELS, legacy=False)
     rows, _ = count_tile(refined, target, n_classes, config, coarse, ignore)
@@ -97,7 +98,7 @@ def triple_scores_by_name(coarse: Map, refined: Map, target: Map, n_classes: int
             "iou_rt": float(kept), "iou_rf": float(fixed_share), "imp_k1": float(formulas.iou_imp([np.array(n) for n in cells], k=1.0)),
             "counts8": cells,
         }  # fmt: skip
-        n000, n001, n010, n011, n100, n101, n110, n111 = cells
+        _, n001, n010, n011, n100, n101, n110, _ = cells
         fixed, broken = n010 + n101, n001 + n110
         errors = n010 + n011 + n100 + n101
         out["repair"][str(c)] = {
