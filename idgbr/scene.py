@@ -358,17 +358,9 @@ def refine_split(
     for i, raster in enumerate(rasters):
         image = Reader(raster.image, dataset.bands)
         coarse = CoarseMap(Path(coarse_dir) / f"{raster.id}.tif", dataset.table)
-        tally = refine_raster(
-            tiles,
-            sampler,
-            image,
-            coarse,
-            Path(out) / f"{raster.id}.tif",
-            raster_id=raster.id,
-            seed=seed,
-            table=dataset.table,
-            mask_nodata=False,
-        )
+        path = Path(out) / f"{raster.id}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)  # ids may name folders
+        tally = refine_raster(tiles, sampler, image, coarse, path, raster_id=raster.id, seed=seed, table=dataset.table, mask_nodata=False)
         done[raster.id] = dataclasses.asdict(tally)
         if report:
             report(stage="refined", done=i + 1, total=len(rasters), tiles=tally.tiles, computed=tally.computed)
