@@ -71,8 +71,7 @@ class Codec(nn.Module):
 
         H and W must be multiples of `factor`.
         """
-        codes = self.codes.to(probabilities.dtype)
-        return self.to_latent(torch.einsum("bkhw,kn->bnhw", probabilities, codes))
+        return self.to_latent(_product(probabilities, self.codes.T))
 
     def encode_index(self, index: Tensor) -> Tensor:
         """[B,H,W] class indices -> latent [B,D,h,w]."""
@@ -84,6 +83,10 @@ class Codec(nn.Module):
 
     def logits(self, output: Tensor) -> Tensor:
         """Network output read as a code of unlimited size [B,D,h,w] -> logits [B,K,H,W], for task losses."""
+        raise NotImplementedError
+
+    def log_odds(self, latent: Tensor) -> Tensor:
+        """Latent of the expected code [B,D,h,w] -> what `logits` turns back into those probabilities."""
         raise NotImplementedError
 
     def to_latent(self, code: Tensor) -> Tensor:
@@ -142,7 +145,10 @@ class AnalogCodec(Codec):
 
     def logits(self, output: Tensor) -> Tensor:
         # all codes have the same length, so the scalar product orders classes as the distance does
-        return torch.einsum("bnhw,kn->bkhw", self.to_pixels(output.float()), self.codes)
+        return _product(self.to_pixels(output.float()), self.codes)
+
+    def log_odds(self, latent: Tensor) -> Tensor:
+        return torch.atanh((latent.float() / self.scale).clamp(-0.98, 0.98)) * self.scale
 
     def weights(self, pixels: Tensor) -> Tensor:
         return F.pixel_unshuffle(pixels, self.factor).repeat(1, self.codes.shape[1], 1, 1)
@@ -182,18 +188,23 @@ class VaeCodec(Codec):
 
     def logits(self, output: Tensor) -> Tensor:
         x = self.colours(output)
-        distance = (
-            x.square().sum(1, keepdim=True)
-            - 2 * torch.einsum("bnhw,kn->bkhw", x, self.codes)
-            + self.codes.square().sum(1).view(1, -1, 1, 1)
-        )
+        distance = x.square().sum(1, keepdim=True) - 2 * _product(x, self.codes) + self.codes.square().sum(1).view(1, -1, 1, 1)
         return -distance / (2 * self.noise**2)
+
+    def log_odds(self, latent: Tensor) -> Tensor:
+        return latent
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.logits(latent).softmax(1)
 
     def weights(self, pixels: Tensor) -> Tensor:
         return F.avg_pool2d(pixels, self.factor)
+
+
+def _product(image: Tensor, matrix: Tensor) -> Tensor:
+    """[B,j,H,W] and [i,j] -> [B,i,H,W] in float32 also where autocast is on: codes must not lose their distances to rounding."""
+    with torch.autocast(image.device.type, enabled=False):
+        return torch.einsum("bjhw,ij->bihw", image.float(), matrix.float())
 
 
 def vae_factor(vae: Any) -> int:

@@ -135,6 +135,7 @@ class RefinerConfig(Section):
     guidance_window: int = setting(8, "attention within windows of this many latent positions a side; 0: over the whole map", low=0, high=256)
     use_image: bool = setting(True, "condition on the image")
     use_coarse: bool = setting(True, "condition on the coarse map")
+    coarse_residual: bool = setting(False, "x0: the network predicts the change to the coarse code, so an untrained one returns the coarse map")
     # diffusion
     schedule: str = setting("cosine", "noise schedule", choices=("linear", "scaled_linear", "cosine", "sigmoid"))
     zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise")

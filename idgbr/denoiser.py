@@ -63,7 +63,7 @@ class Denoiser(nn.Module):
                 unet.conv_act,
                 unet.conv_out,
             )
-        self.register_buffer("prompt", prompt)
+        self.register_buffer("prompt", None if prompt is None else prompt.clone())  # safetensors refuses shared memory
         self.checkpointing = False
 
     @property

@@ -12,10 +12,11 @@ Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgbr.codec import AnalogCodec, Codec, VaeCodec, encode_mode
+from idgbr.condition import Condition, stack
 from idgbr.config import CONFIG_VERSION, RefinerConfig, SamplerConfig, section_from_dict
 from idgbr.denoiser import ConditionEncoder, Denoiser, position_sizes, small_unet
 from idgbr.diffusion import Diffusion, Sampler, noise_like
@@ -37,49 +39,6 @@ from idgbr.stable_diffusion import Parts
 
 if TYPE_CHECKING:
     from idgbr.datasets import BandStats
-
-
-@dataclass(frozen=True)
-class Condition:
-    """All that denoising steps share.
-
-    coarse: probabilities [B,K,H,W]. latent: their code [B,D,h,w], padded. prepared: one entry a skip and, last, the middle.
-    """
-
-    coarse: Tensor
-    latent: Tensor
-    prepared: tuple[Prepared, ...]
-
-    def __len__(self) -> int:
-        return len(self.coarse)
-
-    def rows(self) -> list[Condition]:
-        """One condition a tile."""
-        n = len(self)
-        cut = [{f.name: _rows(getattr(p, f.name), 1 if f.name == "mask" else n) for f in dataclasses.fields(p)} for p in self.prepared]
-        return [
-            Condition(
-                self.coarse[i : i + 1],
-                self.latent[i : i + 1],
-                tuple(Prepared(**{k: v[i % len(v)] for k, v in fields.items()}) for fields in cut),
-            )
-            for i in range(n)
-        ]
-
-
-def _rows(tensor: Tensor | None, n: int) -> list[Any]:
-    return [None] if tensor is None else list(tensor.chunk(n))
-
-
-def _stack(rows: Sequence[Condition]) -> Condition:
-    if len(rows) == 1:
-        return rows[0]
-    prepared = []
-    for blocks in zip(*(r.prepared for r in rows), strict=True):
-        values = {f.name: [getattr(b, f.name) for b in blocks] for f in dataclasses.fields(Prepared)}
-        joined: dict[str, Any] = {k: None if v[0] is None else v[0] if k == "mask" else torch.cat(v) for k, v in values.items()}
-        prepared.append(Prepared(**joined))
-    return Condition(torch.cat([r.coarse for r in rows]), torch.cat([r.latent for r in rows]), tuple(prepared))
 
 
 @dataclass(frozen=True)
@@ -119,6 +78,12 @@ class Refiner(nn.Module):
             raise BadRequest(
                 "refiner.channels and refiner.condition_channels must have as many levels",
                 value=f"{config.channels} and {config.condition_channels}",
+            )
+        if config.coarse_residual and not (config.use_coarse and (config.parameterisation == "x0" or config.kind == "one_pass")):
+            raise BadRequest(
+                "a change to the coarse code can be predicted as x0, with the coarse map as a condition",
+                value=f"refiner.parameterisation={config.parameterisation}, refiner.use_coarse={config.use_coarse}",
+                allowed="refiner.parameterisation=x0, refiner.use_coarse=true",
             )
         self.config, self.table, self.n_bands, self.stats = config, table, n_bands, stats
         self.part_configs = parts.configs()
@@ -186,15 +151,17 @@ class Refiner(nn.Module):
             "stats": {n: list(getattr(self.stats, n)) for n in ("mean", "std", "low", "high")},
             "parts": self.part_configs,
         }
-        _write(Path(folder) / "config.json", json.dumps(record, indent=1).encode())
+        with _replacing(Path(folder) / "config.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=1))
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; each appears whole or not at all."""
-        from safetensors.torch import save
+        from safetensors.torch import save_file
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        _write(Path(folder) / "model.safetensors", save(state))
+        with _replacing(Path(folder) / "model.safetensors") as temporary:
+            save_file(state, temporary)
         self.save_config(folder)
 
     @classmethod
@@ -253,17 +220,17 @@ class Refiner(nn.Module):
         return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
 
     def image_input(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Raw image [B,C,H,W] -> input of the condition encoder [B,*,h,w]. Invalid pixels [B,H,W] take the band's mean."""
+        """Raw image [B,C,H,W] -> input of the condition encoder [B,*,h,w]. Pixels that are not `valid` [B,H,W] become 0, the middle."""
         if isinstance(self.codec, VaeCodec) and self.condition_encoder.frozen:
             # the autoencoder was trained on [-1, 1]: robust range of the training rasters, first three bands (METHOD.md B21)
             x = ((image - self.low) / (self.high - self.low).clamp_min(1e-6) * 2 - 1).clamp(-1, 1)
             if valid is not None:
-                x = x * valid[:, None]
+                x = torch.where(valid[:, None], x, 0.0)
             x = x[:, :3] if self.n_bands >= 3 else x[:, :1].expand(-1, 3, -1, -1)
             return encode_mode(self.codec.vae, x)
         x = ((image - self.mean) / self.std.clamp_min(1e-6)).clamp(-8, 8)
         if valid is not None:
-            x = x * valid[:, None]
+            x = torch.where(valid[:, None], x, 0.0)
         return F.pixel_unshuffle(x, self.codec.factor)
 
     def guide(self, image_input: Tensor | None, coarse_latent: Tensor) -> tuple[Prepared, ...]:
@@ -290,6 +257,12 @@ class Refiner(nn.Module):
         x0 = self.diffusion.x0(output.float(), z, bar)
         return (x0 if self.codec.bound is None else x0.clamp(-self.codec.bound, self.codec.bound)), None
 
+    def offset(self, coarse_latent: Tensor) -> Tensor | float:
+        """What is added to the network's output: with `coarse_residual` it predicts the change to the coarse code."""
+        if not self.config.coarse_residual:
+            return 0.0
+        return self.codec.log_odds(coarse_latent) if self.reads_logits else coarse_latent
+
     @property
     def reads_logits(self) -> bool:
         return self.config.kind == "one_pass" or self.config.target_loss == "cross_entropy"
@@ -304,17 +277,18 @@ class Refiner(nn.Module):
             image: raw digital numbers [B,C,H,W]. coarse: probabilities [B,K,H,W]. valid: [B,H,W] bool, False at nodata.
         """
         image, coarse = image.to(self.device, torch.float32), coarse.to(self.device, torch.float32)
-        if valid is not None:
-            valid = valid.to(self.device)
-            image = torch.where(valid[:, None], image, self.mean)
+        valid = None if valid is None else self.pad(valid.to(self.device)[:, None].float())[:, 0] > 0
         # On the CPU kernels pick their summation order by batch size: tile by tile, a tile's result cannot depend on its neighbours.
         size = 1 if self.device.type == "cpu" else len(image)
         rows = []
         for i in range(0, len(image), size):
-            part, guess = self.pad(image[i : i + size]), coarse[i : i + size]
+            guess = coarse[i : i + size]
             latent = self.codec.encode(self.pad(guess))
-            rows.append(Condition(guess, latent, self.guide(self.image_input(part) if self.config.use_image else None, latent)))
-        return _stack(rows)
+            seen = None
+            if self.config.use_image:
+                seen = self.image_input(self.pad(image[i : i + size]), None if valid is None else valid[i : i + size])
+            rows.append(Condition(guess, latent, self.guide(seen, latent)))
+        return stack(rows)
 
     @torch.no_grad()
     def sample(self, condition: Condition, seeds: Sequence[int], config: SamplerConfig) -> Tensor:
@@ -344,7 +318,7 @@ class Refiner(nn.Module):
         latent = condition.latent
         if self.config.kind == "one_pass":
             t = torch.full((len(latent),), self.diffusion.steps - 1, device=self.device)
-            output = self.predict(torch.zeros_like(latent), t, condition.prepared)
+            output = self.predict(torch.zeros_like(latent), t, condition.prepared).float() + self.offset(latent)
             return self.codec.logits(output).softmax(1)[None, ..., :height, :width]
         noise = noise_like(seeds, tuple(latent.shape[1:]), config.samples).to(self.device)  # type: ignore[arg-type]
         if config.sampler == "one_step" and self.config.one_step_images and config.strength == 1:
@@ -359,8 +333,9 @@ class Refiner(nn.Module):
         for step, t in enumerate(sampler.timesteps):
             seen = sampler.network_input(z, step)
             output = self.predict(seen, t.to(self.device).expand(len(z)), condition.prepared, config.guidance_scale)
+            output = output.float() + self.offset(condition.latent)
             if config.sampler == "one_step" and self.config.one_step_images:
-                return self.codec.logits(self.diffusion.x0(output.float(), seen, sampler.bar(step))).softmax(1)
+                return self.codec.logits(self.diffusion.x0(output, seen, sampler.bar(step))).softmax(1)
             x0, logits = self.clean(output, seen, sampler.bar(step))
             z = sampler.next(z, x0, step)
         return self.codec.decode(z) if logits is None else logits.softmax(1)
@@ -420,20 +395,13 @@ def keeps_coarse(coarse: np.ndarray, reach_px: float, keep_confidence: float) ->
     Farther than `reach_px` (Euclidean, centre to centre) from every pixel that has a 4-neighbour of another class, or with a coarse
     probability above `keep_confidence`; 0 switches either off. A map of one class has no boundary: with a reach, all of it is kept.
     """
-    from scipy.ndimage import distance_transform_edt
+    from idgbr.scene import within_reach
 
     kept = np.zeros(coarse.shape[1:], bool)
     if keep_confidence:
         kept |= coarse.max(0) > keep_confidence
     if reach_px:
-        index = coarse.argmax(0)
-        edge = np.zeros_like(kept)
-        down, right = index[1:] != index[:-1], index[:, 1:] != index[:, :-1]
-        edge[1:] |= down
-        edge[:-1] |= down
-        edge[:, 1:] |= right
-        edge[:, :-1] |= right
-        kept |= distance_transform_edt(~edge) > reach_px if edge.any() else True
+        kept |= ~within_reach(coarse.argmax(0).astype(np.uint8), reach_px)
     return kept
 
 
@@ -444,10 +412,12 @@ def fit(config: RefinerConfig, dataset: Any, coarse_dir: Path, **settings: Any) 
     train_refiner(config, dataset, coarse_dir, **settings)
 
 
-def _write(path: Path, data: bytes) -> None:
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path` when the block ends without an error; else nothing is left."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(data)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -48,11 +48,11 @@ class RefinerTraining(nn.Module):
                 value=f"refiner.parameterisation={config.parameterisation}",
                 allowed="refiner.parameterisation=x0",
             )
-        if config.loss_weighting == "frequency" and refiner.reads_logits:
+        if config.loss_weighting == "frequency" and config.kind == "diffusion" and config.target_loss == "cross_entropy":
             raise BadRequest(
                 "frequency weighting is a squared error's",
-                value=f"refiner.kind={config.kind}, refiner.target_loss={config.target_loss}",
-                allowed="refiner.target_loss=mse with refiner.kind=diffusion",
+                value=f"refiner.target_loss={config.target_loss}",
+                allowed="refiner.target_loss=mse",
             )
         if config.alignment:
             from idgbr.alignment import Aligner
@@ -60,6 +60,13 @@ class RefinerTraining(nn.Module):
             self.aligner: Aligner | None = Aligner(config, refiner.denoiser.skip_channels[-1], refiner.stats)
         else:
             self.aligner = None
+
+    def shard_units(self) -> list[nn.Module]:
+        """Blocks FSDP gathers one at a time: those of the U-Nets. `prepare` enters guidance blocks too: the whole gathers them."""
+        units: list[nn.Module] = []
+        for half in (self.network.denoiser, self.network.condition_encoder.encoder):
+            units += [*half.down_blocks, half.mid_block, *(half.up_blocks if half.has_decoder else [])]
+        return units
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         network, config = self.network, self.network.config
@@ -76,7 +83,7 @@ class RefinerTraining(nn.Module):
         features = network.denoiser.encode(z, t)
         guidance = network.guidance((*features.skips, features.middle), prepared)
         led = features.with_guidance([g * keep.view(-1, 1, 1, 1) for g in guidance])
-        output = network.denoiser.decode(led).float()
+        output = network.denoiser.decode(led).float() + network.offset(coarse_latent)
 
         labels = _pad_value(torch.where(mask, target, IGNORE).long(), network.multiple)
         if network.reads_logits:
@@ -107,8 +114,8 @@ class RefinerTraining(nn.Module):
     def _pixel_weights(self, target: Tensor, mask: Tensor) -> Tensor:
         """[B,1,H,W]: 0 where unlabelled; near target boundaries `BOUNDARY_WEIGHT` where asked."""
         weight = mask.float()[:, None]
-        if self.network.config.loss_weighting != "boundary":
-            return weight
+        if self.network.config.loss_weighting != "boundary" or self.network.config.kind == "one_pass":
+            return weight  # the yardstick is plain cross-entropy, whatever the axis says
         known = torch.where(mask, target.float(), torch.nan)[:, None]
         padded = F.pad(known, (1, 1, 1, 1), mode="replicate")
         # NaN compares unequal to nothing here: `>` and `<` are both false, so ignored pixels make no boundary
@@ -164,11 +171,9 @@ def encode_sample(
     n_classes = network.codec.n_classes
     hot = F.one_hot(torch.where(mask, target, 0).long(), n_classes).movedim(-1, 1).to(coarse.dtype)
     truth = torch.where(mask[:, None], hot, coarse)
-    seen = (
-        network.image_input(network.pad(image), _pad_zero(valid[:, None].float(), network.multiple)[:, 0])
-        if network.config.use_image
-        else None
-    )
+    seen = None
+    if network.config.use_image:
+        seen = network.image_input(network.pad(image), network.pad(valid[:, None].float())[:, 0] > 0)
     return seen, network.codec.encode(network.pad(coarse)), network.codec.encode(network.pad(truth))
 
 

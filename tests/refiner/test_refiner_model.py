@@ -214,3 +214,15 @@ def test_what_is_not_a_condition_has_no_influence(build: Build, batch: Batch, st
         other["image"] if image else one["image"], other["coarse"] if coarse else one["coarse"], return_probabilities=True
     )
     assert not torch.equal(changed.probabilities, same)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "one_pass"}, {"target_loss": "cross_entropy"}, {}])
+def test_as_a_change_to_the_coarse_code_it_starts_from_the_coarse_map(build: Build, batch: Batch, settings: dict[str, object]) -> None:
+    refiner, sample = build(coarse_residual=True, **settings), batch(1)
+    with torch.no_grad():
+        refiner.denoiser.conv_out.weight.zero_()
+        refiner.denoiser.conv_out.bias.zero_()
+    refined = refiner.refine(sample["image"], sample["coarse"], return_probabilities=True)
+    assert torch.allclose(refined.probabilities, sample["coarse"], atol=1e-4)
+    with pytest.raises(BadRequest, match="parameterisation=v"):
+        build(coarse_residual=True, parameterisation="v")

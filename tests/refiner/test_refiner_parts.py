@@ -139,6 +139,31 @@ def test_a_refiner_from_a_stable_diffusion_folder_trains_saves_and_refines(folde
     assert torch.equal(a, b)
 
 
+def test_sharded_it_has_the_same_loss_and_gradients(folder: Path, batch: Batch, tmp_path: Path) -> None:
+    """FSDP2 in one process: parameters become DTensors that must be gathered whenever they are used, in forward and backward."""
+    from idgbr.world import shard
+
+    samples = batch(2, side=64)
+
+    def gradients(sharded: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        training = RefinerTraining(Refiner.build(sd_config(folder, gradient_checkpointing=True), 3, class_table(2), band_stats(3))).train()
+        module = shard(training, 1, torch.device("cpu"), "fp32") if sharded else training
+        loss, _ = module(samples)
+        loss.sum().backward()
+        found = {n: p.grad.full_tensor() if sharded else p.grad for n, p in training.named_parameters() if p.grad is not None}
+        return {"loss": loss.detach(), **found}
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        sharded = gradients(True)
+    finally:
+        torch.distributed.destroy_process_group()
+    whole = gradients(False)
+    assert sharded.keys() == whole.keys()
+    assert all(torch.allclose(sharded[n], whole[n], atol=1e-5) for n in whole)
+
+
 @pytest.mark.parametrize("vae", ["vae", "tiny"])
 def test_vae_latents_are_the_mode_and_work_with_the_small_unet(folder: Path, batch: Batch, vae: str) -> None:
     refiner = Refiner.build(RefinerConfig(**{**TINY, "codec": "vae", "vae": str(folder / vae)}), 3, class_table(4), band_stats(3)).eval()
