@@ -60,10 +60,8 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None) ->
 
 def summary(rows: Sequence[dict[str, Any]], table: ClassTable, facts: dict[str, Any]) -> str:
     """Rasters, scenes, size, ground size and shares of the classes by split; notes of the reader; what will be slow."""
-    lines = [
-        f"{facts['source']}: {len(rows)} rasters in {len({r['scene'] for r in rows})} scenes"
-        + (f", below {facts['root']}" if facts["root"] else "")
-    ]
+    below = f", below {facts['root']}" if facts["root"] else ""
+    lines = [f"{facts['source']}: {len(rows)} rasters in {len({r['scene'] for r in rows})} scenes{below}"]
     head = ["split", "scenes", "rasters", "Mpx", "px (m)", "ignored", *table.names]
     cells = [head]
     for split in ("train", "val", "test"):
@@ -161,9 +159,10 @@ def _pictures(dataset: Dataset, raster: Raster) -> tuple[NDArray[np.uint8], NDAr
     low, high = (np.array(v, np.float32)[bands] for v in (dataset.stats.low, dataset.stats.high))
     shown = np.clip((raw[bands].transpose(1, 2, 0) - low) / np.maximum(high - low, 1e-6), 0, 1)
     shown[~valid] = 1
-    image = cv2.resize((shown * 255).astype(np.uint8), (CELL_PX, CELL_PX), interpolation=cv2.INTER_AREA)
+    image = np.asarray(cv2.resize((shown * 255).astype(np.uint8), (CELL_PX, CELL_PX), interpolation=cv2.INTER_AREA), np.uint8)
     if raster.label is None:
         return image, None
     label = read_labels(raster.label, dataset.table, row, col, side, side)
     label[~valid] = IGNORE
-    return image, cv2.resize(dataset.table.colorize(label), (CELL_PX, CELL_PX), interpolation=cv2.INTER_NEAREST)
+    colours = cv2.resize(dataset.table.colorize(label), (CELL_PX, CELL_PX), interpolation=cv2.INTER_NEAREST)
+    return image, np.asarray(colours, np.uint8)

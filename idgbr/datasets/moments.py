@@ -3,9 +3,7 @@ sample of pixels for others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +11,38 @@ from numpy.typing import NDArray
 from idgbr.datasets.index import BandStats
 from idgbr.errors import Disagreement
 
-SAMPLES = 40_000  # pixels of a raster that count for the percentiles, where values are not counted
+SAMPLES = 4_000_000  # pixels of all rasters that count for the percentiles, where values are not counted
 QUANTILES = (0.01, 0.99)
 
 
 @dataclass
 class Moments:
-    """Of one raster. `counts` [C, 256 or 65536] for unsigned integers, else None and `total`, `squares`, `samples` [C, n]."""
+    """Of one raster or several. `counts` [C, 256 or 65536] for unsigned integers, else None and `total`, `squares` [C], `samples`."""
 
     n: int
     counts: NDArray[np.int64] | None
     total: NDArray[np.float64]
     squares: NDArray[np.float64]
-    samples: NDArray[np.float32]
+    samples: list[NDArray[np.float32]]  # each [C, n]
+
+    @property
+    def flat(self) -> bool:
+        """Whether every band has one value: an empty picture, which says nothing about where it is from."""
+        if self.counts is not None:
+            return bool(((self.counts > 0).sum(1) <= 1).all())
+        return all((part == part[:, :1]).all() for part in self.samples)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Raises:
+        Disagreement: 8-bit and 16-bit or float images in one data set.
+        """
+        mine, theirs = self.counts, other.counts
+        if (None if mine is None else mine.shape) != (None if theirs is None else theirs.shape):
+            raise Disagreement(
+                "rasters of different types (8-bit, 16-bit, float)", hint="convert them to one, or leave some out: data.where"
+            )
+        counts = mine + theirs if mine is not None and theirs is not None else None
+        return Moments(self.n + other.n, counts, self.total + other.total, self.squares + other.squares, [*self.samples, *other.samples])
 
 
 class Gatherer:
@@ -34,12 +51,13 @@ class Gatherer:
     Args:
         dtype: of the file; decides how values are gathered.
         area: pixels of the raster in all.
+        samples: how many of them are kept for the percentiles, where values are not counted.
     """
 
-    def __init__(self, n_bands: int, dtype: str, area: int):
+    def __init__(self, n_bands: int, dtype: str, area: int, samples: int = SAMPLES):
         sizes = {"uint8": 256, "uint16": 65536}
         self.counts = np.zeros((n_bands, sizes[dtype]), np.int64) if dtype in sizes else None
-        self.n, self.every = 0, max(1, area // SAMPLES)
+        self.n, self.every = 0, max(1, area // max(1, samples))
         self.total, self.squares = np.zeros(n_bands), np.zeros(n_bands)
         self.samples: list[NDArray[np.float32]] = []
 
@@ -56,36 +74,29 @@ class Gatherer:
         self.samples.append(pixels[:, :: self.every].copy())
 
     def result(self) -> Moments:
-        samples = np.concatenate(self.samples, 1) if self.samples else np.zeros((len(self.total), 0), np.float32)
-        return Moments(self.n, self.counts, self.total, self.squares, samples)
+        return Moments(self.n, self.counts, self.total, self.squares, self.samples)
 
 
-def band_stats(parts: Sequence[Moments]) -> BandStats:
-    """Over all rasters together.
-
-    Raises:
-        Disagreement: no valid pixel; a band of one value; 8-bit and 16-bit or float images in one data set.
+def band_stats(moments: Moments) -> BandStats:
+    """Raises:
+    Disagreement: no valid pixel, or a band of one value.
     """
-    n = sum(part.n for part in parts)
+    n = moments.n
     if not n:
         raise Disagreement(
             "the training rasters have no valid pixel: nothing to measure the bands on", hint="check nodata and alpha of the images"
         )
-    if len({None if part.counts is None else part.counts.shape[1] for part in parts}) > 1:
-        raise Disagreement(
-            "training rasters of different types (8-bit, 16-bit, float)", hint="convert them to one, or take some out of the split table"
-        )
-    if parts[0].counts is not None:
-        counts: Any = sum(part.counts for part in parts if part.counts is not None)
+    if moments.counts is not None:
+        counts = moments.counts
         values = np.arange(counts.shape[1], dtype=np.float64)
         mean = counts @ values / n
         variance = np.stack([c @ (values - m) ** 2 for c, m in zip(counts, mean)]) / n
         shares = np.cumsum(counts, 1) / n
         low, high = (np.array([np.searchsorted(share, q) for share in shares], np.float64) for q in QUANTILES)
     else:
-        mean = sum(part.total for part in parts) / n
-        variance = np.maximum(sum(part.squares for part in parts) / n - mean**2, 0)
-        low, high = np.quantile(np.concatenate([part.samples for part in parts], 1), QUANTILES, axis=1)
+        mean = moments.total / n
+        variance = np.maximum(moments.squares / n - mean**2, 0)
+        low, high = np.quantile(np.concatenate(moments.samples, 1), QUANTILES, axis=1)
     std = np.sqrt(variance)
     flat = np.flatnonzero(std <= 1e-6 * np.maximum(1, np.abs(mean)))
     if len(flat):

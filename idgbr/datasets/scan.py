@@ -27,7 +27,7 @@ from idgbr.datasets import index, synthetic
 from idgbr.datasets.digest import digests
 from idgbr.datasets.folder import select, some
 from idgbr.datasets.layout import SPLITS, Entry, Found, Layout
-from idgbr.datasets.moments import Gatherer, Moments, band_stats
+from idgbr.datasets.moments import SAMPLES, Gatherer, Moments, band_stats
 from idgbr.datasets.sources import layout
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import IGNORE, ClassTable
@@ -61,23 +61,27 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
         table = class_table(config, source, found)
     check_splits(found.entries)
     contents = digests(p for e in found.entries for p in (e.image, e.label, e.label_eroded) if p is not None)
-    rows, moments = [], []
+    rows: list[dict[str, Any]] = []
+    totals: dict[bool, Moments] = {}  # of training rasters, of others
+    flat: set[str] = set()
     for entry, (row, moment) in zip(found.entries, _inspect_all(found.entries, table, config.bands, report)):
         row |= {"image": _below(entry.image, base), "label": _below(entry.label, base), "label_eroded": _below(entry.label_eroded, base)}
         row |= {"image_digest": contents[entry.image], "label_digest": contents[entry.label] if entry.label else None}
         rows.append(row)
-        moments.append(moment)
+        train = entry.split == "train"
+        totals[train] = totals[train] + moment if train in totals else moment
+        if moment.flat:
+            flat.add(entry.id)
     _place(rows)
-    notes = [*found.notes, *_duplicates(rows, config.allow_duplicates)]
-    measured = "train" if any(r["split"] == "train" for r in rows) else "all"
-    stats = band_stats([m for r, m in zip(rows, moments) if measured == "all" or r["split"] == "train"])
+    notes = [*found.notes, *_duplicates([r for r in rows if r["id"] not in flat], config.allow_duplicates)]
+    stats = band_stats(totals[True] if True in totals else totals[False])
     facts = {
         "source": config.source,
         "root": str(root) if root else "",
         "bands": list(config.bands),
         "block_m": config.block_m,
         "notes": notes,
-        "measured_on": measured,
+        "measured_on": "train" if True in totals else "all",
     }
     index.save(out, rows, table, stats, facts)
 
@@ -179,7 +183,7 @@ def _below(path: Path | None, root: Path) -> str | None:
 # ---- one raster ---------------------------------------------------------------------------------------------------------
 
 
-def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[dict[str, Any], Moments]:
+def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...], samples: int = SAMPLES) -> tuple[dict[str, Any], Moments]:
     """Read one pair completely. Returns its row of the index (without paths) and the moments of its bands.
 
     Raises:
@@ -208,7 +212,7 @@ def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...]) -> tuple[di
         }
     count = max(1, STRIP_PX // grid.width)
     class_px = np.zeros(256, np.int64)
-    gatherer = Gatherer(len(bands), facts["dtype"], grid.height * grid.width)
+    gatherer = Gatherer(len(bands), facts["dtype"], grid.height * grid.width, samples)
     for row in range(0, grid.height, count):
         height = min(count, grid.height - row)
         image, valid = reader.read(row, 0, height, grid.width)
@@ -252,16 +256,14 @@ def _inspect_all(
 ) -> Iterator[tuple[dict[str, Any], Moments]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = sum(e.image.stat().st_size for e in entries)
-    tables, all_bands = [table] * len(entries), [bands] * len(entries)
+    each = (entries, *([value] * len(entries) for value in (table, bands, max(200, SAMPLES // len(entries)))))
     if cores < 2 or size < SPAWN_BYTES or len(entries) < 2:
-        results: Iterator[Any] = map(inspect, entries, tables, all_bands)
+        results: Iterator[Any] = map(inspect, *each)
         yield from _told(results, len(entries), report)
         return
     with ProcessPoolExecutor(min(cores, 8), mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            yield from _told(
-                pool.map(inspect, entries, tables, all_bands, chunksize=max(1, min(16, len(entries) // 64))), len(entries), report
-            )
+            yield from _told(pool.map(inspect, *each, chunksize=max(1, min(16, len(entries) // 64))), len(entries), report)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -119,6 +119,23 @@ def test_an_image_in_two_splits_is_refused_unless_allowed(own_folder: Make, tmp_
     assert [row["same_image_as"] for row in index.rows(tmp_path / "allowed")] == [None, "images_scene_0", "images_scene_0"]
 
 
+def test_empty_pictures_are_no_duplicates(own_folder: Make, tmp_path: Path) -> None:
+    config = own_folder(("train", "train", "val"))
+    for i in (1, 2):
+        picture(Path(config.root) / "images" / f"scene {i}.png", np.full((40, 48, 3), 255, np.uint8))
+        picture(Path(config.root) / "masks" / f"scene {i}.png", np.zeros((40, 48), np.uint8))
+    datasets.prepare(config, tmp_path / "out")
+    assert [row["same_image_as"] for row in index.rows(tmp_path / "out")] == [None] * 3
+
+
+def test_images_of_different_depth_are_not_measured_together(own_folder: Make, tmp_path: Path) -> None:
+    config = own_folder()
+    edit(config, "images/scene 0.png", "images/scene 0.tif")
+    tiff(Path(config.root) / "images" / "scene 0.tif", np.full((40, 40, 3), 4000, np.uint16))
+    with pytest.raises(Disagreement, match="different types"):
+        datasets.prepare(config, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
