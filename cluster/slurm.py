@@ -197,8 +197,8 @@ for attempt in 1 2 3; do
     wait "$ray_pid" || code=$?
     while kill -0 "$ray_pid" 2>/dev/null && [ $((SECONDS - ${{asked:-$SECONDS}})) -lt 15 ]; do sleep 0.5; done
     kill -KILL -- "-$ray_pid" 2>/dev/null || true
-    # Ray gives a node 30 s to register, which a busy file system may exceed: workers try again
-    if [ "$1" = head ] || [ "$code" = 0 ] || [ -n "$asked" ] || [ $((SECONDS - begin)) -gt 180 ]; then break; fi
+    # Ray gives a node 30 s to register, which a busy file system may exceed
+    if [ "$code" = 0 ] || [ -n "$asked" ] || [ $((SECONDS - begin)) -gt 180 ]; then break; fi
     echo "$(hostname): Ray did not start (attempt $attempt, exit code $code)" >&2
 done
 cp -r -- "$RAY_TMPDIR/ray/session_latest/logs" "$run_dir/ray-logs-$1-$(hostname -s)" 2>/dev/null || echo "no Ray logs kept" >&2

@@ -40,7 +40,7 @@ def needs() -> str:
     return f"cannot make namespaces: {made.stderr.strip() or tried.stderr.strip()}" if made.returncode else ""
 
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 @dataclass
@@ -106,9 +106,12 @@ class Net:
         for name in NODES:
             (self.folder / name).mkdir()
             more = "--head --port=6379 --include-dashboard=false" if name == "head" else f"--address={self.ip('head')}:6379"
-            command = f"{ray} --include-log-monitor=false --node-ip-address={self.ip(name)} {more}"
+            # ports that are known need not be waited for: Ray's agents would else report theirs before the node may register
+            names = ("node-manager", "object-manager", "runtime-env-agent", "dashboard-agent-listen", "metrics-export")
+            ports = " ".join(f"--{port}-port={7001 + i}" for i, port in enumerate(names)) + " --dashboard-agent-grpc-port=7010"
+            command = f"{ray} {ports} --include-log-monitor=false --node-ip-address={self.ip(name)} {more}"
             self.processes[name] = self.run(name, f"{command} || {command} || {command}")
-            deadline = time.monotonic() + 150
+            deadline = time.monotonic() + 300
             while "Ray runtime started" not in (log := (self.folder / f"{name}.log").read_text(errors="replace")):
                 if time.monotonic() > deadline or self.processes[name].poll() is not None:
                     pytest.fail(f"the node {name} did not start:\n{log[-2000:]}")
