@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-BUILDINGS = 24
+BUILDINGS = 6
 STEPS = 1
 
 

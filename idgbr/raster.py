@@ -39,7 +39,7 @@ class Reader:
 
     Args:
         path: anything GDAL reads.
-        bands: numbered from 1, in the order wanted; a single number 0 alone is not a band. An empty tuple: all of them.
+        bands: numbered from 1, in the order wanted; an empty tuple: all of them.
 
     Raises (when first used):
         Missing: no such file. Disagreement: unreadable, complex, or fewer bands than asked for.
