@@ -84,6 +84,7 @@ def refine(
     steps: int | None = None,
     samples: int | None = None,
     reach_px: float | None = None,
+    reach_m: float | None = None,
     seed: int = 0,
     confidence: bool = False,
     polygons: Path | None = None,
@@ -97,12 +98,14 @@ def refine(
 ) -> None:
     """Refine `coarse` (any model's class map, or probabilities) of `scene`; print the paths written, last the map.
 
-    Settings that are None are those the model was trained and scored with. The confidence bands go beside the map, as `OUT_confidence.tif`.
+    Settings that are None are those the model was trained and scored with. `reach_m` gives the reach in metres on the ground.
+    The confidence bands go beside the map, as `OUT_confidence.tif`.
 
     Raises:
-        BadRequest: an output exists or has a wrong name, a setting is out of range. Missing: model, files, space.
+        BadRequest: an output exists or has a wrong name, a setting is out of range, metres without a CRS. Missing: model, files, space.
         Disagreement: grids, bands or classes differ; a file is damaged.
     """
+    from idgbr.grid import Grid
     from idgbr.polygons import check_polygons
     from idgbr.progress import Progress
     from idgbr.raster_output import check_output
@@ -113,6 +116,10 @@ def refine(
         check_output(confidence_path(out), overwrite)
     if polygons is not None:
         check_polygons(Path(polygons), simplify_px, overwrite)
+    if reach_m is not None:
+        if reach_px is not None:
+            raise BadRequest("the reach is given twice", value=f"{reach_px} px and {reach_m} m", hint="one of the two")
+        reach_px = Grid.of(scene).pixels(reach_m, "the reach")
     loaded = load_model(model, store, Runtime(device=device, precision=precision))
     sampler = with_settings(loaded.sampler, steps=steps, samples=samples, reach_px=reach_px, tile_px=tile_px)
     with Progress(f"refine {scene.name}") as progress:
@@ -230,16 +237,3 @@ def _stamp(path: Path) -> list[Any]:
     """Tells another file from the same one without reading gigabytes."""
     stat = path.stat()
     return [path.name, stat.st_size, stat.st_mtime_ns]
-
-
-def check_reach(scene: Path, reach_m: float) -> float:
-    """A reach in metres as pixels of the scene.
-
-    Raises:
-        BadRequest: the scene has no CRS, or the reach is negative.
-    """
-    from idgbr.grid import Grid
-
-    if reach_m < 0:
-        raise BadRequest("the reach cannot be negative", value=f"{reach_m} m", allowed="0 (no limit) or more")
-    return Grid.of(scene).pixels(reach_m, "the reach")

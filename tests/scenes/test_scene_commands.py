@@ -146,6 +146,19 @@ def test_a_scene_placed_by_ground_control_points_is_refused(tmp_path, inputs, mo
         refine(tmp_path / "g.tif", coarse, tmp_path / "out.tif", model=str(model_dir))
 
 
+def test_a_reach_in_metres_is_that_in_pixels_and_needs_a_crs(tmp_path, inputs, model_dir, grid, write_image):
+    scene, coarse, _ = inputs  # pixels of half a metre
+    refine(scene, coarse, tmp_path / "m.tif", model=str(model_dir), steps=1, reach_m=1.6)
+    refine(scene, coarse, tmp_path / "px.tif", model=str(model_dir), steps=1, reach_px=3.2)
+    with rasterio.open(tmp_path / "m.tif") as a, rasterio.open(tmp_path / "px.tif") as b:
+        assert (a.read() == b.read()).all()
+    bare = write_image(tmp_path / "bare.tif", np.zeros((3, 90, 110), np.uint8), dataclasses.replace(grid(90, 110), crs=None))
+    with pytest.raises(BadRequest, match="no coordinate reference system") as error:
+        refine(bare, coarse, tmp_path / "o.tif", model=str(model_dir), reach_m=2)
+    assert error.value.exit_code == 2
+    assert not (tmp_path / "o.tif").exists()
+
+
 # ---- interrupt and resume ------------------------------------------------------------------------------------------------
 
 
