@@ -85,8 +85,11 @@ class Codec(nn.Module):
         """Network output read as a code of unlimited size [B,D,h,w] -> logits [B,K,H,W], for task losses."""
         raise NotImplementedError
 
-    def log_odds(self, latent: Tensor) -> Tensor:
-        """Latent of the expected code [B,D,h,w] -> what `logits` turns back into those probabilities."""
+    def prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None, as_logits: bool) -> Tensor:
+        """What coarse latent and noised latent z (at abar `bar`; None: no z) say by themselves, before any image [B,D,h,w].
+
+        `as_logits`: in the form `logits` reads; else as an estimate of the clean latent.
+        """
         raise NotImplementedError
 
     def to_latent(self, code: Tensor) -> Tensor:
@@ -147,8 +150,13 @@ class AnalogCodec(Codec):
         # all codes have the same length, so the scalar product orders classes as the distance does
         return _product(self.to_pixels(output.float()), self.codes)
 
-    def log_odds(self, latent: Tensor) -> Tensor:
-        return torch.atanh((latent.float() / self.scale).clamp(-0.98, 0.98)) * self.scale
+    def prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None, as_logits: bool) -> Tensor:
+        # Bayes' rule for a digit c of -1 or 1: half the log odds are atanh(E[c]) from the coarse map, plus sqrt(abar) z / (1 - abar)
+        # from z = sqrt(abar) c + sqrt(1 - abar) eps. Both are bounded, so that an error can still be mended.
+        half = torch.atanh((coarse.float() / self.scale).clamp(-0.98, 0.98))
+        if z is not None and bar is not None:
+            half = half + (bar.sqrt() * self.scale * z.float() / (1 - bar).clamp_min(1e-4)).clamp(-8, 8)
+        return self.scale * (half if as_logits else half.tanh())
 
     def weights(self, pixels: Tensor) -> Tensor:
         return F.pixel_unshuffle(pixels, self.factor).repeat(1, self.codes.shape[1], 1, 1)
@@ -191,8 +199,8 @@ class VaeCodec(Codec):
         distance = x.square().sum(1, keepdim=True) - 2 * _product(x, self.codes) + self.codes.square().sum(1).view(1, -1, 1, 1)
         return -distance / (2 * self.noise**2)
 
-    def log_odds(self, latent: Tensor) -> Tensor:
-        return latent
+    def prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None, as_logits: bool) -> Tensor:
+        return coarse if z is None or bar is None else bar.sqrt() * z + (1 - bar) * coarse
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.logits(latent).softmax(1)

@@ -132,17 +132,17 @@ class RefinerConfig(Section):
     guidance_width: int = setting(64, "channels inside the guidance network", low=8, high=2048)
     guidance_heads: int = setting(4, "attention heads of the guidance network", low=1, high=64)
     guidance_attention: bool = setting(True, "attention branch of the guidance network")
-    guidance_window: int = setting(8, "attention within windows of this many latent positions a side; 0: over the whole map", low=0, high=256)
+    guidance_window: int = setting(8, "attention windows of this many latent positions a side; 0: over the whole map", low=0, high=256)
     use_image: bool = setting(True, "condition on the image")
     use_coarse: bool = setting(True, "condition on the coarse map")
-    coarse_residual: bool = setting(False, "x0: the network predicts the change to the coarse code, so an untrained one returns the coarse map")
+    coarse_residual: bool = setting(True, "the network adds to what coarse and noised map say by themselves (x0, v, one_pass; not epsilon)")
     # diffusion
     schedule: str = setting("cosine", "noise schedule", choices=("linear", "scaled_linear", "cosine", "sigmoid"))
     zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise")
     train_timesteps: int = setting(1000, "length of the training schedule", low=10, high=10_000)
     parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"))
-    target_loss: str = setting("mse", "mse: squared error of what the network predicts; cross_entropy: the output is read as class logits (x0)",
-                               choices=("mse", "cross_entropy"))
+    target_loss: str = setting("auto", "mse of the prediction; cross_entropy: output read as logits (x0); auto: that for x0 and analog code",
+                               choices=("auto", "mse", "cross_entropy"))
     timestep_law: str = setting("cubic", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"))
     loss_weighting: str = setting("uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"))
     condition_dropout: float = setting(0.0, "share of samples trained without condition, for guidance_scale > 1", low=0, high=0.9)

@@ -79,12 +79,6 @@ class Refiner(nn.Module):
                 "refiner.channels and refiner.condition_channels must have as many levels",
                 value=f"{config.channels} and {config.condition_channels}",
             )
-        if config.coarse_residual and not (config.use_coarse and (config.parameterisation == "x0" or config.kind == "one_pass")):
-            raise BadRequest(
-                "a change to the coarse code can be predicted as x0, with the coarse map as a condition",
-                value=f"refiner.parameterisation={config.parameterisation}, refiner.use_coarse={config.use_coarse}",
-                allowed="refiner.parameterisation=x0, refiner.use_coarse=true",
-            )
         self.config, self.table, self.n_bands, self.stats = config, table, n_bands, stats
         self.part_configs = parts.configs()
         self.diffusion = Diffusion(config)
@@ -257,15 +251,29 @@ class Refiner(nn.Module):
         x0 = self.diffusion.x0(output.float(), z, bar)
         return (x0 if self.codec.bound is None else x0.clamp(-self.codec.bound, self.codec.bound)), None
 
-    def offset(self, coarse_latent: Tensor) -> Tensor | float:
-        """What is added to the network's output: with `coarse_residual` it predicts the change to the coarse code."""
-        if not self.config.coarse_residual:
+    def prior(self, coarse_latent: Tensor, z: Tensor | None, bar: Tensor | None) -> Tensor | float:
+        """What is added to the network's output at z and noise level abar (`bar`; None for one_pass).
+
+        With `coarse_residual` the network adds the image's evidence to what coarse map and z say by themselves: an untrained one returns
+        the coarse map, and one that sees a nearly clean z returns z.
+        """
+        c = self.config
+        if not (c.coarse_residual and c.use_coarse):
             return 0.0
-        return self.codec.log_odds(coarse_latent) if self.reads_logits else coarse_latent
+        if c.kind == "diffusion" and c.parameterisation == "epsilon":
+            return 0.0  # near the clean map any change of x0 is a huge change of epsilon
+        if c.kind == "diffusion" and c.parameterisation == "v":
+            assert bar is not None
+            return -(1 - bar).sqrt() * coarse_latent  # so that x0 = sqrt(abar) z - sqrt(1 - abar) v = sqrt(abar) z + (1 - abar) coarse
+        return self.codec.prior(coarse_latent, z, bar, self.reads_logits)
 
     @property
     def reads_logits(self) -> bool:
-        return self.config.kind == "one_pass" or self.config.target_loss == "cross_entropy"
+        """Whether the network's output is class logits (cross-entropy), not a latent (squared error)."""
+        c = self.config
+        if c.kind == "one_pass" or c.target_loss != "auto":
+            return c.kind == "one_pass" or c.target_loss == "cross_entropy"
+        return c.parameterisation == "x0" and c.codec == "analog" and c.loss_weighting != "frequency"
 
     # ---- refining ----------------------------------------------------------------------------------------------------
 
@@ -318,7 +326,7 @@ class Refiner(nn.Module):
         latent = condition.latent
         if self.config.kind == "one_pass":
             t = torch.full((len(latent),), self.diffusion.steps - 1, device=self.device)
-            output = self.predict(torch.zeros_like(latent), t, condition.prepared).float() + self.offset(latent)
+            output = self.predict(torch.zeros_like(latent), t, condition.prepared).float() + self.prior(latent, None, None)
             return self.codec.logits(output).softmax(1)[None, ..., :height, :width]
         noise = noise_like(seeds, tuple(latent.shape[1:]), config.samples).to(self.device)  # type: ignore[arg-type]
         if config.sampler == "one_step" and self.config.one_step_images and config.strength == 1:
@@ -333,7 +341,7 @@ class Refiner(nn.Module):
         for step, t in enumerate(sampler.timesteps):
             seen = sampler.network_input(z, step)
             output = self.predict(seen, t.to(self.device).expand(len(z)), condition.prepared, config.guidance_scale)
-            output = output.float() + self.offset(condition.latent)
+            output = output.float() + self.prior(condition.latent, seen, sampler.bar(step))
             if config.sampler == "one_step" and self.config.one_step_images:
                 return self.codec.logits(self.diffusion.x0(output, seen, sampler.bar(step))).softmax(1)
             x0, logits = self.clean(output, seen, sampler.bar(step))

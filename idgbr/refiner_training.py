@@ -83,7 +83,9 @@ class RefinerTraining(nn.Module):
         features = network.denoiser.encode(z, t)
         guidance = network.guidance((*features.skips, features.middle), prepared)
         led = features.with_guidance([g * keep.view(-1, 1, 1, 1) for g in guidance])
-        output = network.denoiser.decode(led).float() + network.offset(coarse_latent)
+        noisy = config.kind == "diffusion"
+        prior = network.prior(coarse_latent, z if noisy else None, network.diffusion.abar_at(t) if noisy else None)
+        output = network.denoiser.decode(led).float() + prior
 
         labels = _pad_value(torch.where(mask, target, IGNORE).long(), network.multiple)
         if network.reads_logits:

@@ -18,6 +18,8 @@ TINY = {
     "guidance_window": 4,
     "crop_px": 32,
     "train_timesteps": 100,
+    "target_loss": "mse",
+    "coarse_residual": False,
 }
 
 

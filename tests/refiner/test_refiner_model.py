@@ -216,13 +216,23 @@ def test_what_is_not_a_condition_has_no_influence(build: Build, batch: Batch, st
     assert not torch.equal(changed.probabilities, same)
 
 
-@pytest.mark.parametrize("settings", [{"kind": "one_pass"}, {"target_loss": "cross_entropy"}, {}])
-def test_as_a_change_to_the_coarse_code_it_starts_from_the_coarse_map(build: Build, batch: Batch, settings: dict[str, object]) -> None:
+@pytest.mark.parametrize("settings", [{"kind": "one_pass"}, {"target_loss": "auto"}, {"target_loss": "mse"}, {"parameterisation": "v"}])
+def test_without_evidence_of_its_own_the_network_returns_the_coarse_map(build: Build, batch: Batch, settings: dict[str, object]) -> None:
     refiner, sample = build(coarse_residual=True, **settings), batch(1)
     with torch.no_grad():
         refiner.denoiser.conv_out.weight.zero_()
         refiner.denoiser.conv_out.bias.zero_()
-    refined = refiner.refine(sample["image"], sample["coarse"], return_probabilities=True)
+    refined = refiner.refine(sample["image"], sample["coarse"], steps=1, return_probabilities=True)
     assert torch.allclose(refined.probabilities, sample["coarse"], atol=1e-4)
-    with pytest.raises(BadRequest, match="parameterisation=v"):
-        build(coarse_residual=True, parameterisation="v")
+
+
+def test_the_prior_is_bayes_rule_for_every_pixel(build: Build) -> None:
+    refiner = build(coarse_residual=True, target_loss="auto")
+    codec, p = refiner.codec, torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+    z = torch.randn(1, 16, 2, 2, generator=torch.Generator().manual_seed(1))
+    bar = torch.tensor(0.4)
+    prior = refiner.prior(codec.encode(torch.cat([1 - p, p], 1)), z, bar)
+    seen = torch.nn.functional.pixel_shuffle(z, 4)
+    density = [torch.exp(-((seen - c * bar.sqrt()) ** 2) / (2 * (1 - bar))) for c in (-1, 1)]
+    posterior = p * density[1] / (p * density[1] + (1 - p) * density[0])
+    assert torch.allclose(codec.logits(prior).softmax(1)[:, 1:], posterior, atol=1e-5)

@@ -27,7 +27,7 @@ Batch = Callable[..., dict[str, Tensor]]
         {},
         {"guidance_attention": False, "loss_weighting": "frequency", "parameterisation": "v"},
         {"kind": "one_pass", "loss_weighting": "boundary"},
-        {"target_loss": "cross_entropy", "loss_weighting": "min_snr", "guidance_window": 0, "gradient_checkpointing": True},
+        {"target_loss": "auto", "coarse_residual": True, "loss_weighting": "min_snr", "guidance_window": 0, "gradient_checkpointing": True},
         {"one_step_images": 6, "train_images": 8, "parameterisation": "v"},
     ],
 )
