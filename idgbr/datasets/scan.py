@@ -176,8 +176,8 @@ def _root(config: DataConfig, source: Layout) -> Path:
 def _below(path: Path | None, root: Path) -> str | None:
     if path is None:
         return None
-    path = path.absolute()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    text, above = str(path.absolute()), f"{root}{os.sep}"
+    return text[len(above) :] if text.startswith(above) else text
 
 
 # ---- one raster ---------------------------------------------------------------------------------------------------------
