@@ -129,6 +129,8 @@ class RefinerConfig(Section):
     channels: tuple[int, ...] = setting((48, 64, 96), "U-Net channels, one entry a level")
     layers: int = setting(1, "ResNet blocks a level", low=1, high=4)
     condition_channels: tuple[int, ...] = setting((48, 96, 144), "condition encoder channels, one entry a level")
+    condition_encoder: str = setting("", "timm encoder whose frozen features of the image are one more condition (small U-Net); empty: none")
+    condition_weights: str = setting("", "safetensors file of that encoder (timm keys); empty: random")
     guidance_width: int = setting(64, "channels inside the guidance network", low=8, high=2048)
     guidance_heads: int = setting(4, "attention heads of the guidance network", low=1, high=64)
     guidance_attention: bool = setting(True, "attention branch of the guidance network")

@@ -10,8 +10,8 @@ from pathlib import Path
 from idgbr.errors import IdgbrError, Missing
 from idgbr.store import Store
 
-NEEDED = ("torch", "timm", "segmentation-models-pytorch", "diffusers", "safetensors", "numpy", "scipy", "opencv-python-headless", "rasterio",
-          "pyarrow", "polars", "tyro", "rich", "matplotlib", "jinja2", "ray", "optuna")  # fmt: skip
+NEEDED = ("torch", "timm", "segmentation-models-pytorch", "diffusers", "safetensors", "numpy", "scipy", "opencv-python-headless",
+          "rasterio", "pyarrow", "polars", "tyro", "rich", "matplotlib", "jinja2", "ray", "optuna")  # fmt: skip
 LOW_DISK_GB = 5.0
 
 

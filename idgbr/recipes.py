@@ -57,7 +57,7 @@ def oam_buildings() -> Experiment:
             weights=str(root / "weights" / "tf_efficientnet_lite0_in1k.safetensors"),
             crop_px=192,
             batch_images=8,
-            train_images=2400,
+            train_images=1600,
         ),
         coarse=CoarseConfig(folds=3),
         refiner=RefinerConfig(),

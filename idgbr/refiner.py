@@ -35,6 +35,7 @@ from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.guidance import GuidanceNetwork, Prepared
 from idgbr.inputs import read_coarse, read_image
 from idgbr.labels import ClassTable
+from idgbr.pretrained import PretrainedFeatures
 from idgbr.stable_diffusion import Parts
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Refiner(nn.Module):
 
     def _build_networks(self, parts: Parts) -> None:
         c, d = self.config, self.codec.latent_channels
+        self.pretrained: PretrainedFeatures | None = None
         inputs = int(c.use_image) + int(c.use_coarse)
         if parts.unet is not None:
             self.denoiser = Denoiser(parts.unet, parts.prompt)
@@ -106,6 +108,11 @@ class Refiner(nn.Module):
             self.denoiser = Denoiser(small_unet(d, d, c.channels, c.layers, "refiner.channels"))
             image = self.n_bands * self.codec.factor**2
             entry = image * c.use_image + d * c.use_coarse
+            if c.condition_encoder and c.use_image:
+                self.pretrained = PretrainedFeatures(
+                    c.condition_encoder, c.condition_weights, self.n_bands, self.codec.factor, c.condition_channels[0]
+                )
+                entry += self.pretrained.width
             encoder = Denoiser(small_unet(entry, d, c.condition_channels, c.layers, "refiner.condition_channels"), decoder=False)
         self.denoiser.checkpointing = c.gradient_checkpointing
         self.condition_encoder = ConditionEncoder(encoder, frozen=parts.unet is not None, inputs=inputs)
@@ -186,7 +193,8 @@ class Refiner(nn.Module):
                 allowed=str(CONFIG_VERSION),
                 hint="train it again with this version of idgbr",
             )
-        config = section_from_dict(RefinerConfig, record["refiner"])
+        # the frozen encoder's weights are among the saved ones: the file they came from is not needed again
+        config = replace(section_from_dict(RefinerConfig, record["refiner"]), condition_weights="")
         stats = BandStats(**{name: tuple(values) for name, values in record["stats"].items()})
         refiner = cls(
             config, record["n_bands"], ClassTable.from_json(json.dumps(record["table"])), stats, Parts.from_configs(record["parts"])
@@ -232,6 +240,9 @@ class Refiner(nn.Module):
         parts = [image_input] if self.config.use_image and image_input is not None else []
         if self.config.use_coarse:
             parts.append(coarse_latent)
+        if self.pretrained is not None:
+            assert image_input is not None
+            parts.append(self.pretrained(image_input))
         return self.guidance.prepare(self.condition_encoder(parts))
 
     def predict(self, z: Tensor, t: Tensor, prepared: Sequence[Prepared], guidance_scale: float = 1.0) -> Tensor:

@@ -32,7 +32,7 @@ Report = Callable[..., None]
 Stop = Callable[[], bool]
 
 # Settings that name a file or folder count by content, so that two users with other paths share artefacts.
-_PATHS = {"root", "classes", "weights", "base", "vae", "teacher_weights"}
+_PATHS = {"root", "classes", "weights", "base", "vae", "teacher_weights", "condition_weights"}
 _OF_SOURCE = {
     "synthetic": ("layout_seed", "train_scenes", "val_scenes", "test_scenes", "scene_px", "n_classes"),
 }
