@@ -256,7 +256,20 @@ fi
 exit "$code"
 """
 
-_SRUN = """step=(srun --export=ALL --overlap --kill-on-bad-exit=0 --ntasks-per-node=1 --cpus-per-task="$cpus"GPU_OPTION)
+_SRUN = """wait_for() { # NODES SECONDS: until so many have joined, the time is over, or the head has ended
+    "${inside[@]}" "$python" -m cluster.here wait "$RAY_ADDRESS" "$1" "$2" &
+    local waiter=$! code=0
+    while kill -0 "$waiter" 2>/dev/null; do
+        if ! kill -0 "${pids[0]}" 2>/dev/null; then
+            echo "the Ray head has ended" >&2
+            kill "$waiter" 2>/dev/null || true
+        fi
+        sleep 0.5
+    done
+    wait "$waiter" || code=$?
+    return "$code"
+}
+step=(srun --export=ALL --overlap --kill-on-bad-exit=0 --ntasks-per-node=1 --cpus-per-task="$cpus"GPU_OPTION)
 "${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head_node" bash "$run_dir/node.sh" head >"$run_dir/head.log" 2>&1 &
 pids+=($!)
 for _ in $(seq 1200); do
@@ -275,7 +288,7 @@ fi
 RAY_ADDRESS=$(cat "$run_dir/address")
 export RAY_ADDRESS
 echo "head $head_node, Ray at $RAY_ADDRESS, logs in $run_dir" >&2
-if ! "${inside[@]}" "$python" -m cluster.here wait "$RAY_ADDRESS" 1 300; then
+if ! wait_for 1 300; then
     tail -n 20 "$run_dir/head.log" >&2
     exit 3
 fi
@@ -284,11 +297,10 @@ if [ "$workers" -gt 0 ]; then
     "${step[@]}" --no-kill --nodes="$workers" --ntasks="$workers" --exclude="$head_node" \\
         bash "$run_dir/node.sh" worker "$RAY_ADDRESS" >"$run_dir/workers.log" 2>&1 &
     pids+=($!)
-    "${inside[@]}" "$python" -m cluster.here wait "$RAY_ADDRESS" "$SLURM_JOB_NUM_NODES" 300 || {
-        code=$?
+    if ! wait_for "$SLURM_JOB_NUM_NODES" 300; then
         tail -n 20 "$run_dir/workers.log" >&2
-        exit "$code"
-    }
+        exit 3
+    fi
 fi
 set -m # in a process group of its own, so that an interrupt reaches all of the command
 bash "$run_dir/command.sh" &
