@@ -17,35 +17,36 @@ import numpy as np
 
 from idgbr.scores.read import metric as metric_named
 from sweeps import stats
-from sweeps.unit_sums import Sums, score
+from sweeps.unit_sums import Sums, rows_for, score
 from sweeps.variants import Population, Variant, baseline_of, show
+
+MANY_TRIALS = 300  # above, fewer bootstrap draws: the table says how many
+FEWER_DRAWS = 2000
 
 
 class Scorer:
     """Scores of variants, by unit, pooled, leaving a unit out, and in bootstrap draws, from one `Sums`."""
 
-    def __init__(self, sums: Sums, *, draws: int = stats.DRAWS):
+    def __init__(self, sums: Sums):
         self.sums = sums
         self.n_units = len(sums.units)
-        self.weights = stats.unit_weights(self.n_units, draws) if self.n_units >= stats.BOOTSTRAP_FROM else None
-        self._part = functools.lru_cache(maxsize=256)(self._make_part)
+        self.draws = stats.DRAWS if len(sums.trials) <= MANY_TRIALS else FEWER_DRAWS
+        self.weights = stats.unit_weights(self.n_units, self.draws) if self.n_units >= stats.BOOTSTRAP_FROM else None
+        self._part = functools.cache(self._make_part)
 
     def part(self, variant: Variant, metric: str, coefficient: float) -> stats.Part:
         unit, pooled, jackknife, draws = self._part(variant.trials, metric)
         return stats.Part(coefficient, unit, pooled, jackknife, draws, variant.group)
 
     def _make_part(self, trials: tuple[str, ...], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        counts = self.sums.of(trials).astype(np.float64)  # [S,U,K,C]
+        counts, columns = rows_for(self.sums, self.sums.of(trials), metric)  # [S,U,K,C]
         total = counts.sum(axis=1)
         draws = None
         if self.weights is not None:
             flat = counts.reshape(len(trials), self.n_units, -1)
-            draws = np.stack([self.value((self.weights @ x).reshape(-1, *counts.shape[2:]), metric) for x in flat])
-        return self.value(counts, metric), self.value(total, metric), self.value(total[:, None] - counts, metric), draws
-
-    def value(self, counts: np.ndarray, metric: str) -> np.ndarray:
-        """[..., K, C] sums -> [...] metric."""
-        return score(self.sums, counts, metric)
+            draws = np.stack([score((self.weights @ x).reshape(-1, *counts.shape[2:]), columns, metric) for x in flat])
+        leave_one_out = score(total[:, None] - counts, columns, metric)
+        return score(counts, columns, metric), score(total, columns, metric), leave_one_out, draws
 
     def seeds(self, variant: Variant, metric: str) -> np.ndarray:
         """[S] the metric of all units together, one a replicate."""
@@ -71,8 +72,9 @@ def contrast(scorer: Scorer, metric: str, variant: Variant, baseline: Variant) -
 def against(scorer: Scorer, population: Population, metric: str, wanted: Mapping[str, Any]) -> list[Contrast | None]:
     """Every variant against its own baseline; None for the baselines and for variants that have none. Marked as one family."""
     out: list[Contrast | None] = []
+    candidates = [v for v in population.variants if v.matches(wanted)]
     for v in population.variants:
-        b = baseline_of(v, wanted, population)
+        b = baseline_of(v, wanted, population, candidates)
         out.append(Contrast(v.label, v, b, contrast(scorer, metric, v, b)) if b is not None else None)
     marked = iter(mark([c for c in out if c is not None]))
     return [next(marked) if c is not None else None for c in out]

@@ -51,10 +51,9 @@ def family_note(contrasts: Sequence[Contrast]) -> list[str]:
     known = [c for c in contrasts if math.isfinite(c.effect.p)]
     out = [f"Intervals as in the main table. Holm over the {len(known)} comparison{'s' * (len(known) != 1)} of this table; * as there."]
     if any(c.mark == "too few" for c in contrasts):
-        units = min(c.effect.units for c in known)
-        out.append(
-            f"Too few scenes: {units} units give p = {stats.smallest_p(units):.3g} at best, which {len(known)} comparisons lift above 0.05."
-        )
+        units = min(c.effect.units for c in contrasts)
+        least = stats.smallest_p(units)
+        out.append(f"Too few scenes: {units} units give p = {least:.3g} at best, too much for {len(contrasts)} comparisons at 0.05.")
     return out
 
 

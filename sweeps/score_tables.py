@@ -44,6 +44,7 @@ TITLES = {
 IN_PX = ("hd95", "hd95_directed", "assd")
 SHOWN = ("miou", "boundary_iou", "wfm_edge")
 PRIMARY = "boundary_iou"
+MANY_VARIANTS = 200
 
 
 def title(metric: str) -> str:
@@ -166,7 +167,8 @@ def score_table(
     names = short_names(population.axes)
     columns = [Column("map", "map", False), *(Column(a, names[a], False) for a in population.axes), Column("seeds", "seeds")]
     effects = {m: against(view.scorer, population, m, wanted) for m in metrics}
-    best = {m: best_and_ties(view.scorer, population, m) for m in metrics}
+    many = len(population.variants) > MANY_VARIANTS  # every tie is a test: in so long a table only the primary metric's are made out
+    best = {m: best_and_ties(view.scorer, population, m) if m == primary or not many else set() for m in metrics}
     for m in metrics:
         columns += [Column(m, title(m)), Column(f"{m}_effect", f"Δ {title(m)} [95 %]")]
         if m == primary:
@@ -244,7 +246,7 @@ def heading(view: View, baseline: str, primary: str) -> tuple[tuple[tuple[str, s
         "versions": versions,
         "commits": commits,
         "level": stats.LEVEL,
-        "draws": stats.DRAWS,
+        "draws": view.scorer.draws,
     }
     return header, facts
 
@@ -271,7 +273,7 @@ def notes(view: View, contrasts: Sequence[Contrast], primary: str, baseline: str
     if "bootstrap" in methods:
         out.append(
             f"Δ against {baseline}: difference of pooled scores in points; paired cluster bootstrap, {what}s and seeds resampled, "
-            f"counts pooled again in each of {stats.DRAWS} draws; expanded percentile interval."
+            f"counts pooled again in each of {view.scorer.draws} draws; expanded percentile interval."
         )
     if s.unit_kind == "block":
         out.append(
@@ -282,7 +284,8 @@ def notes(view: View, contrasts: Sequence[Contrast], primary: str, baseline: str
         out += _notes_on_p(contrasts, primary, what)
     else:
         out.append(f"No variant has a baseline {baseline!r} of its own to be compared with.")
-    out.append("Bold: best, and all that the test cannot tell from it (paired with the best, Holm).")
+    where = "" if len(view.population.variants) <= MANY_VARIANTS else f", {TITLES.get(primary, primary)} only"
+    out.append(f"Bold: best, and all that the test cannot tell from it (paired with the best, Holm{where}).")
     out.append("Detectable: smallest true difference that this many units would find with 80 % power.")
     return (*out, *view.trials.notes, *view.population.notes, *s.notes)
 

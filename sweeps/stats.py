@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 BOOTSTRAP_FROM = 20  # units
 DRAWS = 10_000
 LEVEL = 0.95
-EXACT_UP_TO = 40  # units: 2 x 2^20 half sums, sorted, are still exact and cheap
+EXACT_UP_TO = 30  # units: 2 x 2^15 half sums, sorted, are exact and cheap
 FLIPS = 99_999  # Monte Carlo sign flips above that
 
 
@@ -170,7 +170,7 @@ def bootstrap_interval(draws: FloatArray, estimate: float, n_units: int, level: 
 def sign_flip_p(differences: npt.ArrayLike, seed: int = 0) -> tuple[float, bool]:
     """Two-sided p of the sum of [U] differences when every sign may be turned; (p, whether it is exact).
 
-    All 2^U signs are counted up to 40 units by sorting the sums of the two halves; above that 99,999 random flips.
+    All 2^U signs are counted up to 30 units by sorting the sums of the two halves; above that 99,999 random flips.
     """
     d = np.asarray(differences, np.float64)
     d = d[d != 0]  # turning a zero changes nothing
@@ -179,12 +179,7 @@ def sign_flip_p(differences: npt.ArrayLike, seed: int = 0) -> tuple[float, bool]
     observed = abs(float(d.sum()))
     slack = 1e-12 * float(np.abs(d).sum())  # sums of the same numbers in another order are the same sum
     if d.size > EXACT_UP_TO:
-        rng = np.random.default_rng([seed, d.size])
-        hits, done = 0, 0
-        while done < FLIPS:
-            n = min(20_000, FLIPS - done)
-            hits += int((np.abs((rng.integers(0, 2, (n, d.size)) * 2.0 - 1.0) @ d) >= observed - slack).sum())
-            done += n
+        hits = int((np.abs(_random_signs(d.size, seed) @ d) >= observed - slack).sum())
         return (hits + 1) / (FLIPS + 1), False
     if observed <= slack:
         return 1.0, True
@@ -192,6 +187,12 @@ def sign_flip_p(differences: npt.ArrayLike, seed: int = 0) -> tuple[float, bool]
     above = right.size - np.searchsorted(right, observed - slack - left, side="left")
     below = np.searchsorted(right, -observed + slack - left, side="right")
     return min(1.0, float(above.sum() + below.sum()) / float(left.size * right.size)), True
+
+
+@functools.lru_cache(maxsize=4)
+def _random_signs(n_units: int, seed: int) -> FloatArray:
+    """[FLIPS, U] of -1 and 1, the same for every contrast of a table."""
+    return np.random.default_rng([seed, n_units]).integers(0, 2, (FLIPS, n_units)) * 2.0 - 1.0
 
 
 def _signed_sums(d: FloatArray) -> FloatArray:

@@ -6,6 +6,7 @@ Trials are paired by tile: a tile that one of them lacks is left out for all of 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,11 @@ class Sums:
 
     def of(self, trials: Sequence[str]) -> np.ndarray:
         """[len(trials), U, K, C]"""
-        place = {t: i for i, t in enumerate(self.trials)}
-        return self.values[[place[t] for t in trials]]
+        return self.values[[self._place[t] for t in trials]]
+
+    @functools.cached_property
+    def _place(self) -> dict[str, int]:
+        return {t: i for i, t in enumerate(self.trials)}
 
 
 def label_sets(parts: Sequence[Part]) -> list[tuple[str, str]]:
@@ -125,16 +129,22 @@ def _with_tile_values(frame: pl.DataFrame, metrics: Sequence[Metric]) -> pl.Data
     return frame.with_columns(out)
 
 
-def score(sums: Sums, counts: np.ndarray, name: str) -> np.ndarray:
-    """[..., K, C] summed counts, in the order of `sums.classes` and `sums.columns` -> [...] metric, NaN where undefined."""
+def rows_for(sums: Sums, counts: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """[..., K, C] in the order of `sums` -> only the classes and columns that a metric reads, and the names of the columns."""
     m = METRICS[name]
-    classes = np.array(sums.classes)
-    rows = counts[..., classes == WHOLE_TILE, :] if m.rows == "tile" else counts[..., classes != WHOLE_TILE, :]
+    columns = tuple(m.columns) if m.how == "pooled" else tuple(c for c in sums.columns if c.startswith((f"{name}.sum", f"{name}.n")))
+    classes = [i for i, c in enumerate(sums.classes) if (c == WHOLE_TILE) == (m.rows == "tile")]
+    return counts[..., classes, :][..., [sums.columns.index(c) for c in columns]], columns
+
+
+def score(rows: np.ndarray, columns: Sequence[str], name: str) -> np.ndarray:
+    """[..., K, C] sums as `rows_for` gives them (K is 1 for the whole tile) -> [...] metric, NaN where undefined."""
+    m = METRICS[name]
     if m.how == "pooled":
-        columns = {c: rows[..., sums.columns.index(c)] for c in m.columns}
-        return m.score({c: v[..., 0] for c, v in columns.items()} if m.rows == "tile" else columns)
-    j = [c for c in sums.columns if c.startswith(f"{name}.sum")]
-    means = np.stack([ratio(rows[..., sums.columns.index(c)], rows[..., sums.columns.index(c.replace(".sum", ".n"))]) for c in j], -1)
+        found = {c: rows[..., i] for i, c in enumerate(columns)}
+        return m.score({c: v[..., 0] for c, v in found.items()} if m.rows == "tile" else found)
+    pairs = [(i, columns.index(c.replace(".sum", ".n"))) for i, c in enumerate(columns) if c.startswith(f"{name}.sum")]
+    means = np.stack([ratio(rows[..., i], rows[..., n]) for i, n in pairs], -1)
     means = means.reshape(*means.shape[:-2], -1)  # classes (or the one whole-tile row) x values a tile
     return np.apply_along_axis(m.combine, -1, means) if m.combine else mean_of_defined(means)
 

@@ -205,15 +205,21 @@ def _no_baseline(text: str, population: Population, why: str) -> None:
     )
 
 
-def baseline_of(variant: Variant, wanted: Mapping[str, Any], population: Population) -> Variant | None:
-    """The baseline of one variant: what is `wanted`, and like the variant in everything else; None where there is none or no single one."""
+def baseline_of(
+    variant: Variant, wanted: Mapping[str, Any], population: Population, candidates: Sequence[Variant] | None = None
+) -> Variant | None:
+    """The baseline of one variant: what is `wanted`, and like the variant in everything else; None where there is none or no single one.
+
+    Args:
+        candidates: the variants that match `wanted`, where the caller asks for many variants.
+    """
     if variant.matches(wanted):
         return None
-    candidates = [
+    alike = [
         v
-        for v in population.variants
+        for v in (population.variants if candidates is None else candidates)
         if v.matches(wanted)
         and ("kind" in wanted or v.kind == variant.kind)
         and all(v.axes[a] is None or variant.axes[a] is None or v.axes[a] == variant.axes[a] for a in population.axes if a not in wanted)
     ]
-    return candidates[0] if len(candidates) == 1 else None
+    return alike[0] if len(alike) == 1 else None
