@@ -129,7 +129,7 @@ class RefinerConfig(Section):
     channels: tuple[int, ...] = setting((48, 64, 96), "U-Net channels, one entry a level")
     layers: int = setting(1, "ResNet blocks a level", low=1, high=4)
     condition_channels: tuple[int, ...] = setting((48, 96, 144), "condition encoder channels, one entry a level")
-    condition_encoder: str = setting("", "timm encoder whose frozen features of the image are one more condition (small U-Net); empty: none")
+    condition_encoder: str = setting("", "timm encoder whose frozen features of the image are one more condition (small U-Net); empty: no")
     condition_weights: str = setting("", "safetensors file of that encoder (timm keys); empty: random")
     guidance_width: int = setting(64, "channels inside the guidance network", low=8, high=2048)
     guidance_heads: int = setting(4, "attention heads of the guidance network", low=1, high=64)
@@ -143,7 +143,7 @@ class RefinerConfig(Section):
     zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise")
     train_timesteps: int = setting(1000, "length of the training schedule", low=10, high=10_000)
     parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"))
-    target_loss: str = setting("auto", "mse of the prediction; cross_entropy: output read as logits (x0); auto: that for x0 and analog code",
+    target_loss: str = setting("auto", "mse of the prediction; cross_entropy: output read as logits (x0); auto: that for x0, analog code",
                                choices=("auto", "mse", "cross_entropy"))
     timestep_law: str = setting("cubic", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"))
     loss_weighting: str = setting("uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"))
