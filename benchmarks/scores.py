@@ -140,7 +140,8 @@ def plain_trimap_iou(pred: Map, target: Map, n_classes: int, width_px: int) -> l
 
 
 def plain_distance_accuracy(pred: Map, target: Map, edges_px: tuple[float, ...]) -> list[float]:
-    distance = ndimage.distance_transform_edt(~plain_edges(target)) + 1
+    edges = plain_edges(target)
+    distance = ndimage.distance_transform_edt(~edges) + 1 if edges.any() else np.full(target.shape, np.inf)
     bands = np.digitize(distance, edges_px, right=True)
     return [float((pred == target)[bands == i].mean()) if (bands == i).any() else math.nan for i in range(len(edges_px) + 1)]
 

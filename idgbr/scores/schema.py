@@ -54,7 +54,7 @@ COUNTS_SCHEMA = pa.schema(
     [
         *IDENTITY,
         *((name, _kind(name)) for name in (*PER_CLASS, *PER_CLASS_VALUES, *PER_TILE, *PER_TILE_VALUES)),
-        ("predicted_as", pa.list_(pa.field("element", pa.int64()))),  # row of the confusion matrix: [K + 1], the last is outside the classes
+        ("predicted_as", pa.list_(pa.field("element", pa.int64()))),  # row of the confusion matrix [K + 1]; the last: outside the classes
     ],
     metadata={"idgbr.table": "counts", "idgbr.version": str(VERSION)},
 )

@@ -138,7 +138,7 @@ def nearest_error(keys: NDArray[np.uint8]) -> NDArray[np.uint8]:
         np.minimum(keys[4 - d : 4 - d + h], step, out=step)
         np.add(step, 4 * d * d, out=step)
         np.minimum(column, step, out=column)
-    by_column = cv2.LUT(column, _COLUMN_KEY)
+    by_column: NDArray[np.uint16] = cv2.LUT(column, _COLUMN_KEY).astype(np.uint16, copy=False)
     best = by_column[:, 4 : 4 + w] + np.uint16(8)
     wide = np.empty_like(best)
     for d in (1, 2, 3, 4):
@@ -146,7 +146,7 @@ def nearest_error(keys: NDArray[np.uint8]) -> NDArray[np.uint8]:
         np.minimum(by_column[:, 4 - d : 4 - d + w], wide, out=wide)
         np.add(wide, 32 * d * d + 2 * (4 - d), out=wide)
         np.minimum(best, wide, out=best)
-    return ((best < _UNSET16) & (best & 1)).astype(np.uint8)
+    return ((best < _UNSET16) & np.bitwise_and(best, 1)).astype(np.uint8)
 
 
 # ---- edges ----------------------------------------------------------------------------------------------------------------

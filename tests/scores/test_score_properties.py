@@ -39,7 +39,7 @@ class Maps:
 
 
 @st.composite
-def maps(draw: st.DrawFn, ignore: bool = True, outside: bool = True, smallest: int = 5, largest: int = 40) -> Maps:
+def maps(draw: st.DrawFn, ignore: bool = True, outside: bool = True, smallest: int = 1, largest: int = 40) -> Maps:
     """Blobs with holes, ignored areas and predictions outside the classes, of any shape."""
     k, seed = draw(st.integers(2, 5)), draw(st.integers(0, 2**32 - 1))
     height, width = draw(st.integers(smallest, largest)), draw(st.integers(smallest, largest))
@@ -223,6 +223,26 @@ def test_distances_of_far_pixels_equal_a_distance_transform() -> None:
             continue
         exact = ndimage.distance_transform_edt(labels != c)[rows, cols] ** 2
         assert np.allclose(found, exact, rtol=0, atol=1e-6)
+
+
+def test_bands_of_distance_are_the_same_by_disks_and_by_distance_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = (np.add.outer(np.arange(120) // 40, np.arange(150) // 50) % 3).astype(np.uint8)
+    edges, edges_px = boundary.label_edges(target, 3), (0.5, 1.0, 2.5, 7.0, 16.0)
+    by_disks = boundary.distance_bands(edges, edges_px)
+    monkeypatch.setattr(boundary, "_DISK_PX", 0)
+    assert (boundary.distance_bands(edges, edges_px) == by_disks).all()
+    exact = 1 + ndimage.distance_transform_edt(edges == 0)
+    assert (by_disks == np.digitize(exact, edges_px, right=True)).all()
+
+
+def test_a_prediction_unlike_the_target_everywhere_still_scores_exactly() -> None:
+    """Many far pixels: where searching rows gives way to a distance transform, and gathering to filtering."""
+    rng = np.random.default_rng(3)
+    target, pred = np.zeros((150, 500), np.uint8), rng.integers(0, 2, (150, 500)).astype(np.uint8)
+    target[3, 4] = 1
+    s = wfm.sums(pred, target, 2, (0, 150, 0, 500))
+    wanted = [plain.plain_wfm(pred == c, target == c) for c in (0, 1)]
+    assert np.allclose(wfm.weighted_f(s.target, s.target_loss, s.rest_loss), wanted, rtol=0, atol=1e-9)
 
 
 def test_empty_classes_are_undefined_and_a_class_only_predicted_scores_zero() -> None:
