@@ -157,9 +157,9 @@ class Progress:
         while not self._end.wait(min(1.0, self.quiet_s / 4)):
             quiet = time.monotonic() - self.last_event
             if quiet >= self.quiet_s:
-                reason = self.why() or (
-                    "jobs run without a report: " + ", ".join(self.running.values()) if self.running else "no worker has started yet"
-                )
+                running = "jobs run without a report: " + ", ".join(self.running.values())
+                idle = "no worker has started yet: the cluster may be busy with other work"
+                reason = self.why() or (running if self.running else idle)
                 text = f"nothing has moved for {quiet:.0f} s: {reason}"
                 self.said.append(text)
                 self.say(text)

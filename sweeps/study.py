@@ -25,7 +25,7 @@ YARDSTICKS = ("coarse", "one_pass")
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 # Fields that name a place rather than a content, or change speed only: not part of a trial's identity.
-_NOT_IDENTITY = {"root", "classes", "weights", "base", "vae", "teacher_weights"} | {
+_NOT_IDENTITY = stages._PATHS | {
     f.name
     for cls in SECTIONS.values()
     for f in dataclasses.fields(cls)  # type: ignore[arg-type]

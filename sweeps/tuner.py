@@ -34,6 +34,8 @@ QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the user's settings stay what they are
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_worker_register_timeout_seconds": "300",  # processes start slowly on a machine that is busy with other things
+    "RAY_agent_register_timeout_ms": "300000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the first Ctrl-C is ours
     "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # nobody restores from Tune's state
@@ -41,7 +43,7 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes through it: artefacts lie in the store
-START_TRIES = 4
+START_TRIES = 2
 STOP_POLL_S = 1.0
 REPORT_S = 2.0
 
@@ -83,6 +85,7 @@ def _start(address: str, placement: Placement, cores: int | None) -> None:
     quiet: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
     temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
     own = {
+        "address": "local",  # never by chance the cluster that somebody else has started on this host
         "num_cpus": cores or os.cpu_count(),
         "include_dashboard": placement.workers > 1,  # Train's placement groups are freed through it after a stop (ray#54305)
         "object_store_memory": OBJECT_STORE_BYTES,

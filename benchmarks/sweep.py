@@ -1,0 +1,186 @@
+"""What sharing and reused actors are worth, side by side in one run at toy size; the last line is one JSON object.
+
+    python benchmarks/sweep.py [--cores 2] [--jobs 30] [--simulate 2000]
+
+overhead_vs_bare_tune        wall time a job beyond the job itself, ours over a bare Ray Tune function trial (one process a trial, torch
+                             imported); at most 1.3 is wanted, below 1 is better than bare
+overhead_s_per_sampling_job  wall seconds a sampling-and-scoring job beyond its own, once its actor is warm
+trainings, naive_trainings   refiners of a 3 schedules x 3 widths x 6 step counts x 2 seeds study: unique, and with nothing shared
+wall_over_ideal              wall time of the toy study over the sum of its unique jobs divided by the workers
+speedup_vs_naive             the same study by Ray Tune alone, one trial a grid point and nothing shared, over ours
+driver_mb_at_end             memory of the driver after `--simulate` no-op trials, and seconds_per_1000_trials, by quarter of the run
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from idgbr.store import Store
+from sweeps import plan as planning
+from sweeps import tables, tuner
+from sweeps.claims import Claims
+from sweeps.placement import Placement, slots
+from sweeps.progress import Progress
+from sweeps.schedule import Schedule
+from sweeps.study import Axis, Study
+from sweeps.workplace import Workplace, desk_of
+
+TINY = {
+    "data.train_scenes": 2, "data.val_scenes": 2, "data.test_scenes": 1, "data.scene_px": 64,
+    "backbone.crop_px": 64, "backbone.train_images": 16, "backbone.batch_images": 4, "backbone.warmup_images": 4,
+    "coarse.source": "simulated", "coarse.tile_px": 64, "coarse.overlap_px": 16,
+    "refiner.channels": (16, 32), "refiner.condition_channels": (16, 32), "refiner.guidance_width": 16, "refiner.crop_px": 32,
+    "refiner.batch_images": 8, "refiner.train_images": 160, "refiner.warmup_images": 8,
+    "sampler.tile_px": 64, "sampler.overlap_px": 16, "score.tile_px": 64,
+}  # fmt: skip
+
+
+def study(name: str, schedules: int = 3, widths: int = 3, steps: int = 6, seeds: int = 2) -> Study:
+    axes = (
+        Axis("refiner.schedule", ("cosine", "linear", "sigmoid")[:schedules]),
+        Axis("refiner.guidance_width", (8, 16, 32)[:widths]),
+        Axis("sampler.steps", (1, 2, 3, 4, 5, 6)[:steps]),
+    )
+    overrides = {k: v for k, v in TINY.items() if k not in {a.name for a in axes}}
+    return Study(name, "synthetic", axes=axes, overrides=overrides, replicates=seeds, yardsticks=())
+
+
+def ours(what: Study, store: Store, placement: Placement, places: int) -> dict[str, float]:
+    """Wall time of a study inside a started cluster, and the seconds its jobs took by themselves."""
+    made = planning.make(what, store)
+    began = time.monotonic()
+    with Claims(store, what.name) as claims:
+        place = Workplace(what, desk_of(store, placement), placement, claims, places, False)
+        place.compute(made)
+    wall = time.monotonic() - began
+    inside = sum(
+        (store.manifest(job.stage, key) or {"seconds": 0.0})["seconds"] for key, (job, _) in made.jobs.items() if key in made.to_do
+    )
+    return {"wall": wall, "inside": inside, "jobs": float(len(made.to_do))}
+
+
+def bare_tune(trials: int, function: Any, concurrency: int) -> float:
+    """Wall time of so many plain Tune function trials."""
+    from ray import tune
+
+    with tempfile.TemporaryDirectory() as folder, tuner._discarded_stdout():
+        began = time.monotonic()
+        tune.Tuner(
+            tune.with_resources(function, {"CPU": 1}),
+            param_space={"i": tune.grid_search(list(range(trials)))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=concurrency),
+            run_config=tune.RunConfig(storage_path=folder, name="bare", verbose=0),
+        ).fit()
+        return time.monotonic() - began
+
+
+def naive_trial(config: dict[str, Any], experiments: list[Any], root: str) -> None:
+    """One grid point as Ray Tune alone would run it: everything from raw scenes, nothing shared."""
+    from idgbr import stages
+    from idgbr.config import Runtime
+
+    store = Store(f"{root}/{config['i']}")
+    for job in stages.jobs(experiments[config["i"]]):
+        stages.run(job, store, experiments[config["i"]], Runtime(threads=1))
+
+
+def empty_trial(config: dict[str, Any]) -> None:
+    import torch
+
+    torch.zeros(1)
+
+
+def simulated(trials: int, store: Store, placement: Placement) -> dict[str, Any]:
+    """Scheduling alone: no-op jobs through the same Tune run, time by quarter, memory of this process."""
+    what = Study("simulated", "synthetic", axes=(Axis("refiner.lr", tuple(1e-4 * (1 + i / trials) for i in range(trials))),), yardsticks=(),
+                 overrides=TINY)  # fmt: skip
+    made = planning.make(what, store)
+    marks: list[float] = []
+
+    class Marked(Schedule):
+        def complete(self, unit_id: str, error: str | None = None) -> None:
+            super().complete(unit_id, error)
+            marks.append(time.monotonic())
+
+    from sweeps.work import Task, Unit
+
+    jobs = [made.jobs[t.jobs[-3].key] for t in made.trials]
+    waiting = [Unit((Task(job, e),), name=job.key) for job, e in jobs]
+    with Claims(store, "simulated") as claims, tuner.cluster(placement) as nodes:
+        places = slots(placement, nodes)
+        schedule = Marked(made, waiting, store, claims, places, "")
+        schedule.made |= {p for u in waiting for t in u.tasks for p in t.job.parents.values()}
+        desk = desk_of(store, placement)
+        tuner_do = tuner.do
+        with Progress("simulated", trials, workers=places) as progress:
+            tuner.do = no_op
+            try:
+                tuner.execute(schedule, progress, desk, placement)
+            finally:
+                tuner.do = tuner_do
+    quarter = len(marks) // 4
+    return {
+        "simulated_trials": len(marks),
+        "seconds_per_1000_trials": [round((marks[(i + 1) * quarter - 1] - marks[i * quarter]) / quarter * 1000, 1) for i in range(4)],
+        "driver_mb_at_end": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def no_op(unit: Any, desk: Any) -> Any:
+    from sweeps.work import Outcome
+
+    for task in unit.tasks:
+        yield Outcome(task.job.key, task.job.stage, "done", 0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=12, help="bare Tune trials to time")
+    parser.add_argument("--simulate", type=int, default=0, help="no-op trials to schedule; 0: leave out")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--toy", type=int, default=2, help="schedules and widths of the study that is really run")
+    options = parser.parse_args()
+    placement = Placement()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        counted = planning.make(study("counted"), Store(root / "counted"))
+        toy = study("toy", options.toy, options.toy, options.steps, 1)
+        with tuner.cluster(placement, cores=options.cores) as nodes:
+            places = slots(placement, nodes)
+            bare = bare_tune(options.jobs, empty_trial, places) * places / options.jobs  # seconds of a worker a trial
+            done = ours(toy, Store(root / "ours"), placement, places)
+            more = (
+                ours(study("toy", options.toy, options.toy, 6, 1), Store(root / "ours"), placement, places) if options.steps < 6 else None
+            )
+            experiments = [t.experiment for t in planning.make(toy, Store(root / "naive")).trials]
+            wall_naive = bare_tune(len(experiments), lambda config: naive_trial(config, experiments, f"{folder}/naive"), places)
+        overhead = max(0.0, done["wall"] * places - done["inside"]) / done["jobs"]
+        found: dict[str, Any] = {
+            "bare_tune_s_per_trial": round(bare, 3),
+            "overhead_s_per_job": round(overhead, 3),
+            "overhead_vs_bare_tune": round(overhead / bare, 3),
+            "overhead_s_per_sampling_job": round(max(0.0, more["wall"] * places - more["inside"]) / more["jobs"], 3) if more else None,
+            "trainings": counted.stages()["refiner"]["unique"],
+            "naive_trainings": counted.stages()["refiner"]["naive"],
+            "wall_over_ideal": round(done["wall"] / (done["inside"] / places), 3),
+            "speedup_vs_naive": round(wall_naive / done["wall"], 2),
+            "workers": places,
+            "trials": len(experiments),
+            "versions": json.loads(tables.versions()),
+        }
+        if options.simulate:
+            found |= simulated(options.simulate, Store(root / "simulated"), placement)
+    print(json.dumps(found))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
