@@ -121,7 +121,8 @@ def loop_seconds(folder: Path) -> float:
 
 
 def measure_ray(images: int) -> dict[str, float]:
-    from cluster.train import _connected, fit_sharded
+    from cluster.session import connected
+    from cluster.train import fit_sharded
     from idgbr import stages
     from idgbr.config import Experiment, Runtime, apply
     from idgbr.store import Store
@@ -139,7 +140,7 @@ def measure_ray(images: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="idgbr-") as folder:
         store = Store(Path(folder) / "store")
         stages.run(data, store, experiment)
-        with _connected():
+        with connected():
             for turn in range(2):  # in turns, so that a machine that changes its speed changes all of them
                 out = Path(folder) / f"bare{turn}"
                 stages.train_stage(job, store, experiment, out, runtime=runtime, scratch=out / "scratch")

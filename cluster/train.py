@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.session import check_storage, connected, environment, not_shared, root_for_all
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
 from idgbr.store import Store
@@ -31,7 +32,6 @@ from idgbr.store import Store
 if TYPE_CHECKING:
     from idgbr.stages import Job
 
-POLL_S = "0.5"  # Ray looks at its workers that often; a report waits for it
 CONTROLLER_FAILURES = 5  # Ray's default is to try for ever
 START_TIMEOUT_S = 120  # a group that cannot be placed in this time counts as a controller failure
 KEEP_CHECKPOINTS = 2
@@ -62,7 +62,8 @@ def fit_sharded(
     The global batch is the stage's `batch_images`, whatever the number of workers, so the loss curve is that of one process.
 
     Args:
-        job, store, experiment, out: as `train_stage`. The store must be one place for all nodes: a shared folder or a URI.
+        job, store, experiment, out: as `train_stage`. Ray keeps checkpoints in the stage's scratch folder of the store, which
+            `stages.run` deletes once the artefact is stored. The store must be one place for all nodes: a shared folder or a URI.
         stop: asked once a second; true ends the run with `Interrupted` at the next report, its checkpoint kept.
         workers: that train together, one process each. min_workers: above 0, Ray goes on with fewer when nodes are lost, down to
             this many, and grows back when they return.
@@ -77,26 +78,28 @@ def fit_sharded(
         IdgbrError: what the training itself found wrong.
     """
     runtime = runtime or Runtime()
+    from idgbr import stages
+
     _check_shape(workers, min_workers, sharding, cpus, gpus)
     if gpus == 0:
         runtime = dataclasses.replace(runtime, device="cpu", threads=runtime.threads or max(1, int(cpus)))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))
-    _environment()
+    environment()
     import ray
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    with _connected():
+    with connected():
         check_storage(store)
-        name = run_name(job)
+        name = f"{job.stage} {job.key}"
         nonce = uuid.uuid4().hex
-        store.write_bytes(f"{ray_folder()}/{name}.nonce", nonce.encode())
+        store.write_bytes(f"{stages.scratch_name(job)}/nonce", nonce.encode())
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives and dies with this driver
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
         settings = {
             "job": dataclasses.asdict(job),
-            "store": store.root if "://" in store.root else str(Path(store.root).expanduser().absolute()),
+            "store": root_for_all(store),
             "experiment": to_dict(_absolute(experiment)),
             "runtime": dataclasses.asdict(runtime),
             "sharding": sharding,
@@ -114,8 +117,8 @@ def fit_sharded(
                 elastic_resize_monitor_interval_s=20.0,
             ),
             run_config=RunConfig(
-                name=name,
-                storage_path=f"{_storage_path(store)}/{ray_folder()}",
+                name=job.key,  # the same training always, another never
+                storage_path=f"{root_for_all(store)}/scratch/{job.stage}",
                 failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=CONTROLLER_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
                 logging_config=LoggingConfig("ERROR"),
@@ -137,18 +140,6 @@ def fit_sharded(
             raise SomeFailed(f"the training {name} ended without a result", hint="run the same command again")
         with result.checkpoint.as_directory() as folder:
             shutil.copytree(Path(folder) / "out", out, dirs_exist_ok=True)
-        store.delete(f"{ray_folder()}/{name}")
-        store.delete(f"{ray_folder()}/{name}.nonce")
-
-
-def run_name(job: Job) -> str:
-    """The stage's key: the same training always, another never."""
-    return f"{job.stage}-{job.key}"
-
-
-def ray_folder() -> str:
-    """Where Ray keeps checkpoints, below the store's root; a training's folder goes when its artefact is stored."""
-    return "scratch/ray"
 
 
 # ---- in the workers -----------------------------------------------------------------------------------------------------
@@ -159,7 +150,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray
     import ray.train as rt
 
-    from idgbr.stages import Job, train_stage
+    from idgbr.stages import Job, scratch_name, train_stage
     from idgbr.train import Interrupted
 
     mailbox = settings["mailbox"]
@@ -169,8 +160,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     rank, size = context.get_world_rank(), context.get_world_size()
     job, store = Job(**settings["job"]), Store(settings["store"])
     try:
-        if store.read_bytes(f"{ray_folder()}/{run_name(job)}.nonce") != settings["nonce"].encode():
-            raise _not_shared(store, [f"{ray.util.get_node_ip_address()} (rank {rank})"])
+        if store.read_bytes(f"{scratch_name(job)}/nonce") != settings["nonce"].encode():
+            raise not_shared(store, [f"{ray.util.get_node_ip_address()} (rank {rank})"])
         world = ray_world(settings["sharding"])
         with tempfile.TemporaryDirectory(prefix="idgbr-") as folder:
             out = Path(folder) / "out"
@@ -340,58 +331,6 @@ def _raise_own(own: Any, error: Exception | None, name: str, workers: int, max_f
 # ---- before the start -----------------------------------------------------------------------------------------------------
 
 
-def check_storage(store: Store) -> None:
-    """Every node reads what this process wrote in the store, and this process reads what every node wrote.
-
-    Raises:
-        Missing: the store cannot be written here, or is another place on some node.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    base = f"scratch/preflight-{uuid.uuid4().hex[:12]}"
-    root = store.root if "://" in store.root else str(Path(store.root).expanduser().absolute())
-    store.write_bytes(f"{base}/driver", b"driver")
-
-    def visit(root: str, node: str) -> str:
-        try:
-            there = Store(root)
-            if there.read_bytes(f"{base}/driver") != b"driver":
-                return "does not see what the driver wrote"
-            there.write_bytes(f"{base}/{node}", node.encode())
-        except Exception as error:  # told to the driver, whatever it is
-            return f"cannot use it: {error}"
-        return ""
-
-    try:
-        task = ray.remote(num_cpus=0, max_retries=0)(visit)
-        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-        asked = {
-            node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(root, node) for node in nodes
-        }
-        bad = []
-        for node, answer in asked.items():
-            try:
-                trouble = ray.get(answer, timeout=120)
-            except ray.exceptions.RayError as error:
-                trouble = f"does not answer: {type(error).__name__}"
-            if not trouble and store.read_bytes(f"{base}/{node}") != node.encode():
-                trouble = "writes to another place"
-            if trouble:
-                bad.append(f"{nodes[node]} {trouble}")
-        if bad:
-            raise _not_shared(store, bad)
-    finally:
-        store.delete(base)
-
-
-def _not_shared(store: Store, where: list[str]) -> Missing:
-    return Missing(
-        f"the store {store.root} is not one place for all nodes: {'; '.join(where)}",
-        hint="a shared folder (NFS, Lustre, a ReadWriteMany volume) mounted alike on all nodes, or a URI such as s3://BUCKET/PREFIX",
-    )
-
-
 def _check_shape(workers: int, min_workers: int, sharding: str, cpus: float, gpus: float) -> None:
     if sharding not in ("ddp", "fsdp"):
         raise BadRequest("unknown sharding", value=sharding, allowed="ddp, fsdp")
@@ -401,10 +340,6 @@ def _check_shape(workers: int, min_workers: int, sharding: str, cpus: float, gpu
             value=f"workers={workers}, min_workers={min_workers}, cpus={cpus}, gpus={gpus}",
             allowed="workers at least 1, min_workers from 0 to workers, cpus above 0, gpus from 0",
         )
-
-
-def _storage_path(store: Store) -> str:
-    return store.root.rstrip("/") if "://" in store.root else str(Path(store.root).expanduser().absolute())
 
 
 def _absolute(experiment: Experiment) -> Experiment:
@@ -422,54 +357,6 @@ def _absolute(experiment: Experiment) -> Experiment:
         if paths:
             changed[section.name] = dataclasses.replace(value, **paths)  # type: ignore[type-var]
     return dataclasses.replace(experiment, **changed)
-
-
-def _environment() -> None:
-    """What Ray reads from the environment; a user's own values win."""
-    for name, value in {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": POLL_S,
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # of a cluster started here; Ray would put workers 15 steps below this process
-    }.items():
-        os.environ.setdefault(name, value)
-
-
-@contextlib.contextmanager
-def _connected() -> Iterator[None]:
-    """The Ray of this process, or of `RAY_ADDRESS`, or one of this machine alone for the time of the block.
-
-    Raises:
-        Missing: no cluster answers.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    _environment()
-    address = os.environ.get("RAY_ADDRESS", "")
-    # On a cluster the token is the site's; alone on loopback Ray would write one into the home folder and change later starts.
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if address else "disabled")
-    try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
-            ray.init(
-                include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, object_store_memory=150 * 2**20,
-                _temp_dir=temporary if len(temporary) <= 36 else "/tmp/ray",
-            )  # fmt: skip
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise Missing(
-            f"no Ray cluster {'at ' + address if address else 'on this machine'}: {' '.join(str(error).split())[:300]}",
-            hint="python -m cluster doctor",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 # ---- python -m cluster train ------------------------------------------------------------------------------------------------
@@ -513,7 +400,7 @@ def main(words: list[str]) -> int:
 
     wanted = stages.STAGES[: stages.STAGES.index(given.stage) + 1]
     todo = [job for job in stages.jobs(experiment) if job.stage in wanted]
-    with _connected():
+    with connected():
         for job in todo:
             with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
                 stages.run(job, store, experiment, runtime, report=progress, fit=fit)

@@ -6,27 +6,27 @@ weights, optimiser, average and the counter is state, so a resumed run repeats a
 
     curve.jsonl         one line a report: images, loss, its parts, lr, grad_norm, images_per_s
     model.safetensors   the snapshot: averaged (EMA) weights of `module.network`, for use
-    checkpoint-*        everything to go on with, in `scratch`; gone after success
+    checkpoint-*        everything to go on with, in `scratch`
 
 B batch, C bands, H, W.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from idgbr.batches import Plan, batches
+from idgbr.checkpoint import copy_whole, full_state, load_full_state, local, replacing, whole
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
 from idgbr.store import unwritable
@@ -92,7 +92,8 @@ def train(
         settings: see `Settings`; `train_images` is rounded up to whole batches.
         seed: of the run (torch's generator; the samples have their own).
         out: folder of the result; made when missing.
-        scratch: folder of checkpoints, the same for every attempt at this training (default: `out/checkpoint`).
+        scratch: folder of checkpoints, the same for every attempt at this training; its owner deletes it once the result is safe.
+            Default: `out/checkpoint`, deleted at the end.
         world: the processes that train together.
         report: called on rank 0 with each line of the curve, plus total_images, eta_s and memory_bytes.
         stop: polled between steps (by rank 0 at reports where there are several); true ends the run.
@@ -104,6 +105,7 @@ def train(
         Missing: no space to write.
     """
     world, runtime = world or World(), runtime or Runtime()
+    keep = scratch is not None
     scratch = scratch or out / "checkpoint"
     device = world.device(runtime)
     if settings.batch_images < world.size:
@@ -120,6 +122,8 @@ def train(
         run = _Run(module, samples, settings, seed, world, runtime, device)
         try:
             _loop(run, out, scratch, report, stop)
+            if not keep:
+                world.drop_checkpoints(scratch)
         except OSError as error:
             raise unwritable(str(scratch), error) from error
 
@@ -229,7 +233,7 @@ class _Run:
         half_life = min(self.settings.ema_images, EMA_RAMP * self.images)
         weight = 1 - 0.5 ** (self.batch / half_life)
         now = self.network_state()
-        pairs = [(_local(old), _local(now[name])) for name, old in self.ema.items()]
+        pairs = [(local(old), local(now[name])) for name, old in self.ema.items()]
         floats = [(old, new) for old, new in pairs if old.is_floating_point()]
         torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], weight)
         for old, new in pairs:
@@ -253,8 +257,8 @@ class _Run:
         """Gather on every rank, write on rank 0."""
         from safetensors.torch import save_file
 
-        model, optimizer = _full_state(self.module, self.optimizer)
-        ema = {name: _whole(value) for name, value in self.ema.items()}
+        model, optimizer = full_state(self.module, self.optimizer)
+        ema = {name: whole(value) for name, value in self.ema.items()}
         sums = self.world.sum(self.sums).tolist()
         if self.world.rank:
             return
@@ -292,9 +296,9 @@ class _Run:
                 hint=f"delete {folder} to start this training afresh",
             )
         try:
-            _load_full_state(self.module, self.optimizer, model, optimizer)
+            load_full_state(self.module, self.optimizer, model, optimizer)
             for name, value in self.ema.items():
-                _copy_whole(value, ema[name])
+                copy_whole(value, ema[name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise Disagreement(
                 f"the checkpoint {folder} does not fit this module: {error}", hint=f"delete {folder} to start this training afresh"
@@ -305,15 +309,15 @@ class _Run:
         self.norms = torch.tensor(state["norms"], dtype=torch.float64, device=self.device)
 
     def write_snapshot(self, out: Path) -> None:
-        weights = {name: _whole(value) for name, value in (self.ema or self.network_state()).items()}
+        weights = {name: whole(value) for name, value in (self.ema or self.network_state()).items()}
         if self.world.rank:
             return
         from safetensors.torch import save_file
 
         out.mkdir(parents=True, exist_ok=True)
-        with _replacing(out / "model.safetensors") as temporary:
+        with replacing(out / "model.safetensors") as temporary:
             save_file(weights, temporary)
-        with _replacing(out / "curve.jsonl") as temporary:
+        with replacing(out / "curve.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.curve))
 
 
@@ -322,7 +326,8 @@ def _loop(run: _Run, out: Path, scratch: Path, report: Callable[..., None] | Non
     with world.latest_checkpoint(scratch) as folder:
         if folder is not None:
             run.restore(folder)
-    batches = _batches(run)
+    plan = Plan(run.step, run.steps, run.batch, world.rank, world.size, run.settings.accumulate)
+    stream = batches(run.samples, plan, run.seed, run.runtime.loader_workers, pin_memory=run.device.type == "cuda")
     mark_time, mark_step, saved_time, saved_images = time.monotonic(), run.step, time.monotonic(), run.images
     first = run.step
     while True:
@@ -364,7 +369,6 @@ def _loop(run: _Run, out: Path, scratch: Path, report: Callable[..., None] | Non
         # stop
         if done:
             world.barrier()
-            world.drop_checkpoints(scratch)
             return
         if leaving:
             raise Interrupted(
@@ -372,49 +376,7 @@ def _loop(run: _Run, out: Path, scratch: Path, report: Callable[..., None] | Non
                 hint="the same command again goes on from there",
             )
 
-        run.train_step(next(batches))
-
-
-# ---- batches ------------------------------------------------------------------------------------------------------------
-
-
-def slice_of(step: int, batch: int, rank: int, size: int) -> range:
-    """Indices of a rank's samples in a step: contiguous, sizes differ by at most one."""
-    return range(step * batch + rank * batch // size, step * batch + (rank + 1) * batch // size)
-
-
-def _batches(run: _Run) -> Iterator[list[dict[str, Tensor]]]:
-    """Per step: the rank's micro-batches, from this process or from loader workers."""
-    plan = _Plan(run.step, run.steps, run.batch, run.world.rank, run.world.size, run.settings.accumulate)
-    workers = run.runtime.loader_workers
-    loader = torch.utils.data.DataLoader(
-        run.samples,
-        batch_sampler=plan,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,  # rasterio and CUDA do not survive a fork
-        pin_memory=run.device.type == "cuda",
-        generator=torch.Generator().manual_seed(run.seed),  # the loader must not draw from the generator of the steps
-    )
-    found = iter(loader)
-    for _ in range(run.step, run.steps):
-        yield [next(found) for _ in range(plan.pieces)]
-
-
-class _Plan:
-    """Indices of the rank's micro-batches, from step to step (a batch sampler)."""
-
-    def __init__(self, first: int, steps: int, batch: int, rank: int, size: int, accumulate: int):
-        self.first, self.steps, self.batch, self.rank, self.size = first, steps, batch, rank, size
-        self.pieces = min(accumulate, batch // size)  # the same on all ranks: FSDP and batch norm talk in every micro-batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first, self.steps):
-            mine = slice_of(step, self.batch, self.rank, self.size)
-            for n in range(self.pieces):
-                yield list(mine[n * len(mine) // self.pieces : (n + 1) * len(mine) // self.pieces])
-
-    def __len__(self) -> int:
-        return (self.steps - self.first) * self.pieces
+        run.train_step(next(stream))
 
 
 def _to(value: Any, device: torch.device) -> Any:
@@ -425,60 +387,6 @@ def _to(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True)
 
 
-# ---- state, gathered and spread --------------------------------------------------------------------------------------------
-
-
-def _local(value: Tensor) -> Tensor:
-    return value.to_local() if hasattr(value, "to_local") else value
-
-
-def _whole(value: Tensor) -> Tensor:
-    """The full tensor on the CPU, in plain layout, with memory of its own (safetensors stores no views)."""
-    value = value.detach()
-    value = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return value.cpu().contiguous().clone()
-
-
-@torch.no_grad()
-def _copy_whole(target: Any, value: Tensor) -> None:
-    if hasattr(target, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-    target.copy_(value)
-
-
-def _full_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and AdamW's moments by parameter name: independent of ranks and of the kind of sharding."""
-    model = {name: _whole(value) for name, value in module.state_dict().items()}
-    names = {id(p): name for name, p in module.named_parameters()}
-    moments = {names[id(p)]: {k: _whole(v) for k, v in state.items()} for p, state in optimizer.state.items()}
-    return model, moments
-
-
-def _load_full_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Tensor], moments: dict[str, Any]) -> None:
-    state = module.state_dict()
-    if state.keys() != model.keys():
-        odd = sorted(state.keys() ^ model.keys())
-        raise KeyError(f"weights differ: {', '.join(odd[:3])}")
-    for name, value in state.items():
-        _copy_whole(value, model[name])
-    for name, parameter in module.named_parameters():
-        if name not in moments:
-            continue
-        fresh: dict[str, Tensor] = {}
-        for key, value in moments[name].items():
-            if value.ndim == 0:  # AdamW's step counter: lives on the CPU unless fused
-                fresh[key] = value.to(parameter.device) if optimizer.param_groups[0].get("fused") else value.clone()
-            else:
-                fresh[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
-                _copy_whole(fresh[key], value)
-        optimizer.state[parameter] = fresh
-
-
-# ---- small things ----------------------------------------------------------------------------------------------------------
-
-
 def _memory(device: torch.device) -> int:
     """Peak bytes: of the GPU, or of this process."""
     if device.type == "cuda":
@@ -486,23 +394,6 @@ def _memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Write under a temporary name; rename when complete.
-
-    Raises:
-        Missing: no space, no permission.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise unwritable(str(path), error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,31 @@ ENVIRONMENT = {
 }
 
 
+def patient(look: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray gives a node 30 s to register, which two busy cores may not manage; here it has five minutes."""
+
+    def get_node(*args: Any, **kwargs: Any) -> Any:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                return look(*args, **kwargs)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return get_node
+
+
 @pytest.fixture(scope="session")
 def loopback() -> Iterator[Any]:
     """A `ray.cluster_utils.Cluster` of two raylets with one CPU each: the head, and a node that may be lost."""
     import ray
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
+    patience = pytest.MonkeyPatch()
+    patience.setattr(services, "get_node", patient(services.get_node))
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
@@ -57,6 +77,7 @@ def loopback() -> Iterator[Any]:
         if cluster is not None:
             cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        patience.undo()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cluster import train as sharded
-from idgbr import stages
 from idgbr.config import Experiment, apply
 from idgbr.errors import BadRequest, Missing, SomeFailed
 
@@ -21,12 +20,6 @@ def test_paths_become_absolute_because_workers_run_elsewhere(tmp_path: Path, mon
     assert after.backbone.weights == str(tmp_path / "w.safetensors")
     assert after.refiner == before.refiner
     assert dataclasses.replace(after, data=before.data, backbone=before.backbone) == before
-
-
-def test_the_run_is_named_by_the_key_so_nobody_resumes_somebody_else(tmp_path: Path) -> None:
-    one, two = (stages.jobs(apply(Experiment(), {"backbone.lr": lr}))[1] for lr in (1e-3, 2e-3))
-    assert sharded.run_name(one) != sharded.run_name(two)
-    assert one.key in sharded.run_name(one)
 
 
 @pytest.mark.parametrize("shape", [{"workers": 0}, {"min_workers": 3}, {"cpus": 0}, {"gpus": -1}])

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import driver
 from conftest import one_process, prepared
 
-from cluster.train import check_storage, fit_sharded, ray_folder, run_name
+from cluster.session import check_storage
+from cluster.train import fit_sharded
 from idgbr import backbone, stages
 from idgbr.config import Runtime
 from idgbr.errors import Missing
@@ -79,7 +80,7 @@ def test_a_killed_worker_and_a_lost_node_cost_only_the_steps_since_the_last_chec
     assert {"model.safetensors", "curve.jsonl", "backbone.json"} <= set(manifest["files"])
     backbone.load(store.path(job.stage, job.key))
     assert {x["workers"] for x in lines} == {2}
-    assert not store.names(ray_folder(), recursive=True), "checkpoints go when the artefact is stored"
+    assert not store.names("scratch", recursive=True), "checkpoints go when the artefact is stored"
 
 
 def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(loopback: Any, store: Store, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(loopb
     assert seen is not None, "the driver ended by itself"
     process.kill()
     process.wait()
-    assert any("checkpoint" in name for name in store.names(f"{ray_folder()}/{run_name(job)}", recursive=True))
+    assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
     deadline = time.monotonic() + 120
     while worker_processes(loopback) and time.monotonic() < deadline:  # Ray ends the orphans
         time.sleep(0.2)
@@ -107,7 +108,7 @@ def test_a_stop_keeps_a_checkpoint_and_leaves_no_artefact(loopback: Any, store: 
     with pytest.raises(Interrupted, match="of 400 images"):
         stages.run(job, store, experiment, CPU, stop=lambda: True, fit=over(1))
     assert not store.has(job.stage, job.key)
-    assert any("checkpoint" in name for name in store.names(ray_folder(), recursive=True))
+    assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
 
 
 def test_a_store_that_is_not_shared_is_refused_before_the_start(loopback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from idgbr.batches import slice_of
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.train import Interrupted, NotFinite, read_curve, slice_of, train
+from idgbr.train import Interrupted, NotFinite, read_curve, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def test_resume_is_bit_exact(tmp_path: Path, stop_after: int) -> None:
     one, two = load_file(tmp_path / "whole/model.safetensors"), load_file(tmp_path / "b/model.safetensors")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[k], two[k]) for k in one)
-    assert not (tmp_path / "scratch").exists()
+    assert len(list((tmp_path / "scratch").iterdir())) == 1, "checkpoints are their owner's, who deletes them when the result is safe"
 
 
 def test_a_crash_between_checkpoints_resumes_from_the_last_one(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Tensors of a training gathered from its ranks and spread again, by name: independent of the number of ranks and of their sharding."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idgbr.store import unwritable
+
+
+def local(value: Tensor) -> Tensor:
+    return value.to_local() if hasattr(value, "to_local") else value
+
+
+def whole(value: Tensor) -> Tensor:
+    """The full tensor on the CPU, in plain layout, with memory of its own (safetensors stores no views)."""
+    value = value.detach()
+    value = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return value.cpu().contiguous().clone()
+
+
+@torch.no_grad()
+def copy_whole(target: Any, value: Tensor) -> None:
+    if hasattr(target, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
+def full_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and AdamW's moments by parameter name: independent of ranks and of the kind of sharding."""
+    model = {name: whole(value) for name, value in module.state_dict().items()}
+    names = {id(p): name for name, p in module.named_parameters()}
+    moments = {names[id(p)]: {k: whole(v) for k, v in state.items()} for p, state in optimizer.state.items()}
+    return model, moments
+
+
+def load_full_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Tensor], moments: dict[str, Any]) -> None:
+    state = module.state_dict()
+    if state.keys() != model.keys():
+        odd = sorted(state.keys() ^ model.keys())
+        raise KeyError(f"weights differ: {', '.join(odd[:3])}")
+    for name, value in state.items():
+        copy_whole(value, model[name])
+    for name, parameter in module.named_parameters():
+        if name not in moments:
+            continue
+        fresh: dict[str, Tensor] = {}
+        for key, value in moments[name].items():
+            if value.ndim == 0:  # AdamW's step counter: lives on the CPU unless fused
+                fresh[key] = value.to(parameter.device) if optimizer.param_groups[0].get("fused") else value.clone()
+            else:
+                fresh[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
+                copy_whole(fresh[key], value)
+        optimizer.state[parameter] = fresh
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write under a temporary name; rename when complete.
+
+    Raises:
+        Missing: no space, no permission.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(str(path), error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
