@@ -60,6 +60,6 @@ def small_refiner(folder: Path) -> Path:
     refiner = Refiner.build(config, 3, table, BandStats((100.0,) * 3, (50.0,) * 3, (0.0,) * 3, (255.0,) * 3))
     with torch.no_grad():
         for p in refiner.parameters():
-            p.add_(torch.randn_like(p) * 0.05)
+            p.add_(torch.randn_like(p) * 0.3)
     refiner.save(folder)
     return folder

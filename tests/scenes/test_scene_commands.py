@@ -86,7 +86,7 @@ def test_refine_equals_the_two_line_interface_on_a_scene_of_one_tile(tmp_path, m
         want = Refiner.load(model_dir).refine(image, index, seeds=tile_seed(0, "scene", 0, 0), steps=2, reach_px=reach)
         with rasterio.open(tmp_path / "o.tif") as file:
             got = file.read(1)
-        assert (got != index).mean() > 0.02
+        assert (got != index).mean() > 0.01
         assert (got == want).all()
 
 
