@@ -116,10 +116,12 @@ def refine(
     /,
     *,
     out: Annotated[Path, arg(aliases=["-o"])],
-    model: Annotated[str, arg(help="a refiner's folder, or its key in the store")],
-    steps: Annotated[int, arg(help="denoising steps")] = 4,
-    samples: Annotated[int, arg(help="samples a tile; more than 1 gives agreement and entropy")] = 1,
-    reach_px: Annotated[float, arg(help="pixels farther than this from a coarse boundary are never changed; 0: no limit")] = 0.0,
+    model: Annotated[str, arg(help="a refiner's folder, or its key in the store; empty: the newest of the store")] = "",
+    steps: Annotated[int | None, arg(help="denoising steps; none given: 4")] = None,
+    samples: Annotated[int | None, arg(help="samples a tile; more than 1 gives agreement and entropy")] = None,
+    reach_px: Annotated[float | None, arg(help="pixels farther than this from a coarse boundary are never changed; 0: no limit")] = None,
+    reach_m: Annotated[float | None, arg(help="the same in metres")] = None,
+    tile_px: Annotated[int | None, arg(help="tile side")] = None,
     seed: int = 0,
     confidence: Annotated[bool, arg(help="write confidence beside the map")] = False,
     polygons: Annotated[Path | None, arg(help="also write patches as .gpkg or .geojson")] = None,
@@ -127,15 +129,31 @@ def refine(
     resume: Annotated[bool, arg(help="continue an interrupted scene strip by strip")] = False,
     overwrite: bool = False,
     device: str = "auto",
+    precision: Annotated[str, arg(help="fp32 or bf16")] = "fp32",
     store: StorePath = "",
 ) -> None:
     """Sharpen any model's class map of a scene. CRS, grid, nodata and colours are kept."""
     from idgbr.refine_command import refine as run
 
+    store = store or _store_default()
     run(
-        scene, coarse, out, model=model, steps=steps, samples=samples, reach_px=reach_px, seed=seed, confidence=confidence,
-        polygons=polygons, simplify_px=simplify_px, resume=resume, overwrite=overwrite, device=device, store=store or _store_default(),
+        scene, coarse, out, model=model or _newest_refiner(store), steps=steps, samples=samples, reach_px=reach_px, reach_m=reach_m,
+        tile_px=tile_px, seed=seed, confidence=confidence, polygons=polygons, simplify_px=simplify_px, resume=resume, overwrite=overwrite,
+        device=device, precision=precision, store=store,
     )  # fmt: skip
+
+
+def _newest_refiner(root: str) -> str:
+    from idgbr.errors import Missing
+    from idgbr.store import Store
+
+    store = Store(root)
+    found = [m for key in store.keys("refiner") if (m := store.manifest("refiner", key))]
+    if not found:
+        raise Missing(f"no refiner in the store {root}", hint="--model FOLDER, or idgbr train-refiner RECIPE")
+    newest = max(found, key=lambda m: m["finished"])
+    print(f"model: {newest['key']}, the newest refiner of {root}", file=sys.stderr)
+    return str(newest["key"])
 
 
 def align(
@@ -158,9 +176,19 @@ def score(
     /,
     *,
     coarse: Annotated[Path | None, arg(help="the map before refinement: adds repaired and damaged")] = None,
+    eroded: Annotated[Path | None, arg(help="a second set of targets with eroded borders (ISPRS), shown apart")] = None,
     classes: Annotated[Path | None, arg(help="class table (JSON)")] = None,
     ignore: Annotated[int, arg(help="label value that is not scored")] = 255,
     tolerance_px: Annotated[float, arg(help="boundary F tolerance")] = 3.0,
+    tolerance_m: Annotated[float, arg(help="the same in metres; above 0 it takes the place of pixels")] = 0.0,
+    boundary_ratio: Annotated[float, arg(help="boundary IoU: width as share of the diagonal")] = 0.005,
+    boundary_px: Annotated[float, arg(help="boundary IoU: width in pixels instead")] = 0.0,
+    boundary_m: Annotated[float, arg(help="boundary IoU: width in metres instead")] = 0.0,
+    trimap_px: Annotated[int, arg(help="trimap IoU: width on either side")] = 3,
+    tile_px: Annotated[int, arg(help="side of the tiles that counts are taken over")] = 1024,
+    band_levels: Annotated[int, arg(help="frequency bands: boxes of 1, 2, ... 2^levels px")] = 4,
+    iou_imp_k: Annotated[float, arg(help="k of IoU_imp = IoU_RF - k (1 - IoU_RT)")] = 1.0,
+    surface: Annotated[bool, arg(help="also HD95 and ASSD")] = False,
     json: Annotated[bool, arg(help="JSON to stdout")] = False,
     out: Annotated[Path | None, arg(help="write the counts as Parquet")] = None,
     overwrite: bool = False,
@@ -168,7 +196,11 @@ def score(
     """Scores of any two class maps (files, or folders matched by name): IoU, boundaries, frequency bands, repair ledger."""
     from idgbr.score_command import score as run
 
-    run(pred, target, coarse=coarse, classes=classes, ignore=ignore, tolerance_px=tolerance_px, json=json, out=out, overwrite=overwrite)
+    run(
+        pred, target, coarse=coarse, eroded=eroded, classes=classes, ignore=ignore, tolerance_px=tolerance_px, tolerance_m=tolerance_m,
+        boundary_ratio=boundary_ratio, boundary_px=boundary_px, boundary_m=boundary_m, trimap_px=trimap_px, tile_px=tile_px,
+        band_levels=band_levels, iou_imp_k=iou_imp_k, surface=surface, json=json, out=out, overwrite=overwrite,
+    )  # fmt: skip
 
 
 VERBS: dict[str, Callable[..., None]] = {
