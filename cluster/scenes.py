@@ -202,18 +202,20 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--store", default=os.environ.get("IDGBR_STORE", "store"))
     given = parser.parse_args(words)
-    from cluster.train import _connected
+    from cluster.session import connected
     from idgbr.refine_command import find_model
 
-    todo = orders(given.source, given.coarse, given.out)
+    todo = orders(given.source.absolute(), given.coarse and given.coarse.absolute(), given.out.absolute())  # workers run in other folders
     find_model(given.model, given.store)  # before a cluster is started
+    model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
+    store = given.store if "://" in given.store else str(Path(given.store).absolute())
     given.out.mkdir(parents=True, exist_ok=True)
     settings = {"steps": given.steps, "samples": given.samples, "reach_px": given.reach_px, "tile_px": given.tile_px}
     runtime = Runtime(precision="bf16" if given.bf16 else "fp32", threads=max(1, int(given.cpus)))
     failed = []
-    with _connected():
+    with connected():
         results = refine_scenes(
-            todo, given.model, store=given.store, settings=settings, seed=given.seed, confidence=given.confidence,
+            todo, model, store=store, settings=settings, seed=given.seed, confidence=given.confidence,
             overwrite=given.overwrite, workers=given.workers, cpus=given.cpus, gpus=given.gpus, runtime=runtime,
         )  # fmt: skip
         for n, (order, good, text) in enumerate(results, 1):
