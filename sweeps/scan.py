@@ -96,15 +96,10 @@ def load_trials(stores: Sequence[str], studies: Sequence[str], where: Sequence[s
                 hint=nearest(study, known) or "python -m sweeps run STUDY makes one; --store says where to look",
             )
         found += here
-    tables = [_read_row(part, schema_version) for part in found]
-    one_version([(part.path, version_of(t.schema)) for part, t in zip(found, tables)])
-    rows = []
-    for part, table in zip(found, tables):
-        row = table.to_pylist()[0]
-        row["study"] = re.sub(r".*study=([^/]*)/.*", r"\1", part.name)
-        rows.append({k: _plain(v) for k, v in row.items()})
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    frame = frame.with_columns(pl.Series("_part", range(len(found)))).sort("study", "trial", maintain_order=True)
+    heads = [_check_part(part, schema_version) for part in found]
+    one_version([(part.path, version) for part, (version, _) in zip(found, heads)])
+    frame = _read_rows(found, [columns for _, columns in heads])
+    frame = frame.sort("study", "trial", maintain_order=True)
     return _choose(frame, found, tuple(dict.fromkeys(studies)), where)
 
 
@@ -156,21 +151,22 @@ def null_unread(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(changes) if changes else frame
 
 
-def _read_row(part: Part, schema_version: int | None) -> pa.Table:
+def _check_part(part: Part, schema_version: int | None) -> tuple[str, tuple[str, ...]]:
+    """Schema version and columns of a trials part, from its footer."""
     try:
-        with part.store.fs.open_input_file(part.path) as file:
-            table = pq.read_table(file)
+        head = pq.read_metadata(part.path, filesystem=part.store.fs)
     except (pa.ArrowInvalid, OSError) as error:
         raise Disagreement(
             f"{part.path} is not a whole Parquet file",
             value=str(error).splitlines()[0],
             hint="move it away and run the study again: its trial is redone from what is stored",
         ) from error
-    version = version_of(table.schema)
-    if version is None or table.num_rows != 1 or not {"trial", "status", "key_counts"} <= set(table.column_names):
+    version = (head.metadata or {}).get(b"idgbr.version", b"").decode()
+    columns = tuple(head.schema.to_arrow_schema().names)
+    if not version or head.num_rows != 1 or not {"trial", "status", "key_counts"} <= set(columns):
         raise Disagreement(
             f"{part.path} was not written by a study",
-            value=f"{table.num_rows} rows, schema version {version}",
+            value=f"{head.num_rows} rows, schema version {version or 'none'}",
             allowed="one row with trial, status and key_counts, and a schema version in its metadata",
             hint="move it out of tables/trials",
         )
@@ -181,7 +177,27 @@ def _read_row(part: Part, schema_version: int | None) -> pa.Table:
             allowed=str(schema_version),
             hint="read it with the idgbr that wrote it, or run the study again (artefacts are reused)",
         )
-    return table
+    return version, columns
+
+
+def _read_rows(parts: Sequence[Part], columns: Sequence[tuple[str, ...]]) -> pl.DataFrame:
+    """One row a part, in no order, with `study` and the part's place `_part`; parts of like columns are read in one go."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, (part, names) in enumerate(zip(parts, columns)):
+        groups.setdefault((part.store.is_local, names), []).append(i)
+    frames = []
+    for (is_local, _), places in groups.items():
+        if is_local:
+            rows = pl.read_parquet([parts[i].path for i in places], hive_partitioning=False, glob=False)
+        else:
+            tables = [pq.read_table(parts[i].path, filesystem=parts[i].store.fs, partitioning=None) for i in places]
+            rows = pl.DataFrame(pa.concat_tables(tables))
+        studies = [re.sub(r".*study=([^/]*)/.*", r"\1", parts[i].name) for i in places]
+        frames.append(rows.with_columns(pl.Series("_part", places, dtype=pl.Int64), pl.Series("study", studies, dtype=pl.String)))
+    frame = pl.concat(frames, how="diagonal_relaxed")
+    # lists become text, so that they group and print like any other setting
+    lists = [c for c, kind in frame.schema.items() if isinstance(kind, pl.List)]
+    return frame.with_columns(pl.col(c).cast(pl.List(pl.String)).list.join(", ") for c in lists)
 
 
 def version_of(schema: pa.Schema) -> str | None:
@@ -199,11 +215,6 @@ def one_version(versions: Iterable[tuple[str, str | None]]) -> None:
             value="; ".join(f"{p} has version {v}" for v, p in seen.items()),
             hint="run the older study again with this idgbr: its artefacts are reused, only the tables are written anew",
         )
-
-
-def _plain(value: Any) -> Any:
-    """Lists become text, so that they group and print like any other setting."""
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 # ---- filters ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""Published results: small, complete, and every number is what the rows give."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from idgbr.errors import BadRequest, Disagreement, Missing
+from sweeps.analysis_commands import publish, verify
+
+
+@pytest.fixture(scope="module")
+def published(made, tmp_path_factory):
+    results = tmp_path_factory.mktemp("published")
+    publish("made", stores=[str(made)], results=str(results), tile_images=False)
+    return results
+
+
+@pytest.fixture
+def copy(published, tmp_path):
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_published_folder_is_small_complete_and_verified(published, capsys):
+    folder = published / "made"
+    assert {p.name for p in folder.iterdir()} == {
+        "README.md",
+        "published.json",
+        "report.html",
+        "rows",
+        "tables.json",
+        "tables.md",
+        "tables.tex",
+    }
+    assert sum(p.stat().st_size for p in (folder / "rows").iterdir()) < 1_000_000
+    verify("made", results=str(published))
+    assert "every number" in capsys.readouterr().out
+    readme = (folder / "README.md").read_text()
+    assert "python -m sweeps run made" in readme
+    assert re.search(r"\| coarse \| 0 \| \d+\.\d\d \|", readme)
+
+
+def test_changed_numbers_are_found_wherever_they_stand(copy):
+    folder = copy / "made"
+    text = (folder / "tables.md").read_text()
+    (folder / "tables.md").write_text(re.sub(r"(\d\d\.\d)(\d) ", lambda m: f"{m[1]}{(int(m[2]) + 1) % 10} ", text, count=1))
+    with pytest.raises(Disagreement, match=r"tables\.md"):
+        verify("made", results=str(copy))
+    (folder / "tables.md").write_text(text)
+    tables = json.loads((folder / "tables.json").read_text())
+    tables[0]["rows"][1]["miou"]["value"] += 1e-4
+    (folder / "tables.json").write_text(json.dumps(tables))
+    with pytest.raises(Disagreement, match="miou"):
+        verify("made", results=str(copy))
+
+
+def test_changed_rows_are_found(copy):
+    path = copy / "made" / "rows" / "counts.parquet"
+    rows = pq.read_table(path)
+    tp = rows["tp"].to_pylist()
+    tp[next(i for i, x in enumerate(tp) if x)] += 50
+    pq.write_table(rows.set_column(rows.schema.get_field_index("tp"), "tp", pa.array(tp, pa.int64())), path)
+    with pytest.raises(Disagreement, match="not what the rows give"):
+        verify("made", results=str(copy))
+
+
+def test_nothing_published_and_unpublishable_metrics_are_clear_errors(made, tmp_path):
+    with pytest.raises(Missing, match="nothing is published"):
+        verify("made", results=str(tmp_path))
+    with pytest.raises(BadRequest, match="means over tiles"):
+        publish("made", stores=[str(made)], results=str(tmp_path), metrics="wfm_edge_legacy", tile_images=False)
+    assert not list(tmp_path.iterdir())

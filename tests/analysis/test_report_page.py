@@ -1,0 +1,128 @@
+"""The report: one file, no request, alt texts; in headless Chromium it loads without an error and its tables sort."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from sweeps.analysis_commands import report, tiles
+
+PROBE = """<script>
+window.found = {errors: [], blocked: []};
+window.addEventListener("error", e => found.errors.push(String(e.message || e.target.src)), true);
+document.addEventListener("securitypolicyviolation", e => found.blocked.push(e.blockedURI));
+window.addEventListener("load", () => {
+  const table = document.querySelector("table.sortable"), head = [...table.tHead.rows[0].cells];
+  const place = head.findIndex(th => th.textContent.startsWith("boundary IoU"));
+  const column = () => [...table.tBodies[0].rows].map(r => r.cells[place].textContent.trim());
+  head[place].querySelector("button").click(); found.up = column(); found.ariaUp = head[place].getAttribute("aria-sort");
+  head[place].querySelector("button").click(); found.down = column();
+  found.requests = performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"));
+  found.overflow = document.documentElement.scrollWidth - window.innerWidth;
+  found.background = getComputedStyle(document.body).backgroundColor;
+  found.images = [...document.images].map(i => [i.naturalWidth > 0, i.alt.length > 20]);
+  const pre = document.createElement("pre"); pre.id = "probe"; pre.textContent = JSON.stringify(found); document.body.appendChild(pre);
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(mapped, tmp_path_factory):
+    return report(["mapped"], stores=[str(mapped)], out=str(tmp_path_factory.mktemp("page") / "report.html"))
+
+
+class Elements(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_page_is_one_small_file_that_asks_for_nothing(page):
+    text = page.read_text()
+    assert len(text) < 5_000_000
+    elements = Elements()
+    elements.feed(text)
+    for tag, attributes in elements.found:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "poster"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:", "#")), (tag, attributes[name][:80])
+    assert not re.search(r"url\((?!#|data:)|@import", text)
+
+
+def test_page_says_what_was_found_and_what_failed(page):
+    text = page.read_text()
+    assert re.search(r"changed boundary IoU by \+\d+\.\d\d points, 95 % interval \+\d", text)
+    assert "Planned" in text or "definition is not here" in text
+    assert "loss is not a number at image 960 &lt;NaN&gt;" in text
+    for figure in (
+        "Effects against",
+        "Score against distance",
+        "Repaired and damaged",
+        "Error energy",
+        "Pareto",
+        "Quality against steps",
+        "Learning curves",
+    ):
+        assert figure in text, figure
+    elements = Elements()
+    elements.feed(text)
+    pictures = [a for tag, a in elements.found if tag == "img" or a.get("role") == "img"]
+    assert len(pictures) >= 8
+    assert all(len(a.get("alt") or a.get("aria-label") or "") > 20 for a in pictures)
+
+
+def in_chromium(path, width, *options):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    command = [
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={path.parent / f'profile{width}'}",
+        f"--window-size={width},900",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=4000",
+    ]
+    return subprocess.run([*command, *options, f"file://{path}"], capture_output=True, text=True, timeout=250)
+
+
+def test_page_in_chromium_loads_without_error_or_request_and_sorts(page, tmp_path):
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("<style>", PROBE + "<style>", 1))
+    run = in_chromium(probed, 1280, "--dump-dom")
+    found = json.loads(
+        re.search(r'<pre id="probe">(.*?)</pre>', run.stdout, re.DOTALL)[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&")
+    )
+    assert found["errors"] == found["blocked"] == found["requests"] == []
+    assert "CONSOLE" not in run.stderr
+    values = [float(x.split()[0]) for x in found["up"]]
+    assert values == sorted(values)
+    assert found["ariaUp"] == "ascending"
+    assert found["down"] == found["up"][::-1]
+    assert all(loaded and described for loaded, described in found["images"])
+    assert found["overflow"] <= 0
+
+
+def test_tiles_picture_is_written_whole(mapped, tmp_path):
+    path = tiles(["mapped"], stores=[str(mapped)], out=str(tmp_path / "sub" / "tiles.png"))
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [p.name for p in path.parent.iterdir()] == ["tiles.png"]
+
+
+def test_report_from_tables_alone_says_that_tiles_are_missing(made, tmp_path):
+    text = report(["made"], stores=[str(made)], labels="full", out=str(tmp_path / "r.html")).read_text()
+    assert "No tiles are shown" in text
+    assert "RuntimeError: out of memory" in text
