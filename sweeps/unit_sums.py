@@ -59,6 +59,7 @@ class Sums:
 
 def label_sets(parts: Sequence[Part]) -> list[tuple[str, str]]:
     """(split, label_set) pairs in the counts of these trials, in alphabetical order."""
+    _check_parts(tuple(p.of("counts") for p in parts))
     found: set[tuple[str, str]] = set()
     for lazy in _batches([p.of("counts") for p in parts], ["split", "label_set"]):
         found |= set(lazy.select("split", "label_set").unique().collect(engine="streaming").iter_rows())
@@ -81,7 +82,7 @@ def unit_sums(
         Disagreement: a counts part is missing, half-written or foreign; versions differ; the trials have no tile in common.
     """
     counts = [p.of("counts") for p in parts]
-    _check_parts(counts)
+    _check_parts(tuple(counts))
     pooled = [METRICS[m] for m in metrics if METRICS[m].how == "pooled"]
     by_tile = [METRICS[m] for m in metrics if METRICS[m].how == "tile_mean"]
     summed = list(dict.fromkeys([*(c for m in pooled for c in m.columns), *columns]))
@@ -190,7 +191,8 @@ def _common_tiles(counts: Sequence[Part], wanted: pl.Expr) -> tuple[pl.DataFrame
     return common, [note], common.select("raster", "row", "col")
 
 
-def _check_parts(counts: Sequence[Part]) -> None:
+@functools.lru_cache(maxsize=8)
+def _check_parts(counts: tuple[Part, ...]) -> None:
     versions = []
     for part in counts:
         try:
