@@ -160,7 +160,8 @@ def _smooth(shape: tuple[int, ...], sigma_px: float, rng: np.random.Generator) -
 
 def _warp(index: Index, dy: Field, dx: Field) -> Index:
     rows, cols = np.indices(index.shape, np.float32)
-    return cv2.remap(index, cols + dx.astype(np.float32), rows + dy.astype(np.float32), cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+    found = cv2.remap(index, cols + dx.astype(np.float32), rows + dy.astype(np.float32), cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+    return found.astype(np.uint8, copy=False)
 
 
 def _filled(index: Index) -> Index:
