@@ -29,11 +29,14 @@ Batch = Callable[..., dict[str, Tensor]]
         {"kind": "one_pass", "loss_weighting": "boundary"},
         {"target_loss": "auto", "coarse_residual": True, "loss_weighting": "min_snr", "guidance_window": 0, "gradient_checkpointing": True},
         {"one_step_images": 6, "train_images": 8, "parameterisation": "v"},
+        {"condition_encoder": "test_efficientnet"},
     ],
 )
 def test_every_parameter_gets_a_gradient_and_moves(build: Build, batch: Batch, settings: dict[str, object]) -> None:
     training = RefinerTraining(build(**settings)).train()
-    before = {name: p.detach().clone() for name, p in training.named_parameters()}
+    before = {name: p.detach().clone() for name, p in training.named_parameters() if p.requires_grad}
+    frozen = {name: p.detach().clone() for name, p in training.named_parameters() if not p.requires_grad}
+    assert bool(frozen) == ("condition_encoder" in settings)
     touched: set[str] = set()
     optimizer = torch.optim.AdamW(training.parameters(), lr=1e-3, weight_decay=0)
     for step in range(4):
@@ -47,8 +50,9 @@ def test_every_parameter_gets_a_gradient_and_moves(build: Build, batch: Batch, s
     if settings.get("kind") == "one_pass":
         free.add("network.denoiser.conv_in.weight")  # sees zeros, for ever
     assert set(before) - touched - free == set()
-    still = {name for name, p in training.named_parameters() if torch.equal(p, before[name])}
-    assert still - free == set()
+    now = dict(training.named_parameters())
+    assert {name for name, p in before.items() if torch.equal(p, now[name])} - free == set()
+    assert all(torch.equal(p, now[name]) for name, p in frozen.items())
 
 
 @pytest.mark.parametrize(
