@@ -171,18 +171,18 @@ def diffusion_against_one_pass(view: View, metric: str) -> tuple[Table | None, l
 
 def costs(view: View, v: Variant) -> tuple[float, float]:
     """(seconds a megapixel of refining, hours of training the refiner), means over the replicates; NaN where not recorded."""
-    rows = [view.population.rows[t] for t in v.trials]
+    rows: list[dict[str, Any]] = [view.population.rows[t] for t in v.trials]
     whole = view.sums.classes.index(-1)
     pixels = sum(view.sums.of(v.trials)[0, :, whole, view.sums.columns.index(c)].sum() for c in ("valid", "ignored"))
-    seconds = [r.get("seconds_refined") for r in rows]
-    training = [r.get("seconds_refiner") for r in rows]
+    seconds: list[Any] = [r.get("seconds_refined") for r in rows]
+    training: list[Any] = [r.get("seconds_refiner") for r in rows]
     per_megapixel = float(np.mean(seconds)) / pixels * 1e6 if None not in seconds and pixels else math.nan
     return per_megapixel, float(np.mean(training)) / 3600 if None not in training else (0.0 if v.kind == "coarse" else math.nan)
 
 
 def cost_points(view: View, metric: str) -> list[dict[str, Any]]:
     """Score, seconds a megapixel and training hours of every variant, and whether it lies on either front."""
-    points = []
+    points: list[dict[str, Any]] = []
     for v in view.population.variants:
         seconds, hours = (0.0, 0.0) if v.kind == "coarse" else costs(view, v)
         score = float(view.scorer.seeds(v, metric).mean())

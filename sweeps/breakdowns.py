@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -136,7 +137,7 @@ def frequency_gains(view: View, variant: Variant, coarse: Variant) -> list[tuple
         return []
     refined, before = refined[..., :levels], before[..., :levels]
     out = []
-    bands = [(f"about {2**j} px", lambda e, j=j: e[..., j] - e[..., j + 1]) for j in range(levels - 1)]
+    bands: list[tuple[str, Any]] = [(f"about {2**j} px", lambda e, j=j: e[..., j] - e[..., j + 1]) for j in range(levels - 1)]
     bands.append((f"{2 ** (levels - 1)} px and more", lambda e: e[..., levels - 1]))
     for name, take in bands:
         r, b = take(refined).mean(axis=0), take(before).mean(axis=0)  # [U], seeds averaged

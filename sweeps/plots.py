@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,7 @@ def tiles_figure(panels: Sequence[Panel], table: ClassTable, title: str = "") ->
                 ax.set_title(name, fontsize=10)
             if i == 0:
                 ax.set_ylabel(panel.title, fontsize=8)
-    handles = [Patch(facecolor=np.array(c.color) / 255, edgecolor="#555555", label=c.name) for c in table.classes]
+    handles = [Patch(facecolor="#{:02x}{:02x}{:02x}".format(*c.color), edgecolor="#555555", label=c.name) for c in table.classes]
     handles += [Patch(facecolor=c, edgecolor="#555555", label=n) for n, c in zip(CHANGES, CHANGE_COLORS)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8)
     if title:
@@ -238,7 +238,7 @@ def pareto_figure(points: Sequence[dict[str, Any]], ylabel: str, scale: float = 
 
 
 def lines_figure(
-    lines: dict[str, list[tuple[float, ...]]],
+    lines: Mapping[str, Sequence[tuple[float, ...]]],
     xlabel: str,
     ylabel: str,
     *,
@@ -252,7 +252,7 @@ def lines_figure(
     for i, (name, points) in enumerate(lines.items()):
         x, y = [p[0] for p in points], [scale * p[1] for p in points]
         error = [scale * p[2] for p in points] if points and len(points[0]) > 2 else None
-        style = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", "--", ":")[i // len(CYCLE) % 3], "linewidth": 1.5}
+        style: dict[str, Any] = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", "--", ":")[i // len(CYCLE) % 3], "linewidth": 1.5}
         ax.errorbar(x, y, error, marker=MARKERS[i % len(MARKERS)] if len(x) < 30 else "", markersize=5, capsize=3, label=name, **style)
     for i, (name, value) in enumerate((levels or {}).items()):
         ax.axhline(scale * value, color=GREY, linestyle=("-.", ":")[i % 2], linewidth=1.2, label=name)

@@ -152,7 +152,8 @@ def seed_weights(n_seeds: int, draws: int, group: int, seed: int = 0) -> FloatAr
     if n_seeds < 2:
         return np.ones((draws, max(n_seeds, 1)))
     rng = np.random.default_rng([seed, 7919, group, n_seeds])
-    return rng.multinomial(n_seeds - 1, np.full(n_seeds, 1 / n_seeds), size=draws) / (n_seeds - 1)
+    counts = rng.multinomial(n_seeds - 1, np.full(n_seeds, 1 / n_seeds), size=draws)
+    return np.asarray(counts / (n_seeds - 1), np.float64)
 
 
 def bootstrap_interval(draws: FloatArray, estimate: float, n_units: int, level: float = LEVEL, expand: bool = True) -> Interval:
@@ -303,7 +304,7 @@ def infer(parts: Sequence[Part], *, level: float = LEVEL, seed: int = 0) -> Effe
         for index, group in enumerate(groups):
             weights = seed_weights(group[0].unit.shape[0], statistic.size, index, seed)
             for p in group:
-                statistic += p.coefficient * np.einsum("bs,sb->b", weights, p.draws)
+                statistic += p.coefficient * (weights * np.asarray(p.draws).T).sum(axis=1)
         interval = bootstrap_interval(statistic, pooled, n, level)
         # leave-one-out pseudo-values: each unit's share in the pooled difference, the "scene sums" of a ratio metric
         loo = np.sum([p.coefficient * p.jackknife.mean(axis=0) for p in parts], axis=0)
