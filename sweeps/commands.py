@@ -55,7 +55,12 @@ def name_of(study: str) -> str:
 
 def plan(study: Study, store: Store, placement: Placement, *, as_json: bool = False, preflight: bool = True) -> None:
     """What would run, what is stored, what a sweep that shares nothing would train, time, disk, and what cannot be built."""
-    made = planning.make(study, store)
+    if study.search is not None:
+        from sweeps.search import upstream
+
+        made = upstream(study, store)  # what comes after is proposed one by one
+    else:
+        made = planning.make(study, store)
     found = summary(made, store)
     found["concurrency"] = _concurrency(placement)
     found["impossible"] = [dataclasses.asdict(i) for i in planning.preflight(made, store)] if preflight and made.to_do else []
@@ -245,10 +250,7 @@ def status(name: str, store: Store, *, as_json: bool = False) -> None:
     for driver in drivers(store):
         if driver["study"] == name:
             working.append({"host": driver["host"], "pid": driver["pid"]})
-    claims = [
-        json.loads(store.read_bytes(n) or b"{}") | {"unit": n.rpartition("/")[2].removesuffix(".json")}
-        for n in store.names("claims", ".json")
-    ]
+    claims = {n.rpartition("/")[2].removesuffix(".json"): json.loads(store.read_bytes(n) or b"{}") for n in store.names("claims", ".json")}
     out = {
         "study": name,
         "trials": len(trials),

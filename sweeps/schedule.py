@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from idgbr.errors import IdgbrError
+from idgbr.errors import IdgbrError, Missing
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.claims import Claims
@@ -181,7 +181,11 @@ class Schedule:
         for trial in self._users[outcome.key]:
             if trial.id not in self.failed_trials and trial.id not in self.done_trials:
                 self.failed_trials[trial.id] = error
-                write_failed(end_of(trial, self.plan.study.name), error, self.store, self.commit)
+                try:
+                    write_failed(end_of(trial, self.plan.study.name), error, self.store, self.commit)
+                except Missing as problem:  # no room even for the row: the trial stays open, and the study ends
+                    self.fatal, self.stopping = str(problem), True
+                    return
                 if self.on_failed:
                     self.on_failed(trial.label, error)
         for unit in list(self.waiting.values()):  # what needs the artefact will never be ready

@@ -50,7 +50,7 @@ def search(
 
     spec = _spec(study)
     check_goals(spec)
-    prepared = _upstream(study, store)
+    prepared = upstream(study, store)
     planning.record_definition(prepared, store, redefine=redefine)
     if preflight and prepared.to_do:
         planning.refuse_impossible(prepared, planning.preflight(prepared, store))
@@ -58,7 +58,7 @@ def search(
     with workplace(study, store, placement, local=local, callbacks=callbacks) as place:
         if (prepared.open or prepared.to_do) and not place.compute(prepared):
             raise commands.Stopped("stopped while preparing", hint=commands.resume_line(study))
-        prepared = _upstream(study, store)
+        prepared = upstream(study, store)
         if prepared.to_do:
             raise SomeFailed(
                 f"what {study.name} stands on could not be made", value=", ".join(prepared.to_do), hint=f"logs: {place.desk.logs}"
@@ -92,7 +92,7 @@ def check_goals(spec: Search) -> None:
             metric(goal.removeprefix("-"))
 
 
-def _upstream(study: Study, store: Store) -> Plan:
+def upstream(study: Study, store: Store) -> Plan:
     """A plan of what the searched stage stands on, and of the yardsticks."""
     stage = study.axes[0].stage
     stage = {"sampler": "refined", "score": "counts"}.get(stage, stage)

@@ -144,6 +144,13 @@ def do_task(task: Task, desk: Desk, watch: Watch | None = None) -> Outcome:
     def outcome(status: str, error: str | None = None, **more: Any) -> Outcome:
         return Outcome(job.key, job.stage, status, time.monotonic() - started, error, **more)
 
+    def troubled(error: Exception) -> Outcome:
+        if NO_SPACE in str(error).lower():  # every other job would meet the same: the study stops, and no trial is to blame
+            return outcome("no_space", f"{NO_SPACE} in {desk.store.root} ({job.stage} {job.key[:8]})")
+        print(traceback.format_exc(), file=log)
+        kind = "" if isinstance(error, IdgbrError) else f"{type(error).__name__}: "
+        return outcome("failed", f"{job.stage} {job.key[:8]}: {kind}{error}")
+
     with logged(desk.logs, job) as log:
         try:
             if watch is not None and watch.rungs and job.trains and job.name in ("refiner", "full"):
@@ -162,13 +169,9 @@ def do_task(task: Task, desk: Desk, watch: Watch | None = None) -> Outcome:
         except IdgbrError as error:
             if error.exit_code == 130:
                 return outcome("pruned", halving.reason) if halving and halving.is_pruned else outcome("interrupted", str(error))
-            if NO_SPACE in str(error):  # every other job would meet the same: the study stops, and no trial is to blame
-                return outcome("no_space", str(error))
-            print(traceback.format_exc(), file=log)
-            return outcome("failed", f"{job.stage} {job.key[:8]}: {error}")
+            return troubled(error)
         except Exception as error:  # a failing trial never sinks the study: it becomes a row
-            print(traceback.format_exc(), file=log)
-            return outcome("failed", f"{job.stage} {job.key[:8]}: {type(error).__name__}: {error}")
+            return troubled(error)
 
 
 def write_end(end: End, desk: Desk) -> None:
@@ -213,24 +216,24 @@ def logged(folder: Path | None, job: Job) -> Iterator[Any]:
     if folder is None:
         yield sys.stderr
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{job.stage}-{job.key}.log", "a", buffering=1) as file:
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.stage} {job.name} {job.key}", file=file)
-        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(_Both(file)):
-            yield file
+    log = _Log(folder / f"{job.stage}-{job.key}.log")
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.stage} {job.name} {job.key}", file=log)
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield log
 
 
-class _Both(io.TextIOBase):
-    """A text stream that writes to the log alone; torch asks it whether it is a terminal."""
+class _Log(io.TextIOBase):
+    """Text appended to a file, opened for every piece. A full disk ends the log, not the job: the job says by itself what it lacks."""
 
-    def __init__(self, file: Any):
-        self.file = file
+    def __init__(self, path: Path):
+        self.path = path
 
     def write(self, text: str) -> int:
-        return int(self.file.write(text))
-
-    def flush(self) -> None:
-        self.file.flush()
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.write(text)
+        return len(text)
 
     def isatty(self) -> bool:
         return False

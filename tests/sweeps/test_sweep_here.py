@@ -107,6 +107,7 @@ def test_kill_9_in_mid_run_and_the_same_command_give_the_same_table(made: Path, 
         process = sweep(*words, store=store.root)
         while process.poll() is None and not store.runs(stage):
             time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[1]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert 0 < len(store.runs("counts")) + len(store.runs("refined")) < 10
