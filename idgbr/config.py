@@ -137,7 +137,7 @@ class RefinerConfig(Section):
     guidance_window: int = setting(8, "attention windows of this many latent positions a side; 0: over the whole map", low=0, high=256)
     use_image: bool = setting(True, "condition on the image")
     use_coarse: bool = setting(True, "condition on the coarse map")
-    coarse_residual: bool = setting(False, "the network adds to what coarse and noised map say by themselves (x0, v, one_pass; not epsilon)")
+    coarse_residual: bool = setting(False, "the network adds to what coarse and noised map say by themselves (x0, v, one_pass)")
     # diffusion
     schedule: str = setting("cosine", "noise schedule", choices=("linear", "scaled_linear", "cosine", "sigmoid"))
     zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise")
