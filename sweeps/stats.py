@@ -193,7 +193,8 @@ def sign_flip_p(differences: npt.ArrayLike, seed: int = 0) -> tuple[float, bool]
 @functools.lru_cache(maxsize=4)
 def _random_signs(n_units: int, seed: int) -> FloatArray:
     """[FLIPS, U] of -1 and 1, the same for every contrast of a table."""
-    return np.random.default_rng([seed, n_units]).integers(0, 2, (FLIPS, n_units)) * 2.0 - 1.0
+    signs = np.random.default_rng([seed, n_units]).integers(0, 2, (FLIPS, n_units))
+    return np.asarray(signs * 2.0 - 1.0, np.float64)
 
 
 def _signed_sums(d: FloatArray) -> FloatArray:
