@@ -165,7 +165,7 @@ def build_body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, 
         options["encoder_output_stride"] = 32
     if load:
         kwargs["pretrained_cfg_overlay"] = {"file": str(_weights(config))}
-    with warnings.catch_warnings(), _quiet("timm.models._builder"):  # it tells of unused heads; `_check_loaded` tells of what is missing
+    with warnings.catch_warnings(), quiet("timm.models._builder"):  # it tells of unused heads; `_check_loaded` tells of what is missing
         warnings.filterwarnings("ignore", message=".*encoder_weights.*")
         arguments = {"encoder_name": f"tu-{config.encoder}", "encoder_weights": True if load else None, "in_channels": n_bands,
                      "classes": n_classes, **options, **kwargs}  # fmt: skip
@@ -184,7 +184,7 @@ def build_body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, 
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from idgbr.encoders import quiet
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
 
 STRIDES_UP_TO = 16  # deeper features say what is in the scene, not where its border runs
@@ -57,7 +58,9 @@ def _frozen(name: str, weights: str, n_bands: int) -> Any:
 
     if name.partition(".")[0] not in timm.list_models():
         raise BadRequest("no such timm encoder", value=f"refiner.condition_encoder={name}", hint=nearest(name, timm.list_models()) or None)
-    arguments: dict[str, Any] = {"features_only": True, "in_chans": n_bands, "pretrained": bool(weights)}
+    arguments: dict[str, Any] = {"features_only": True, "in_chans": n_bands}
+    on_meta = torch.get_default_device().type == "meta"  # a look at shapes alone (`plan`)
+    arguments["pretrained"] = bool(weights) and not on_meta
     if weights:
         if not Path(weights).is_file():
             raise Missing(
@@ -67,7 +70,8 @@ def _frozen(name: str, weights: str, n_bands: int) -> Any:
             )
         arguments["pretrained_cfg_overlay"] = {"file": weights}
     try:
-        encoder = timm.create_model(name, **arguments)
+        with quiet("timm.models._builder"):  # it tells of the head, which features do not need
+            encoder = timm.create_model(name, **arguments)
     except RuntimeError as error:
         raise Disagreement(f"{weights} does not fit {name}", value=str(error).splitlines()[-1].strip()) from error
     return encoder.eval().requires_grad_(False)

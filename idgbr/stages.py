@@ -36,7 +36,8 @@ _PATHS = {"root", "classes", "weights", "base", "vae", "teacher_weights", "condi
 _OF_SOURCE = {
     "synthetic": ("layout_seed", "train_scenes", "val_scenes", "test_scenes", "scene_px", "n_classes"),
 }
-_OF_DIFFUSION = (
+OF_DIFFUSION = (
+    "target_loss",
     "schedule",
     "zero_terminal_snr",
     "train_timesteps",
@@ -46,8 +47,8 @@ _OF_DIFFUSION = (
     "condition_dropout",
     "one_step_images",
 )
-_OF_SAMPLING = ("sampler", "steps", "spacing", "guidance_scale", "strength", "samples")
-_OF_TILES = ("tile_px", "overlap_px", "reach_px", "keep_confidence")
+OF_SAMPLING = ("sampler", "steps", "spacing", "guidance_scale", "strength", "samples")
+OF_TILES = ("tile_px", "overlap_px", "reach_px", "keep_confidence")
 
 
 @dataclass(frozen=True)
@@ -259,20 +260,22 @@ def _foreign_coarse(e: Experiment) -> tuple[str, ...]:
 
 def _foreign_refiner(e: Experiment) -> tuple[str, ...]:
     r = e.refiner
-    out = _OF_DIFFUSION if r.kind == "one_pass" else ()
+    out = OF_DIFFUSION if r.kind == "one_pass" else ()
     if r.alignment == 0:
         out += ("alignment_images", "teacher", "teacher_weights")
     if r.codec == "analog":
         out += ("vae",)
+    if not r.condition_encoder:
+        out += ("condition_weights",)
     if not r.guidance_attention:
-        out += ("guidance_heads",)
+        out += ("guidance_heads", "guidance_window")
     return out
 
 
 def _foreign_sampler(e: Experiment) -> tuple[str, ...]:
     if e.refiner.kind == "none":
-        return (*_OF_SAMPLING, *_OF_TILES)
-    return _OF_SAMPLING if e.refiner.kind == "one_pass" else ()
+        return (*OF_SAMPLING, *OF_TILES)
+    return OF_SAMPLING if e.refiner.kind == "one_pass" else ()
 
 
 def _inputs(e: Experiment) -> str:

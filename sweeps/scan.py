@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 
 from idgbr.config import SECTIONS
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
-from idgbr.stages import _OF_DIFFUSION, _OF_SAMPLING, _OF_TILES  # which settings a kind of refiner does not read
+from idgbr.stages import OF_DIFFUSION, OF_SAMPLING, OF_TILES  # which settings a kind of refiner does not read
 from idgbr.store import Store
 
 UNREAD: dict[str, tuple[str, ...]] = {
     "diffusion": (),
-    "one_pass": (*(f"refiner.{n}" for n in _OF_DIFFUSION), *(f"sampler.{n}" for n in _OF_SAMPLING)),
-    "none": (*(f"sampler.{n}" for n in (*_OF_SAMPLING, *_OF_TILES)),),
+    "one_pass": (*(f"refiner.{n}" for n in OF_DIFFUSION), *(f"sampler.{n}" for n in OF_SAMPLING)),
+    "none": (*(f"sampler.{n}" for n in (*OF_SAMPLING, *OF_TILES)),),
 }
 
 

@@ -45,6 +45,21 @@ def quickstart() -> Study:
     )
 
 
+def oam() -> Study:
+    """The road on real data: noise schedule x guidance width (trained) x steps (sampled), two seeds: 12 refiners, two cores, about 70 min."""
+    return Study(
+        name="oam",
+        recipe="oam_buildings",
+        axes=(
+            Axis("refiner.schedule", ("cosine", "linear")),
+            Axis("refiner.guidance_width", (64, 32)),
+            Axis("sampler.steps", (4, 1, 8)),
+        ),
+        replicates=2,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
 def schedules(recipe: str = "oam_buildings") -> Study:
     """Noise schedule x parameterisation x steps: 8 refiners a seed, 32 trials a seed."""
     return Study(
@@ -166,7 +181,7 @@ def search_refiner(recipe: str = "synthetic") -> Study:
 
 BUILT_IN: dict[str, Callable[[], Study]] = {
     f.__name__: f
-    for f in (quickstart, schedules, guidance, steps, backbones, coarse_quality, codec, alignment, search_sampler, search_refiner)
+    for f in (quickstart, oam, schedules, guidance, steps, backbones, coarse_quality, codec, alignment, search_sampler, search_refiner)
 }
 
 
