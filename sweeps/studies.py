@@ -46,7 +46,7 @@ def quickstart() -> Study:
 
 
 def oam() -> Study:
-    """The road on real data: noise schedule x guidance width (trained) x steps (sampled), two seeds: 12 refiners, two cores, about 70 min."""
+    """Real data: noise schedule x guidance width (trained) x steps (sampled), two seeds: 10 refiners, two cores, about an hour."""
     return Study(
         name="oam",
         recipe="oam_buildings",
