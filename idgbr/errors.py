@@ -6,7 +6,7 @@ A message has up to four parts: what is wrong; the value and where it came from;
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class IdgbrError(Exception):
@@ -24,7 +24,8 @@ class IdgbrError(Exception):
             parts.append(f"Try: {hint}")
         super().__init__(" ".join(parts))
 
-    def __reduce__(self):  # Ray pickles errors; the message is already composed, so rebuild without composing again
+    def __reduce__(self) -> tuple[Callable[..., IdgbrError], tuple[type[IdgbrError], str]]:
+        # Ray pickles errors; the message is already composed, so rebuild without composing again
         return _rebuild, (type(self), str(self))
 
 

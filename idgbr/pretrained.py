@@ -46,7 +46,7 @@ class PretrainedFeatures(nn.Module):
         return self
 
     def forward(self, image_input: Tensor) -> Tensor:
-        size = image_input.shape[-2:]
+        size = (image_input.shape[-2], image_input.shape[-1])
         with torch.no_grad():
             features = self.encoder(F.pixel_shuffle(image_input, self.factor))[: len(self.project)]
         sized = [F.adaptive_avg_pool2d(f, size) if f.shape[-1] > size[-1] else F.interpolate(f, size, mode="bilinear") for f in features]

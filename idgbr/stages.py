@@ -175,7 +175,15 @@ def train_stage(
     world, runtime = world or World(), runtime or Runtime()
     dataset = datasets.load(store.path("data", job.parents["data"]), experiment.data)
     scratch = scratch or Path(store.base if store.is_local else store.cache) / scratch_name(job)
-    common = {"seed": job.seed or 0, "out": out, "scratch": scratch, "world": world, "runtime": runtime, "report": report, "stop": stop}
+    common: dict[str, Any] = {
+        "seed": job.seed or 0,
+        "out": out,
+        "scratch": scratch,
+        "world": world,
+        "runtime": runtime,
+        "report": report,
+        "stop": stop,
+    }
     if job.stage == "backbone":
         rasters = dataset.of("train")
         if job.name != "full":
@@ -260,7 +268,7 @@ def _foreign_coarse(e: Experiment) -> tuple[str, ...]:
 
 def _foreign_refiner(e: Experiment) -> tuple[str, ...]:
     r = e.refiner
-    out = OF_DIFFUSION if r.kind == "one_pass" else ()
+    out: tuple[str, ...] = OF_DIFFUSION if r.kind == "one_pass" else ()
     if r.alignment == 0:
         out += ("alignment_images", "teacher", "teacher_weights")
     if r.codec == "analog":

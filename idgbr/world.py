@@ -234,7 +234,7 @@ class _SumOverRanks(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
         torch.distributed.all_reduce(gradient)
         return gradient

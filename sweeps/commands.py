@@ -251,7 +251,7 @@ def status(name: str, store: Store, *, as_json: bool = False) -> None:
         if driver["study"] == name:
             working.append({"host": driver["host"], "pid": driver["pid"]})
     claims = {n.rpartition("/")[2].removesuffix(".json"): json.loads(store.read_bytes(n) or b"{}") for n in store.names("claims", ".json")}
-    out = {
+    out: dict[str, Any] = {
         "study": name,
         "trials": len(trials),
         **counts,

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from idgbr.config import SECTIONS
 from idgbr.errors import BadRequest, SomeFailed
@@ -133,7 +133,9 @@ def open_journal(study: Study, store: Store) -> Any:
         if stored:
             path.write_bytes(stored)
     storage = JournalStorage(JournalFileBackend(str(path)))
-    directions = ["minimize" if g.startswith("-") or not _higher(g) else "maximize" for g in spec.goals]
+    directions: list[Literal["minimize", "maximize"]] = [
+        "minimize" if g.startswith("-") or not _higher(g) else "maximize" for g in spec.goals
+    ]
     found = optuna.create_study(storage=storage, study_name=study.name, directions=directions, load_if_exists=True)
     # The same seed again would propose the same points again.
     seed = spec.seed + len(found.trials)
