@@ -10,9 +10,12 @@ import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from idgbr.config import BackboneConfig, CoarseConfig, DataConfig, Experiment, RefinerConfig, SamplerConfig, ScoreConfig
 from idgbr.errors import BadRequest, Missing, nearest
+
+T = TypeVar("T")
 
 
 def synthetic() -> Experiment:
@@ -71,7 +74,7 @@ def recipe(name: str) -> Experiment:
     return load_function(name, Experiment)()
 
 
-def load_function(name: str, returns: type) -> Callable[[], Experiment]:
+def load_function(name: str, returns: type[T]) -> Callable[[], T]:
     """`path.py:function` -> the function, checked to take no required argument."""
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
@@ -83,7 +86,7 @@ def load_function(name: str, returns: type) -> Callable[[], Experiment]:
             f"{path} has no function {function}", allowed=", ".join(functions) or "none there", hint=nearest(function, functions) or None
         )
 
-    def call() -> Experiment:
+    def call() -> T:
         value = scope[function]()
         if not isinstance(value, returns):
             raise BadRequest(
