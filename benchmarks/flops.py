@@ -64,8 +64,13 @@ def main() -> None:
     guided, _ = gflop(lambda: refiner.predict(z, t, condition.prepared, guidance_scale=3.0))
     decode, _ = gflop(lambda: refiner.codec.decode(z))
     tile = (conditions + STEPS * plain + decode) / 1e3
-    millions = {name: sum(p.numel() for p in getattr(refiner, name).parameters()) / 1e6 for name in ("denoiser", "condition_encoder", "guidance")}
-    print(f"Stable Diffusion 1.5 shape, {SIDE_PX} px, one tile; millions of parameters: " + ", ".join(f"{k} {v:.1f}" for k, v in millions.items()))
+    millions = {
+        name: sum(p.numel() for p in getattr(refiner, name).parameters()) / 1e6 for name in ("denoiser", "condition_encoder", "guidance")
+    }
+    print(
+        f"Stable Diffusion 1.5 shape, {SIDE_PX} px, one tile; millions of parameters: "
+        + ", ".join(f"{k} {v:.1f}" for k, v in millions.items())
+    )
     rows = [
         ("conditions (two VAE encodings, frozen encoder, keys and values)", conditions),
         ("one step", plain),

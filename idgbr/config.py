@@ -143,8 +143,11 @@ class RefinerConfig(Section):
     zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise")
     train_timesteps: int = setting(1000, "length of the training schedule", low=10, high=10_000)
     parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"))
-    target_loss: str = setting("auto", "mse of the prediction; cross_entropy: output read as logits (x0); auto: that for x0, analog code",
-                               choices=("auto", "mse", "cross_entropy"))
+    target_loss: str = setting(
+        "auto",
+        "mse of the prediction; cross_entropy: output read as logits (x0); auto: that for x0, analog code",
+        choices=("auto", "mse", "cross_entropy"),
+    )
     timestep_law: str = setting("cubic", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"))
     loss_weighting: str = setting("uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"))
     condition_dropout: float = setting(0.0, "share of samples trained without condition, for guidance_scale > 1", low=0, high=0.9)

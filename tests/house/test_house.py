@@ -16,8 +16,16 @@ ROOMS = {
     "cluster": {"idgbr", "cluster"},
     "sweeps": {"idgbr", "cluster", "sweeps"},
 }
-LIGHT = ["sweeps.stats", "sweeps.scan", "sweeps.ablation", "sweeps.formats", "sweeps.plots", "sweeps.report", "sweeps.publish",
-         "sweeps.analysis_commands"]
+LIGHT = [
+    "sweeps.stats",
+    "sweeps.scan",
+    "sweeps.ablation",
+    "sweeps.formats",
+    "sweeps.plots",
+    "sweeps.report",
+    "sweeps.publish",
+    "sweeps.analysis_commands",
+]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -72,6 +80,10 @@ def test_no_file_name_says_nothing() -> None:
 
 def test_readme_names_every_file_of_the_house() -> None:
     readme = (ROOT / "README.md").read_text()
-    missing = [str(p.relative_to(ROOT)) for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))
-               if p.name not in ("__init__.py", "__main__.py") and p.name not in readme]
+    missing = [
+        str(p.relative_to(ROOT))
+        for room in ROOMS
+        for p in sorted((ROOT / room).rglob("*.py"))
+        if p.name not in ("__init__.py", "__main__.py") and p.name not in readme
+    ]
     assert not missing, f"not in README's file tree: {missing}"
