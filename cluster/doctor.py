@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.findings import Check, Limits, Node, as_text, judge, rounds, skew, verdict
+from cluster.here import refusal
 from cluster.spec import ClusterSpec
 from idgbr.errors import BadRequest, Disagreement, Missing
 
@@ -51,6 +52,8 @@ def join(address: str) -> None:
 
     if address == "auto":
         raise BadRequest("`auto` joins whatever Ray runs on this machine, perhaps another user's", allowed="IP:PORT")
+    if why := refusal(address):
+        raise _refused(address, why)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
@@ -63,14 +66,18 @@ def join(address: str) -> None:
                 hint="run the doctor inside the cluster: python -m cluster doctor SPEC",
             ) from error
         if "uthentication" in text or "token" in text.lower():
-            raise Disagreement(
-                f"the cluster at {address} refuses us: it is another user's, or our token is old",
-                value=first,
-                hint="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or --token-file) of the cluster you started",
-            ) from error
+            raise _refused(address, first) from error
         raise Missing(
             f"no Ray cluster answers at {address}: {first}", hint="IP:PORT as the head printed it; are you on the same network?"
         ) from error
+
+
+def _refused(address: str, why: str) -> Disagreement:
+    return Disagreement(
+        f"the cluster at {address} refuses us: it is another user's, or our token is old",
+        value=why,
+        hint="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or --token-file) of the cluster you started",
+    )
 
 
 def examine(

@@ -163,6 +163,21 @@ def check_token(path: str | Path) -> Path:
     return target
 
 
+def refusal(where: str) -> str:
+    """Why the Ray at `where` (IP:PORT) will not have our token, or "". Ray's own `init` asks for 20 s and then says only that it could not
+    connect."""
+    import ray
+    from ray._raylet import GcsClient
+
+    try:
+        GcsClient(address=where)
+    except ray.exceptions.AuthenticationError as error:
+        return str(error).strip().partition(". ")[0]
+    except Exception:  # nothing there, or something else: `ray.init` says what
+        return ""
+    return ""
+
+
 def wait_for_nodes(where: str, nodes: int, seconds: float) -> int:
     """Blocks until `nodes` nodes are alive at `where` (IP:PORT), which may itself come up meanwhile.
 
@@ -179,6 +194,8 @@ def wait_for_nodes(where: str, nodes: int, seconds: float) -> int:
     while True:
         try:  # cheap, and without Ray's own complaints, while the head is not up yet
             socket.create_connection((host, int(port)), timeout=5).close()
+            if why := refusal(where):
+                raise Disagreement(f"the Ray cluster at {where} refuses our token: {why}", hint="RAY_AUTH_TOKEN_PATH of this job")
             ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
             break
         except (ConnectionError, OSError) as error:

@@ -21,6 +21,7 @@ from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXCLUDES = [".git", ".venv", "store", "results", "__pycache__", "*.tif", "*.safetensors", ".cluster", "*.egg-info"]
 TIMEOUT_S = 30.0
+AGENT_S = 90.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Cluster:
             runtime_env |= {"working_dir": str(folder), "excludes": EXCLUDES}
         line = shlex.join(command)
         try:
-            return str(self.client.submit_job(entrypoint=line, submission_id=job_id, runtime_env=runtime_env))
+            return self._submit(line, job_id, runtime_env)
         except RuntimeError as error:
             if "already exists" in str(error):
                 known = self.job(job_id)
@@ -155,6 +156,23 @@ class Cluster:
             raise self._lost(job_id, error) from error
         except (ConnectionError, OSError) as error:
             raise self._lost(job_id, error) from error
+
+    def _submit(self, line: str, job_id: str, runtime_env: dict[str, Any]) -> str:
+        """The dashboard answers before the head's agent, which starts jobs, is up: until then it is asked again."""
+        deadline = time.monotonic() + AGENT_S
+        while True:
+            try:
+                return str(self.client.submit_job(entrypoint=line, submission_id=job_id, runtime_env=runtime_env))
+            except RuntimeError as error:
+                if "No available agent" not in str(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise Missing(
+                        f"the cluster at {self.address} has nobody to start jobs after {AGENT_S:.0f} s; {job_id} was not started",
+                        value=_first_line(error),
+                        hint="dashboard_agent.log among the head's logs says why",
+                    ) from error
+            time.sleep(0.5)
 
     def _lost(self, job_id: str, error: Exception) -> Missing:
         return Missing(

@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from idgbr.errors import Missing
+from cluster.here import refusal
+from idgbr.errors import Disagreement, Missing
 from idgbr.store import Store
 
 POLL_S = "0.5"  # Ray looks at its workers that often; a report waits for it
@@ -21,6 +22,7 @@ def connected() -> Iterator[None]:
 
     Raises:
         Missing: no cluster answers.
+        Disagreement: the one at `RAY_ADDRESS` refuses our token.
     """
     import ray
 
@@ -31,6 +33,12 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "")
     # On a cluster the token is the site's; alone on loopback Ray would write one into the home folder and change later starts.
     os.environ.setdefault("RAY_AUTH_MODE", "token" if address else "disabled")
+    if address.rpartition(":")[2].isdigit() and "://" not in address and (why := refusal(address)):
+        raise Disagreement(
+            f"the cluster at RAY_ADDRESS={address} refuses us: it is another user's, or our token is old",
+            value=why,
+            hint="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH of the cluster you started",
+        )
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)

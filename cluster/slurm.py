@@ -19,6 +19,7 @@ SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
     "RAY_worker_register_timeout_seconds": "300",
+    "RAY_agent_register_timeout_ms": "300000",
     "PYTHONUNBUFFERED": "1",
 }
 

@@ -9,6 +9,8 @@ from cluster.slurm import SETTINGS, environment
 from cluster.spec import ClusterSpec, temp_dir
 
 HEAD_TYPE, WORKER_TYPE = "head", "worker"
+# Any free port: by default every Ray's agent wants 52365, and where another user's Ray holds it, this head would take no jobs.
+AGENT = "--dashboard-agent-listen-port=0"
 
 
 def home(path: str) -> str:
@@ -76,7 +78,7 @@ def launcher(spec: ClusterSpec) -> dict[str, Any]:
     config["file_mounts"] = {remote_token(spec): spec.token_path}
     config["setup_commands"] = [f"chmod 700 {home('~/.idgbr')} && chmod 600 {home(remote_token(spec))}", *spec.setup]
     python = shlex.quote(spec.python)
-    start = f"{exports(spec)}; ulimit -n 65536; {python} -m ray.scripts.scripts start"
+    start = f"{exports(spec)}; ulimit -n 65536; {python} -m ray.scripts.scripts start {AGENT}"
     # Dashboard and Ray client: loopback and the machines' own network; `ray dashboard cluster.yaml` makes a tunnel.
     config["head_start_ray_commands"] = [
         f"{python} -m ray.scripts.scripts stop",
@@ -162,7 +164,9 @@ def render_scripts(spec: ClusterSpec) -> dict[str, str]:
         'name=$("$python" -m cluster.here interface "$ip")',
         'export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$name}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$name}"',
     ]
-    options = f'--block --node-ip-address="$ip" --num-cpus={spec.cpus_per_node} --num-gpus={spec.gpus_per_node} --disable-usage-stats'
+    options = (
+        f'--block --node-ip-address="$ip" {AGENT} --num-cpus={spec.cpus_per_node} --num-gpus={spec.gpus_per_node} --disable-usage-stats'
+    )
     p = spec.ports
     head = [
         *common,

@@ -155,7 +155,8 @@ def report(short_folder: Path) -> Iterator[tuple[int, dict[str, dict[str, object
             " --free-gb 0.1 --shared-memory-gb 0.5"
         )
         words = ["ip", "netns", "exec", net.space("head"), "unshare", "--uts", "bash", "-ec", script]
-        done = subprocess.run(words, env=net.environment("head"), capture_output=True, text=True, timeout=550)
+        # Ray puts the driver's folder first in every worker's path: from the repository, its metadata would hide the other version
+        done = subprocess.run(words, env=net.environment("head"), cwd=folder, capture_output=True, text=True, timeout=550)
         logs = "\n".join(f"{p.name}: {p.read_text(errors='replace')[-800:]}" for p in folder.glob("*.log"))
         assert done.stdout.startswith("["), done.stderr + logs
         yield done.returncode, {c["name"]: c for c in json.loads(done.stdout)}

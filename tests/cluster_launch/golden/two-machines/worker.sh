@@ -10,6 +10,7 @@ export RAY_DEDUP_LOGS=1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
 export RAY_DASHBOARD_STARTUP_TIMEOUT_S=300
 export RAY_worker_register_timeout_seconds=300
+export RAY_agent_register_timeout_ms=300000
 export PYTHONUNBUFFERED=1
 export IDGBR_STORE=/nfs/idgbr-store
 cd -- /nfs/idgbr || exit 3
@@ -22,4 +23,4 @@ export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$name}" NCCL_SOCKET_IFNAME="${N
 head="${1:?bash worker.sh HEAD_IP:PORT}"
 if [ ! -r "$RAY_AUTH_TOKEN_PATH" ]; then echo "no token $RAY_AUTH_TOKEN_PATH: copy it from the head (mode 0600)" >&2; exit 3; fi
 printf "%s\n" "$$" >"$RAY_TMPDIR/worker.pid"
-exec "$python" -m ray.scripts.scripts start --address="$head" --block --node-ip-address="$ip" --num-cpus=16 --num-gpus=1 --disable-usage-stats
+exec "$python" -m ray.scripts.scripts start --address="$head" --block --node-ip-address="$ip" --dashboard-agent-listen-port=0 --num-cpus=16 --num-gpus=1 --disable-usage-stats
