@@ -18,7 +18,7 @@ import numpy as np
 from idgbr.scores.read import metric as metric_named
 from sweeps import stats
 from sweeps.unit_sums import Sums, rows_for, score
-from sweeps.variants import Population, Variant, baseline_of, show
+from sweeps.variants import Population, Variant, baseline_of, short_names, show
 
 MANY_TRIALS = 300  # above, fewer bootstrap draws: the table says how many
 FEWER_DRAWS = 2000
@@ -143,6 +143,7 @@ def main_effects(
         (axis, level, reference level, number of pairs averaged, contrast), all marked as one family.
     """
     out: list[tuple[str, Any, Any, int, Contrast]] = []
+    names = short_names(population.axes)
     for axis in population.axes:
         all_levels = levels(population, axis)
         base = next((x for x in all_levels if show(x) == show(reference.get(axis))), all_levels[0])
@@ -152,7 +153,7 @@ def main_effects(
             if level == base or not pairs:
                 continue
             parts = [scorer.part(v, metric, sign / len(pairs)) for pair in pairs for v, sign in zip(pair, (1.0, -1.0))]
-            name = f"{axis}: {show(level)} against {show(base)}"
+            name = f"{names[axis]}: {show(level)} against {show(base)}"
             out.append((axis, level, base, len(pairs), Contrast(name, None, None, stats.infer(parts))))
     marked = mark([row[-1] for row in out])
     return [(*row[:-1], m) for row, m in zip(out, marked)]
@@ -161,6 +162,7 @@ def main_effects(
 def interactions(scorer: Scorer, population: Population, metric: str) -> list[tuple[str, int, Contrast]]:
     """Two-way interactions: by how much the step of one axis differs between two levels of another (difference of differences)."""
     out: list[tuple[str, int, Contrast]] = []
+    names = short_names(population.axes)
     for a, b in itertools.combinations(population.axes, 2):
         la, lb = levels(population, a), levels(population, b)
         cells = _cells(population, [a, b])
@@ -170,7 +172,7 @@ def interactions(scorer: Scorer, population: Population, metric: str) -> list[tu
             if not whole:
                 continue
             parts = [scorer.part(c[f], metric, s / len(whole)) for c in whole for f, s in zip(four, (1.0, -1.0, -1.0, 1.0))]
-            name = f"{a} {show(la[0])} to {show(x)}, at {b} {show(y)} rather than {show(lb[0])}"
+            name = f"{names[a]} {show(la[0])} to {show(x)}, at {names[b]} {show(y)} rather than {show(lb[0])}"
             out.append((name, len(whole), Contrast(name, None, None, stats.infer(parts))))
     marked = mark([row[-1] for row in out])
     return [(*row[:-1], m) for row, m in zip(out, marked)]

@@ -13,7 +13,7 @@ from idgbr.scores.read import METRICS
 from sweeps import stats
 from sweeps.ablation import Contrast, contrast, importance, interactions, main_effects, mark, pareto
 from sweeps.formats import Cell, Column, Table
-from sweeps.score_tables import TITLES, View, effect_data, effect_text, heading, number, p_text, score_cell, title
+from sweeps.score_tables import TITLES, View, duration, effect_data, effect_text, heading, number, p_text, score_cell, title
 from sweeps.variants import Variant, baseline_of, conditions, short_names, show
 
 
@@ -200,20 +200,20 @@ def cost_table(view: View, metric: str) -> Table:
         Column("score", title(metric)),
         Column("seconds_per_megapixel", "s / megapixel"),
         Column("front_seconds_per_megapixel", "front", False),
-        Column("training_hours", "training, h"),
+        Column("training_hours", "training"),
         Column("front_training_hours", "front", False),
     ]
     rows = []
     for p in cost_points(view, metric):
         cells = [Cell(p["variant"]), Cell(number(metric, p["score"]), p["score"], sort=p["score"])]
-        for cost, digits in (("seconds_per_megapixel", 3), ("training_hours", 3)):
+        texts = {"seconds_per_megapixel": f"{p['seconds_per_megapixel']:.3f}", "training_hours": duration(3600 * p["training_hours"])}
+        for cost, text in texts.items():
             on = p[f"front_{cost}"]
-            text = f"{p[cost]:.{digits}f}" if math.isfinite(p[cost]) else ""
-            cells += [Cell(text, p[cost], sort=p[cost]), Cell("yes" if on else "", on)]
+            cells += [Cell(text if math.isfinite(p[cost]) else "", p[cost], sort=p[cost]), Cell("yes" if on else "", on)]
         rows.append(cells)
     notes = [
         "Front: no other variant is both cheaper and better (Pareto). Seconds of refining alone, on the host that made it.",
-        "Training: hours of the refiner's training, mean over seeds; a refiner that several variants share counts for each of them.",
+        "Training: time on the clock of the refiner's training, mean over seeds; a refiner that several variants share counts for each.",
     ]
     return _table(view, "cost", "quality against cost", columns, rows, notes, metric)
 

@@ -19,8 +19,9 @@ from idgbr.errors import Disagreement
 from idgbr.scores.read import ratio
 from idgbr.scores.schema import ENERGIES, LEDGER
 from sweeps import stats
+from sweeps.ablation import pairs
 from sweeps.score_tables import View
-from sweeps.variants import Variant
+from sweeps.variants import Variant, short_names, show
 
 BAND_COLUMNS = ("trial", "split", "label_set", "scene", "block", "class", "low_px", "high_px", "valid", "correct")
 
@@ -173,16 +174,28 @@ def learning_curves(view: View, name: str = "loss", most: int = 12) -> dict[str,
     return out
 
 
-def by_steps(view: View, metric: str) -> dict[str, list[tuple[float, float, float]]]:
-    """label -> (steps, score, standard deviation over seeds): one line for every combination of the other axes."""
+def by_steps(view: View, metric: str, most: int = 8) -> tuple[dict[str, list[tuple[float, float, float]]], list[str]]:
+    """Score against denoising steps.
+
+    Returns:
+        label -> (steps, score, standard deviation over seeds), one line for every combination of the other axes; and the axes that were
+        averaged. Above `most` lines, all axes but noise schedule and widths are averaged, then widths too; an average has no deviation.
+    """
     if "sampler.steps" not in view.population.axes:
-        return {}
+        return {}, []
+    variants = [v for v in view.population.variants if v.kind == "diffusion" and v.axes["sampler.steps"] is not None]
+    others = [a for a in view.population.axes if a != "sampler.steps" and len({show(v.axes[a]) for v in variants}) > 1]
+    for kept in (others, [a for a in others if a.endswith(("schedule", "width"))], [a for a in others if a.endswith("schedule")], []):
+        lines = pairs(variants, lambda v, kept=kept: tuple(v.axes[a] for a in kept))
+        if len(lines) <= most:
+            break
+    names = short_names(view.population.axes)
     out: dict[str, list[tuple[float, float, float]]] = {}
-    for v in view.population.variants:
-        if v.kind != "diffusion" or v.axes["sampler.steps"] is None:
-            continue
-        rest = [f"{a.rpartition('.')[2]}={x}" for a, x in v.axes.items() if a != "sampler.steps" and x is not None]
-        scores = view.scorer.seeds(v, metric)
-        sd = float(scores.std(ddof=1)) if scores.size > 1 else 0.0
-        out.setdefault(", ".join(rest) or "diffusion", []).append((float(v.axes["sampler.steps"]), float(scores.mean()), sd))
-    return {k: sorted(points) for k, points in out.items()}
+    for values, line in lines.items():
+        points = []
+        for steps, alike in sorted(pairs(line, lambda v: float(v.axes["sampler.steps"])).items()):
+            scores = [view.scorer.seeds(v, metric) for v in alike]
+            sd = float(scores[0].std(ddof=1)) if len(alike) == 1 and scores[0].size > 1 else 0.0
+            points.append((steps, float(np.mean([s.mean() for s in scores])), sd))
+        out[", ".join(f"{names[a]}={show(x)}" for a, x in zip(kept, values)) or "diffusion"] = points
+    return out, [names[a] for a in others if a not in kept]

@@ -62,16 +62,17 @@ def new_figure(width: float, height: float, themed: bool = True) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """Inline SVG without declaration, sized by its container."""
+    """Inline SVG without declaration, as wide as its container but no wider than it was drawn."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1sans-serif", text)
-    return re.sub(
-        r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"|(<svg[^>]*?) width="[^"]*"([^>]*?) height="[^"]*"', r"\1\2\3\4", text, count=1
-    )
+    head, _, rest = text.partition(">")
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    # never larger than it was drawn, so that all figures of a page have letters of one size
+    return f'{head} style="max-width:{figure.get_figwidth() * 96:.0f}px">{rest}'
 
 
 # ---- tiles ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def save_png(figure: Figure, path: Path, dpi: int = 120) -> Path:
 
 def forest(rows: Sequence[tuple[str, float, float, float, str]], xlabel: str) -> Figure:
     """One row an effect: (name, estimate, low, high, mark), with a line at zero; filled where it is marked significant."""
-    figure = new_figure(7, 0.34 * len(rows) + 0.9)
+    figure = new_figure(9.5, 0.28 * len(rows) + 0.9)
     ax = figure.subplots()
     for i, (_, estimate, low, high, mark) in enumerate(rows):
         color = GREY if mark != "*" else (BLUE if estimate > 0 else VERMILLION)
@@ -132,7 +133,7 @@ def forest(rows: Sequence[tuple[str, float, float, float, str]], xlabel: str) ->
     ax.axvline(0, color=_INK, linewidth=0.8)
     ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel(xlabel)
+    figure.supxlabel(xlabel, fontsize=9)  # of the figure: beside long names the axes are narrower than their label
     ax.grid(axis="x", linewidth=0.6)
     ax.set_axisbelow(True)
     return figure
@@ -146,7 +147,7 @@ def _band(ax: Any, x: np.ndarray, points: Sequence[Any], label: str, index: int,
 
 def distance_figure(curve: Any) -> Figure:
     """Accuracy by distance to the boundary, and the paired gain over the first map, with 95 % bands."""
-    figure = new_figure(8.5, 3.3)
+    figure = new_figure(9.5, 3.4)
     left, right = figure.subplots(1, 2)
     x = np.arange(len(curve.low_px))
     names = [f"≤{high:g}" if np.isfinite(high) else f">{low:g}" for low, high in zip(curve.low_px, curve.high_px)]
@@ -168,7 +169,7 @@ def distance_figure(curve: Any) -> Figure:
 
 def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figure:
     """For each class: repaired to the right, damaged to the left, in per cent of its pixels; hatching tells them apart without colour."""
-    figure = new_figure(7, 0.45 * len(rows) + 1.2)
+    figure = new_figure(5.8, 0.34 * len(rows) + 1.3)
     ax = figure.subplots()
     y = np.arange(len(rows))
     repaired = 100 * np.array([r["repaired"] for r in rows])
@@ -176,20 +177,21 @@ def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Fig
     ax.barh(y, repaired, color=BLUE, label="repaired")
     ax.barh(y, -damaged, color=VERMILLION, hatch="///", edgecolor="white", linewidth=0, label="damaged")
     for i, (r, d) in enumerate(zip(repaired, damaged)):
-        ax.text(r, i, f" {r:.2f}", va="center", fontsize=8)
-        ax.text(-d, i, f"{d:.2f} ", va="center", ha="right", fontsize=8)
+        ax.annotate(f"{r:.2f}", (r, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.annotate(f"{d:.2f}", (-d, i), xytext=(-3, 0), textcoords="offset points", va="center", ha="right", fontsize=8)
     ax.axvline(0, color=_INK, linewidth=0.8)
     ax.set_yticks(y, names)
     ax.margins(x=0.18)
     ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")  # damage to the left is no negative share
     ax.set_xlabel("share of the class's pixels (%)")
-    figure.legend(loc="outside right center", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
 def frequency_figure(gains: Sequence[tuple[str, Any]]) -> Figure:
     """Error energy removed by size of structure, with 95 % intervals."""
-    figure = new_figure(7, 3)
+    figure = new_figure(5.8, 3)
     ax = figure.subplots()
     x = np.arange(len(gains))
     values = 100 * np.array([p.value for _, p in gains])
@@ -211,29 +213,39 @@ def frequency_figure(gains: Sequence[tuple[str, Any]]) -> Figure:
 # ---- cost and course -----------------------------------------------------------------------------------------------------------
 
 
+def numbered_fronts(points: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Variants on either front, numbered by rising cost of refining: names are too long to stand beside their points."""
+    front = [p for p in points if p["front_seconds_per_megapixel"] or p["front_training_hours"]]
+    front.sort(key=lambda p: (p["seconds_per_megapixel"], p["training_hours"]))
+    return {p["variant"]: i for i, p in enumerate(front, 1)}
+
+
 def pareto_figure(points: Sequence[dict[str, Any]], ylabel: str, scale: float = 100.0) -> Figure:
-    """Score against seconds a megapixel and against training hours; the front is a step line, its variants are named."""
-    figure = new_figure(9, 3.6)
-    for ax, cost, xlabel in zip(
+    """Score against seconds a megapixel and against training time; the front is a step line, its variants carry `numbered_fronts`."""
+    figure = new_figure(9.5, 3.8)
+    longest = max((p["training_hours"] for p in points if np.isfinite(p["training_hours"])), default=0.0)
+    unit, factor = ("h", 1.0) if longest >= 1 else ("min", 60.0) if longest >= 1 / 60 else ("s", 3600.0)
+    numbers, kinds = numbered_fronts(points), list(dict.fromkeys(p["kind"] for p in points))
+    for ax, cost, xlabel, times in zip(
         figure.subplots(1, 2, sharey=True),
         ("seconds_per_megapixel", "training_hours"),
-        ("refining (s per megapixel)", "training of the refiner (h)"),
+        ("refining (s per megapixel)", f"training of the refiner ({unit})"),
+        (1.0, factor),
     ):
-        kinds = list(dict.fromkeys(p["kind"] for p in points))
         for i, kind in enumerate(kinds):
-            mine = [p for p in points if p["kind"] == kind]
-            ax.plot([p[cost] for p in mine], [scale * p["score"] for p in mine], MARKERS[i], color=CYCLE[i], markersize=6, label=kind)
+            x, y = ([f * p[key] for p in points if p["kind"] == kind] for key, f in ((cost, times), ("score", scale)))
+            ax.plot(x, y, MARKERS[i % len(MARKERS)], color=CYCLE[i % len(CYCLE)], markersize=6, label=kind)
         front = sorted((p for p in points if p[f"front_{cost}"]), key=lambda p: p[cost])
-        ax.step([p[cost] for p in front], [scale * p["score"] for p in front], where="post", color=_INK, linewidth=1, linestyle="--")
+        steps = [times * p[cost] for p in front], [scale * p["score"] for p in front]
+        ax.step(*steps, where="post", color=_INK, linewidth=1, linestyle="--", label="Pareto front")
+        for p, x, y in zip(front, *steps):
+            ax.annotate(str(numbers[p["variant"]]), (x, y), xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=8)
         ax.set_xlabel(xlabel)
         ax.grid(linewidth=0.6)
+        ax.set_axisbelow(True)
         ax.margins(0.12)
-        if cost == "seconds_per_megapixel":
-            ax.set_ylabel(ylabel)
-            ax.legend(fontsize=8, loc="lower right")
-        for p in front[:8]:
-            short = p["variant"].replace("diffusion, ", "").replace("guidance_width", "width")
-            ax.annotate(short, (p[cost], scale * p["score"]), xytext=(4, -9), textcoords="offset points", fontsize=6.5)
+    figure.axes[0].set_ylabel(ylabel)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds) + 1, fontsize=8)
     return figure
 
 
@@ -247,7 +259,9 @@ def lines_figure(
     levels: dict[str, float] | None = None,
 ) -> Figure:
     """Named lines of (x, y) or (x, y, half width of an error bar), and named horizontal levels."""
-    figure = new_figure(8, 3.6)
+    legend_columns = 3 if max(map(len, [*lines, *(levels or {})]), default=0) < 34 else 2
+    legend_rows = -(-(len(lines) + len(levels or {})) // legend_columns)
+    figure = new_figure(9.5, 3.3 + 0.19 * legend_rows)
     ax = figure.subplots()
     for i, (name, points) in enumerate(lines.items()):
         x, y = [p[0] for p in points], [scale * p[1] for p in points]
@@ -255,7 +269,7 @@ def lines_figure(
         style: dict[str, Any] = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", "--", ":")[i // len(CYCLE) % 3], "linewidth": 1.5}
         ax.errorbar(x, y, error, marker=MARKERS[i % len(MARKERS)] if len(x) < 30 else "", markersize=5, capsize=3, label=name, **style)
     for i, (name, value) in enumerate((levels or {}).items()):
-        ax.axhline(scale * value, color=GREY, linestyle=("-.", ":")[i % 2], linewidth=1.2, label=name)
+        ax.axhline(scale * value, color=GREY, linestyle=("-.", ":", "--")[i % 3], linewidth=1.2, label=name)
     if log_x:
         ax.set_xscale("log", base=2)
         ticks = sorted({p[0] for points in lines.values() for p in points})
@@ -264,5 +278,5 @@ def lines_figure(
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.grid(linewidth=0.6)
-    figure.legend(loc="outside right center", fontsize=7.5)
+    figure.legend(loc="outside lower center", ncols=legend_columns, fontsize=8)
     return figure

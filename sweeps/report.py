@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idgbr.errors import IdgbrError
+from idgbr.errors import IdgbrError, Missing
 from idgbr.labels import ClassTable
 from idgbr.scores.read import METRICS
 from idgbr.scores.schema import ENERGIES, LEDGER
@@ -21,12 +21,13 @@ from sweeps.ablation import Contrast, against
 from sweeps.ablation_tables import ablation_tables, by_axes, cost_points, declared, diffusion_against_one_pass, refined_against_coarse
 from sweeps.formats import Cell, Column, Table
 from sweeps.scan import Trials
-from sweeps.score_tables import IN_PX, TITLES, View, effect_text, heading, number, p_text, score_table
+from sweeps.score_tables import IN_PX, TITLES, View, duration, effect_text, heading, number, p_text, score_table
 from sweeps.tile_panels import best_refined, panels_of
 from sweeps.variants import Variant, baseline_of, conditions
 
 EXTRA_COLUMNS = ("valid", "ignored", *LEDGER, *ENERGIES)
 MOST_FOREST_ROWS = 40
+MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def page(trials: Trials, views: Sequence[View], *, metric: str, metrics: Sequenc
     studies = ", ".join(trials.studies)
     return environment.get_template("report.html.j2").render(
         title=f"Study {studies}: coarse maps refined",
-        headline=headline(views[0], metric),
+        headline=[sentence for view in leading(views) for sentence in headline(view, metric)],
         sections=[
             *((v["id"], v["title"]) for v in shown),
             ("plan", "Plan and cost"),
@@ -77,11 +78,17 @@ def page(trials: Trials, views: Sequence[View], *, metric: str, metrics: Sequenc
         plan_tables=plan_tables,
         plan_notes=plan_notes,
         failed=failures(trials),
-        key_tables=[keys_table(trials)],
+        key_tables=keys_tables(trials),
     )
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------------------
+
+
+def leading(views: Sequence[View]) -> list[View]:
+    """The views that the headline speaks of: every split of the largest population, with the full labels where there are such."""
+    mine = [v for v in views if v.population is views[0].population]
+    return [v for v in mine if v.label_set == "full"] or mine[:1]
 
 
 def headline(view: View, metric: str) -> list[str]:
@@ -99,11 +106,13 @@ def headline(view: View, metric: str) -> list[str]:
         out.append(f"Against the coarse map, {who} changed {name} by {words(c, metric)} ({units}).")
     found, pairs = diffusion_against_one_pass(view, metric)
     if found is not None:
+        alone = sum(v.kind == "diffusion" for v in view.population.variants) - len(pairs)
         better = sum(c.mark == "*" and _improves(c, metric) for c in pairs)
         worse = sum(c.mark == "*" and not _improves(c, metric) for c in pairs)
         out.append(
             f"Diffusion against the same network in one pass: better in {better}, worse in {worse} and not to be told apart in "
-            f"{len(pairs) - better - worse} of {len(pairs)} comparisons ({name}, Holm)."
+            f"{len(pairs) - better - worse} of {len(pairs)} comparisons ({name}, Holm, split {view.split})."
+            + (f" {alone} further variants have no such network beside them." if alone else "")
         )
     return out
 
@@ -122,7 +131,8 @@ def words(c: Contrast, metric: str) -> str:
     text = f"{number(metric, e.estimate, True)} {unit}, 95 % interval {number(metric, e.low, True)} to {number(metric, e.high, True)}"
     if c.mark == "too few":
         return text + ", from too few scenes for any test"
-    return text + f", p = {p_text(c.p_holm)}" + ("" if c.mark == "*" else ", which chance may explain")
+    p = p_text(c.p_holm)
+    return text + f", p {'< ' + p[1:] if p.startswith('<') else '= ' + p}" + ("" if c.mark == "*" else ", which chance may explain")
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------------------
@@ -138,15 +148,13 @@ def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tup
     wanted = conditions(baseline, view.population)
     effects = [c for c in against(view.scorer, view.population, metric, wanted) if c is not None]
     if effects:
-        figures.append(
-            forest(
-                effects[:MOST_FOREST_ROWS],
-                f"difference in {name} from {baseline} ({points_unit})",
-                scale,
-                metric,
-                f"Effects against {baseline}",
-            )
-        )
+        few, caption = effects, f"Effects against {baseline}"
+        if len(effects) > MOST_FOREST_ROWS:
+            sign = 1 if METRICS[metric].higher_is_better else -1
+            known = [c for c in effects if math.isfinite(c.effect.estimate)]
+            best_first = sorted(known, key=lambda c: -sign * c.effect.estimate)[:MOST_FOREST_ROWS]
+            few, caption = [c for c in effects if c in best_first], f"{caption}, the best {MOST_FOREST_ROWS} of {len(effects)} variants"
+        figures.append(forest(few, f"difference in {name} from {baseline} ({points_unit})", scale, metric, caption))
     _, claims = refined_against_coarse(view, metric, by_axes(view, ""))
     if len(claims) > 1:
         figures.append(
@@ -158,16 +166,24 @@ def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tup
         figures += breakdown_figures(view, best, coarse, metric)
     if len(view.population.variants) > 1:
         points = cost_points(view, metric)
-        front = [p["variant"] for p in points if p["front_seconds_per_megapixel"]]
-        caption = f"Quality against cost. Dashed: Pareto front. On the front by seconds a megapixel: {'; '.join(front[:6])}."
+        front = [f"{i} {label}" for label, i in plots.numbered_fronts(points).items()]
+        more = f"; and {len(front) - MOST_NAMES} more" if len(front) > MOST_NAMES else ""
+        caption = f"Quality against cost; numbered: on a Pareto front. {'; '.join(front[:MOST_NAMES])}{more}."
         alt = f"Scatter of {name} against seconds per megapixel and against training hours for {len(points)} variants."
         figures.append(Shown(alt, caption, plots.svg(plots.pareto_figure(points, f"{name} ({unit})", scale)), wide=True))
-    steps = breakdowns.by_steps(view, metric)
+    steps, averaged = breakdowns.by_steps(view, metric)
     if any(len(line) > 1 for line in steps.values()):
-        levels = {v.label: float(view.scorer.seeds(v, metric).mean()) for v in view.population.variants if v.kind != "diffusion"}
-        levels = dict(list(levels.items())[:3])
+        levels = {}
+        for kind in ("coarse", "one_pass"):
+            scores = [float(view.scorer.seeds(v, metric).mean()) for v in view.population.variants if v.kind == kind]
+            if scores:
+                levels[kind if len(scores) == 1 else f"{kind}, mean of {len(scores)}"] = sum(scores) / len(scores)
         figure = plots.lines_figure(steps, "denoising steps", f"{name} ({unit})", scale=scale, log_x=True, levels=levels)
-        text = "Quality against steps, one line a combination of the other axes; bars: standard deviation over seeds."
+        text = (
+            f"Quality against steps, averaged over {' and '.join(averaged)}."
+            if averaged
+            else "Quality against steps, one line a combination of the other axes; bars: standard deviation over seeds."
+        )
         alt = f"{name} against denoising steps for {len(steps)} combinations of the other settings."
         figures.append(Shown(alt, text, plots.svg(figure), wide=True))
     curves = breakdowns.learning_curves(view)
@@ -181,9 +197,11 @@ def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tup
                 wide=True,
             )
         )
-    if tile_images:
+    if tile_images and best is not None and coarse is not None:
         try:
             figures.append(tiles_of(view, metric))
+        except Missing:  # its message names folders of this machine, which a page that is sent around should not
+            notes.append("No tiles are shown: the maps or the data of this study are not in the store, only its tables.")
         except IdgbrError as error:
             notes.append(f"No tiles are shown: {error}")
     return figures, notes
@@ -193,7 +211,7 @@ def forest(contrasts: Sequence[Contrast], xlabel: str, scale: float, metric: str
     rows = [(c.name, scale * c.effect.estimate, scale * c.effect.low, scale * c.effect.high, c.mark) for c in contrasts]
     alt = "; ".join(f"{c.name}: {effect_text(c, metric)}" for c in contrasts[:12])
     text = f"{caption}: estimate and 95 % interval; filled where significant after Holm."
-    return Shown(f"Forest plot. {alt}", text, plots.svg(plots.forest(rows, xlabel)))
+    return Shown(f"Forest plot. {alt}", text, plots.svg(plots.forest(rows, xlabel)), wide=True)
 
 
 def breakdown_figures(view: View, best: Variant, coarse: Variant, metric: str) -> list[Shown]:
@@ -263,14 +281,14 @@ def planned(trials: Trials, views: Sequence[View]) -> tuple[list[Table], list[st
         seconds, alone = sum(distinct.values()), sum(s for _, s in made)
         total[0] += seconds
         total[1] += alone
-        rows.append((Cell(stage), _integer(len(distinct)), _integer(len(made)), _hours(seconds), _hours(alone)))
-    rows.append((Cell("all"), Cell(""), Cell(""), _hours(total[0]), _hours(total[1])))
+        rows.append((Cell(stage), _integer(len(distinct)), _integer(len(made)), _time(seconds), _time(alone)))
+    rows.append((Cell("all"), Cell(""), Cell(""), _time(total[0]), _time(total[1])))
     columns = (
         Column("stage", "stage", False),
         Column("artefacts", "distinct artefacts"),
         Column("trials", "trials that use one"),
-        Column("hours", "hours spent"),
-        Column("unshared", "hours if nothing were shared"),
+        Column("hours", "time spent"),
+        Column("unshared", "time if nothing were shared"),
     )
     return [Table("cost-by-stage", "Cost by stage", (), columns, tuple(rows))], notes
 
@@ -279,8 +297,8 @@ def _integer(n: int) -> Cell:
     return Cell(str(n), n, sort=n)
 
 
-def _hours(seconds: float) -> Cell:
-    return Cell(f"{seconds / 3600:.3f}", seconds / 3600, sort=seconds)
+def _time(seconds: float) -> Cell:
+    return Cell(duration(seconds), seconds / 3600, sort=seconds)
 
 
 def failures(trials: Trials, lines: int = 6) -> list[dict[str, str]]:
@@ -292,13 +310,21 @@ def failures(trials: Trials, lines: int = 6) -> list[dict[str, str]]:
     return out
 
 
-def keys_table(trials: Trials) -> Table:
+def keys_tables(trials: Trials) -> list[Table]:
+    """Trials with their keys, and the sets of versions that they were made with, by number: few sets serve thousands of trials."""
     columns = [Column("trial", "trial", False), Column("study", "study", False), Column("label", "what was varied", False)]
-    columns += [Column(f"key_{s}", s, False) for s in STAGES] + [Column("commit", "commit", False), Column("versions", "versions", False)]
+    columns += [Column(f"key_{s}", s, False) for s in STAGES] + [Column("commit", "commit", False), Column("versions", "versions")]
+    numbers: dict[str, int] = {}
     rows = []
     for row in trials.frame.iter_rows(named=True):
-        versions = ", ".join(f"{k} {v}" for k, v in json.loads(row["versions"] or "{}").items() if v)
+        number = numbers.setdefault(row["versions"] or "{}", len(numbers) + 1)
         values: list[Any] = [row["trial"], row["study"], row.get("label")]
-        values += [(row[f"key_{s}"] or "")[:12] for s in STAGES] + [(row["git_commit"] or "")[:10], versions]
-        rows.append(tuple(Cell(str(v or "")) for v in values))
-    return Table("keys", "Trials, keys, versions", (), tuple(columns), tuple(rows))
+        values += [(row[f"key_{s}"] or "")[:12] for s in STAGES] + [(row["git_commit"] or "")[:10]]
+        rows.append((*(Cell(str(v or "")) for v in values), _integer(number)))
+    packages = list(dict.fromkeys(name for text in numbers for name in json.loads(text)))
+    sets = [(_integer(n), *(Cell(json.loads(text).get(name) or "") for name in packages)) for text, n in numbers.items()]
+    heads = (Column("versions", "versions"), *(Column(name, name, False) for name in packages))
+    return [
+        Table("versions", "Versions", (), heads, tuple(sets)),
+        Table("keys", "Trials and keys", (), tuple(columns), tuple(rows)),
+    ]

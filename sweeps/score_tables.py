@@ -69,6 +69,13 @@ def p_text(p: float) -> str:
     return "" if not math.isfinite(p) else (f"{p:.3f}" if p >= 0.001 else "<0.001")
 
 
+def duration(seconds: float) -> str:
+    """`0.42 s`, `3.1 min`, `12.0 h`: three digits or so, whatever was measured."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"
+
+
 @dataclass(frozen=True)
 class View:
     """A population, one split and label set of it, and its counts summed by unit."""

@@ -59,7 +59,7 @@ def test_page_is_one_small_file_that_asks_for_nothing(page):
 
 def test_page_says_what_was_found_and_what_failed(page):
     text = page.read_text()
-    assert re.search(r"changed boundary IoU by \+\d+\.\d\d points, 95 % interval \+\d", text)
+    assert re.search(r"changed boundary IoU by \+\d+\.\d\d points, 95\s% interval \+\d", text)
     assert "Planned" in text or "definition is not here" in text
     assert "loss is not a number at image 960 &lt;NaN&gt;" in text
     for figure in (
