@@ -268,11 +268,28 @@ def tiles(
     ))  # fmt: skip
 
 
-def publish(study: Study, /, *, store: Stores = (), results: str = "results/published") -> None:
+def publish(
+    study: Study,
+    /,
+    *,
+    store: Stores = (),
+    split: str = "",
+    labels: str = "",
+    metric: str = "boundary_iou",
+    metrics: str = "",
+    baseline: str = "coarse",
+    where: Where = (),
+    unit: str = "auto",
+    results: str = "results/published",
+    tile_images: Annotated[bool, arg(help="pictures of tiles in the report; needs the artefacts, not only the tables")] = True,
+) -> None:
     """Copy a study's small tables to a folder that is kept with the code."""
     from sweeps import analysis_commands
 
-    print(analysis_commands.publish(_names((study,))[0], stores=_stores(store), results=results))
+    print(analysis_commands.publish(
+        _names((study,))[0], stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline,
+        where=where, unit=unit, results=results, tile_images=tile_images,
+    ))  # fmt: skip
 
 
 def verify(study: Study, /, *, results: str = "results/published") -> None:

@@ -43,7 +43,7 @@ def _table(
 ) -> Table:
     header, facts = heading(view, "see each row", metric)
     full = f"{', '.join(view.trials.studies)}: {text}"
-    return Table(f"{name}-{view.split}-{view.label_set}", full, header, tuple(columns), tuple(map(tuple, rows)), tuple(notes), facts)
+    return Table(f"{name}-{view.name}", full, header, tuple(columns), tuple(map(tuple, rows)), tuple(notes), facts)
 
 
 def family_note(contrasts: Sequence[Contrast]) -> list[str]:

@@ -86,7 +86,7 @@ def ablate(
     found: list[Table] = []
     shown = wanted_metrics(metrics, metric)
     for view in views(trials, shown, split=split, labels=labels, unit=unit):
-        found.append(score_table(view, metrics=shown, primary=metric, baseline=baseline, name=f"scores-{view.split}-{view.label_set}"))
+        found.append(score_table(view, metrics=shown, primary=metric, baseline=baseline, name=f"scores-{view.name}"))
         found += ablation_tables(view, metric, baseline, by)
     emit(found, form, out)
 
@@ -106,7 +106,7 @@ def score_tables(
     out = []
     for view in views(trials, shown, split=split, labels=labels, unit=unit):
         for level, part in by_level(view, by):
-            name = "-".join(["scores", view.split, view.label_set, *([level] if level else [])])
+            name = "-".join(["scores", view.name, *([level] if level else [])])
             out.append(score_table(part, metrics=shown, primary=metric, baseline=baseline, name=name))
     return out
 
@@ -125,17 +125,16 @@ def views(
     Raises:
         BadRequest: no counts of the wanted split or label set.
     """
-    for population in populations(trials):
-        pairs = label_sets(population.parts)
-        chosen = [(s, ls) for s, ls in pairs if split in ("", s) and labels in ("", ls)]
-        if not chosen:
-            raise BadRequest(
-                "no counts of that split and label set",
-                value=f"split {split or 'any'}, labels {labels or 'any'}",
-                allowed="; ".join(f"split {s}, labels {ls}" for s, ls in pairs),
-            )
-        for s, label_set in chosen:
-            yield View.of(trials, population, metrics, s, label_set, unit, columns)
+    there = [(p, s, label_set) for p in populations(trials) for s, label_set in label_sets(p.parts)]
+    chosen = [(p, s, label_set) for p, s, label_set in there if split in ("", s) and labels in ("", label_set)]
+    if not chosen:
+        raise BadRequest(
+            "no counts of that split and label set",
+            value=f"split {split or 'any'}, labels {labels or 'any'}",
+            allowed="; ".join(sorted({f"split {s}, labels {label_set}" for _, s, label_set in there})),
+        )
+    for population, s, label_set in chosen:
+        yield View.of(trials, population, metrics, s, label_set, unit, columns)
 
 
 def wanted_metrics(metrics: str, primary: str) -> list[str]:
@@ -158,7 +157,7 @@ def by_level(view: View, by: str) -> Iterator[tuple[str, View]]:
             continue
         chosen = tuple(v for v in population.variants if all(v.axes[a] in (None, x) for a, x in zip(axes, values)))
         rest = tuple(a for a in population.axes if a not in axes)
-        part = Population(chosen, rest, population.parts, population.frame, population.notes)
+        part = Population(chosen, rest, population.parts, population.frame, population.notes, population.number)
         level = ", ".join(f"{a.rpartition('.')[2]}={x}" for a, x in zip(axes, values))
         yield level, View(part, view.split, view.label_set, view.sums, view.scorer, view.trials)
 

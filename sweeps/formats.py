@@ -62,7 +62,9 @@ def render(tables: Sequence[Table], form: str) -> str:
     """
     if form == "json":
         return json.dumps([to_json(t) for t in tables], indent=1, allow_nan=False) + "\n"
-    one = {"md": to_markdown, "latex": to_latex, "csv": to_csv, "rich": to_text}
+    if form == "csv":
+        return to_csv(tables)
+    one = {"md": to_markdown, "latex": to_latex, "rich": to_text}
     if form not in one:
         raise BadRequest("unknown table format", value=form, allowed=", ".join(FORMATS))
     return "\n".join(one[form](t) for t in tables)
@@ -193,9 +195,12 @@ def latex_document(body: str) -> str:
     return "\n".join([*head, body, r"\end{document}"]) + "\n"
 
 
-def to_csv(table: Table) -> str:
-    """Raw numbers, one column a number: `effect.low`, `effect.high`, ...; no header block, so that any program reads it."""
-    flat = [_flat(table, row) for row in table.rows]
+def to_csv(tables: Sequence[Table]) -> str:
+    """Raw numbers, one column a number: `effect.low`, `effect.high`, ...; one head for all tables, so that any program reads it.
+
+    The column `table` names the table; columns that a table has not are empty.
+    """
+    flat = [_flat(table, row) for table in tables for row in table.rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")

@@ -10,8 +10,11 @@ results/published/<study>/
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
+import shlex
 import shutil
 import tempfile
 import uuid
@@ -32,8 +35,9 @@ from idgbr.store import Store, unwritable
 from sweeps import formats, tables
 from sweeps.ablation_tables import ablation_tables
 from sweeps.formats import Table
+from sweeps.report import headline, leading
 from sweeps.scan import Trials, load_trials
-from sweeps.score_tables import TITLES, View, number, score_table
+from sweeps.score_tables import PRIMARY, SHOWN, TITLES, View, number, score_table
 from sweeps.unit_sums import IDENTITY
 
 PUBLISHED_VERSION = 1
@@ -45,8 +49,8 @@ def build(views: Sequence[View], request: Mapping[str, Any]) -> list[Table]:
     """The tables that are published."""
     out = []
     for view in views:
-        name = f"scores-{view.split}-{view.label_set}"
-        out.append(score_table(view, metrics=request["metrics"], primary=request["metric"], baseline=request["baseline"], name=name))
+        shown, baseline = request["metrics"], request["baseline"]
+        out.append(score_table(view, metrics=shown, primary=request["metric"], baseline=baseline, name=f"scores-{view.name}"))
         out += ablation_tables(view, request["metric"], request["baseline"], "")
     return out
 
@@ -68,7 +72,8 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], reque
         write_rows(folder / "rows", study, trials, views, request)
         found = build(views, request)
         with unpacked(folder / "rows", study) as store:
-            differences = compare(*([formats.to_json(t) for t in built] for built in (found, _recomputed(store, study, request))))
+            again = build(_recomputed(store, study, request), request)
+            differences = compare(*([formats.to_json(t) for t in built] for built in (found, again)))
         if differences:
             raise Disagreement("the summed rows do not give the tables' numbers", value="; ".join(differences[:3]))
         (folder / "tables.json").write_text(formats.render(found, "json"))
@@ -76,7 +81,7 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], reque
         (folder / "tables.tex").write_text(formats.render(found, "latex"))
         (folder / "report.html").write_text(page)
         (folder / "published.json").write_text(json.dumps({"version": PUBLISHED_VERSION, "study": study, **request}, indent=1) + "\n")
-        (folder / "README.md").write_text(readme(study, views, request, found))
+        (folder / "README.md").write_text(readme(study, views, request, found, (folder / "rows" / "study.json").is_file()))
         old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex}")
         if target.exists():
             target.rename(old)
@@ -166,20 +171,22 @@ def unpacked(rows: Path, study: str) -> Iterator[str]:
         yield folder
 
 
-def _recomputed(store: str, study: str, request: Mapping[str, Any]) -> list[Table]:
+def _recomputed(store: str, study: str, request: Mapping[str, Any]) -> list[View]:
     from sweeps.analysis_commands import views
 
     trials = load_trials([store], [study])
     found = list(views(trials, list(dict.fromkeys([*request["metrics"], request["metric"]])), unit=request["unit"]))
-    chosen = [v for v in found if request["split"] in ("", v.split) and request["labels"] in ("", v.label_set)]
-    return build(chosen, request)
+    return [v for v in found if request["split"] in ("", v.split) and request["labels"] in ("", v.label_set)]
 
 
 def verify(folder: Path) -> int:
-    """Recompute every published number from the rows; how many tables agreed.
+    """Recompute every published number from the rows: tables (all three forms), README, tables and headline of the report.
+
+    Returns:
+        How many tables agreed.
 
     Raises:
-        Missing: nothing published there. Disagreement: numbers differ; names the first.
+        Missing: nothing published there, or not all of it. Disagreement: numbers differ; names the first.
     """
     try:
         request = json.loads((folder / "published.json").read_text())
@@ -187,10 +194,23 @@ def verify(folder: Path) -> int:
     except FileNotFoundError as error:
         raise Missing(f"nothing is published in {folder}", hint="python -m sweeps publish STUDY") from error
     with unpacked(folder / "rows", request["study"]) as store:
-        recomputed = _recomputed(store, request["study"], request)
+        views = _recomputed(store, request["study"], request)
+        recomputed = build(views, request)
+        said = [sentence for view in leading(views) for sentence in headline(view, request["metric"])]
+        about = readme(request["study"], views, request, recomputed, (folder / "rows" / "study.json").is_file())
     differences = compare(published, [formats.to_json(t) for t in recomputed])
-    for name, form in (("tables.md", "md"), ("tables.tex", "latex")):
-        here, there = (_body(text) for text in ((folder / name).read_text(), formats.render(recomputed, form)))
+    texts = {
+        "tables.md": _body(formats.render(recomputed, "md")),
+        "tables.tex": _body(formats.render(recomputed, "latex")),
+        "README.md": _body(about),
+        "report.html": [cell.text for t in recomputed for row in t.rows for cell in row] + said,
+    }
+    for name, there in texts.items():
+        try:
+            text = (folder / name).read_text()
+        except FileNotFoundError as error:
+            raise Missing(f"{name} is not there any more", value=str(folder), hint="python -m sweeps publish STUDY") from error
+        here = _cells(text, len(there) - len(said)) + _said(text) if name == "report.html" else _body(text)
         differences += [f"{name}: {a!r}, recomputed {b!r}" for a, b in zip_longest(here, there) if a != b]
     if differences:
         raise Disagreement(
@@ -204,6 +224,17 @@ def verify(folder: Path) -> int:
 def _body(text: str) -> list[str]:
     """The lines of a Markdown or LaTeX text that are rows of a table."""
     return [line for line in text.splitlines() if line.startswith("|") or line.endswith(r"\\")]
+
+
+def _cells(page: str, n: int) -> list[str]:
+    """Texts of the first n table cells of a report: those of its score tables, which come first."""
+    return [html.unescape(text) for text in re.findall(r"<td[^>]*>(.*?)</td>", page, re.DOTALL)[:n]]
+
+
+def _said(page: str) -> list[str]:
+    """The sentences of a report's headline."""
+    lead = re.search(r'<div class="lead">(.*?)</div>', page, re.DOTALL)
+    return [html.unescape(s).replace("\u00a0", " ") for s in re.findall(r"<p>(.*?)</p>", lead[1] if lead else "", re.DOTALL)]
 
 
 def compare(published: Sequence[Mapping[str, Any]], recomputed: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -236,23 +267,38 @@ def _differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: published {a!r}, recomputed {b!r}"
 
 
-def readme(study: str, views: Sequence[View], request: Mapping[str, Any], found: Sequence[Table]) -> str:
+def options(request: Mapping[str, Any]) -> str:
+    """The request as options of the command line; nothing where it is the default."""
+    found = {
+        "split": request["split"],
+        "labels": request["labels"],
+        "metric": request["metric"] if request["metric"] != PRIMARY else "",
+        "metrics": ",".join(request["metrics"]) if request["metrics"] != list(SHOWN) else "",
+        "baseline": request["baseline"] if request["baseline"] != "coarse" else "",
+        "unit": request["unit"] if request["unit"] != "auto" else "",
+    }
+    words = [*(f"--{name} {shlex.quote(value)}" for name, value in found.items() if value)]
+    words += [f"--where {shlex.quote(text)}" for text in request.get("where", ())]
+    return "".join(f" {w}" for w in words)
+
+
+def readme(study: str, views: Sequence[View], request: Mapping[str, Any], found: Sequence[Table], defined: bool) -> str:
     """How each file was made, and with which expected score."""
-    metric = request["metric"]
+    metric, asked = request["metric"], options(request)
     commits = sorted({c for v in views for c in v.population.frame["git_commit"].to_list() if c})
     lines = [
         f"# {study}: published results",
         "",
-        f"Made with `python -m sweeps publish {study}` at commit {', '.join(c[:12] + c[40:] for c in commits) or 'unknown'};",
+        f"Made with `python -m sweeps publish {study}{asked}` at commit {', '.join(c[:12] + c[40:] for c in commits) or 'unknown'};",
         f"checked with `python -m sweeps verify {study}`, which recomputes every number of the tables from `rows/`.",
         "",
         "| file | made by |",
         "|---|---|",
         f"| rows/trials.parquet | `python -m sweeps run {study}`: one row a trial, settings, keys, seconds, versions |",
         "| rows/counts.parquet | counts of every trial, summed by scene (or ground block) and class |",
-        "| rows/study.json | the definition that was run |",
-        f"| tables.md, tables.tex, tables.json | `python -m sweeps ablate {study}` with `--md`, `--latex`, `--json` |",
-        f"| report.html | `python -m sweeps report {study}` |",
+        *(["| rows/study.json | the definition that was run |"] if defined else []),
+        f"| tables.md, tables.tex, tables.json | `python -m sweeps ablate {study}{asked}` with `--md`, `--latex`, `--json` |",
+        f"| report.html | `python -m sweeps report {study}{asked}` |",
         "",
         f"Expected {TITLES.get(metric, metric)} when the study is run again (mean over seeds; other hardware moves the last digits):",
         "",

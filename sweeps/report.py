@@ -56,7 +56,8 @@ def page(trials: Trials, views: Sequence[View], *, metric: str, metrics: Sequenc
         shown.append(
             {
                 "id": f"view{i}",
-                "title": f"Split {view.split}, label set {view.label_set}",
+                "title": f"Split {view.split}, label set {view.label_set}"
+                + (f", group {view.population.number}" if view.population.number > 1 else ""),
                 "header": header,
                 "tables": [main, *ablation_tables(view, metric, baseline, "")],
                 "figures": figures,

@@ -87,6 +87,11 @@ class View:
     scorer: Scorer
     trials: Trials
 
+    @property
+    def name(self) -> str:
+        """`val-full`; `val-full-2` of a second population."""
+        return f"{self.split}-{self.label_set}" + (f"-{self.population.number}" if self.population.number > 1 else "")
+
     @classmethod
     def of(
         cls,
@@ -228,6 +233,7 @@ def heading(view: View, baseline: str, primary: str) -> tuple[tuple[tuple[str, s
     header = (
         ("label set", view.label_set),
         ("split", view.split),
+        ("data", frame["key_data"][0][:12]),
         ("unit of inference", unit),
         ("tiles", f"{int(s.tiles.sum())}, paired"),
         ("classes", str(sum(c >= 0 for c in s.classes))),
@@ -241,6 +247,7 @@ def heading(view: View, baseline: str, primary: str) -> tuple[tuple[tuple[str, s
         "studies": list(view.trials.studies),
         "label_set": view.label_set,
         "split": view.split,
+        "key_data": frame["key_data"][0],
         "unit": s.unit_kind,
         "units": len(s.units),
         "scenes": s.scenes,

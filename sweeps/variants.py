@@ -46,13 +46,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Population:
-    """Variants that may be compared: same data key, same settings of the counting."""
+    """Variants that may be compared: same data key, same settings of the counting. `number`: 1 for the largest of several."""
 
     variants: tuple[Variant, ...]
     axes: tuple[str, ...]
     parts: tuple[Part, ...]
     frame: pl.DataFrame
     notes: tuple[str, ...] = ()
+    number: int = 1
 
     @functools.cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -72,7 +73,17 @@ def populations(trials: Trials) -> list[Population]:
     for values in groups.iter_rows():
         mask = pl.all_horizontal([pl.col(c).eq_missing(pl.lit(v)) for c, v in zip(by, values)])
         out.append(_population(trials.only(trials.frame.select(mask).to_series())))
-    return sorted(out, key=lambda p: -p.frame.height)
+    out.sort(key=lambda p: -p.frame.height)
+    if len(out) < 2:
+        return out
+    differing = [c for c in by if groups[c].n_unique() > 1]
+    why = "other data" if "key_data" in differing else f"other {', '.join(differing)}"
+    return [
+        dataclasses.replace(
+            p, number=i, notes=(*p.notes, f"The trials fall into {len(out)} groups that cannot be compared ({why}); this is group {i}.")
+        )
+        for i, p in enumerate(out, 1)
+    ]
 
 
 def _population(trials: Trials) -> Population:

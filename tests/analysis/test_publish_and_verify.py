@@ -53,6 +53,16 @@ def test_changed_numbers_are_found_wherever_they_stand(copy):
     with pytest.raises(Disagreement, match=r"tables\.md"):
         verify("made", results=str(copy))
     (folder / "tables.md").write_text(text)
+    for name, pattern in (
+        ("README.md", r"coarse \| 0 \| \d"),
+        ("report.html", r"changed boundary IoU by \+\d"),
+        ("report.html", r">\d\d\.\d"),
+    ):
+        text = (folder / name).read_text()
+        (folder / name).write_text(re.sub(pattern, lambda m: m[0][:-1] + str((int(m[0][-1]) + 1) % 10), text, count=1))
+        with pytest.raises(Disagreement, match=re.escape(name)):
+            verify("made", results=str(copy))
+        (folder / name).write_text(text)
     tables = json.loads((folder / "tables.json").read_text())
     tables[0]["rows"][1]["miou"]["value"] += 1e-4
     (folder / "tables.json").write_text(json.dumps(tables))

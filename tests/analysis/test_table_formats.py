@@ -91,8 +91,10 @@ def test_json_is_strict_and_holds_numbers_and_text(made_tables):
 
 
 def test_csv_gives_raw_numbers_that_round_to_the_printed_ones(made_tables):
-    rows = list(csv.DictReader(io.StringIO(formats.to_csv(made_tables[0]))))
+    rows = list(csv.DictReader(io.StringIO(formats.to_csv(made_tables))))
     printed = [dict(zip([c.name for c in made_tables[0].columns], [x.text for x in row])) for row in made_tables[0].rows]
+    assert {r["table"] for r in rows} == {t.name for t in made_tables}
+    assert all(None not in r for r in rows)  # no row is longer than the head
     for raw, text in zip(rows, printed):
         assert f"{100 * float(raw['miou.value']):.2f}" == text["miou"].split()[0]
         if raw.get("boundary_iou_effect.low"):
