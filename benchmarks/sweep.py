@@ -26,6 +26,7 @@ from idgbr.store import Store
 from sweeps import plan as planning
 from sweeps import tables, tuner
 from sweeps.claims import Claims
+from sweeps.nodes import cluster
 from sweeps.placement import Placement, slots
 from sweeps.progress import Progress
 from sweeps.schedule import Schedule
@@ -113,7 +114,7 @@ def simulated(trials: int, store: Store, placement: Placement) -> dict[str, Any]
 
     jobs = [made.jobs[t.jobs[-3].key] for t in made.trials]
     waiting = [Unit((Task(job, e),), name=job.key) for job, e in jobs]
-    with Claims(store, "simulated") as claims, tuner.cluster(placement) as nodes:
+    with Claims(store, "simulated") as claims, cluster(placement) as nodes:
         places = slots(placement, nodes)
         schedule = Marked(made, waiting, store, claims, places, "")
         schedule.made |= {p for u in waiting for t in u.tasks for p in t.job.parents.values()}
@@ -153,7 +154,7 @@ def main() -> None:
         root = Path(folder)
         counted = planning.make(study("counted"), Store(root / "counted"))
         toy = study("toy", options.toy, options.toy, options.steps, 1)
-        with tuner.cluster(placement, cores=options.cores) as nodes:
+        with cluster(placement, cores=options.cores) as nodes:
             places = slots(placement, nodes)
             bare = bare_tune(options.jobs, empty_trial, places) * places / options.jobs  # seconds of a worker a trial
             done = ours(toy, Store(root / "ours"), placement, places)

@@ -53,7 +53,8 @@ class Store:
         self.cache = Path(cache or Path.home() / ".cache" / "idgbr")
 
     def __reduce__(self) -> Any:
-        return Store, (self.root, self.cache)
+        """Absolute: a worker that unpacks this may stand in another folder."""
+        return Store, (self.base if self.is_local else self.root, self.cache)
 
     # ---- small files -------------------------------------------------------------------------------------------------
 
@@ -84,10 +85,15 @@ class Store:
                 return stream.read()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise unreadable(self.root, error) from error
 
     def names(self, folder: str, suffix: str = "", recursive: bool = False) -> list[str]:
         """Names below `folder` relative to the root; names that begin with `_` or `.` are not there yet."""
-        found = self.fs.get_file_info(fs.FileSelector(f"{self.base}/{folder}", allow_not_found=True, recursive=recursive))
+        try:
+            found = self.fs.get_file_info(fs.FileSelector(f"{self.base}/{folder}", allow_not_found=True, recursive=recursive))
+        except OSError as error:
+            raise unreadable(self.root, error) from error
         names = [i.path.removeprefix(self.base).lstrip("/") for i in found if i.type == fs.FileType.File]
         return sorted(n for n in names if n.endswith(suffix) and n.rpartition("/")[2][0] not in "_.")
 
@@ -196,6 +202,11 @@ class Store:
         if self.read_bytes(name) != b"probe":
             raise Missing(f"the store {self.root} does not return what was written to it")
         self.delete(name)
+
+
+def unreadable(root: str, error: OSError) -> IdgbrError:
+    """A store that does not answer: an endpoint that is down, no permission, a file where a folder should be."""
+    return Missing(f"cannot read the store {root}: {str(error).splitlines()[0]}", hint="--store with a folder or URI that can be reached")
 
 
 def unwritable(path: str, error: OSError) -> IdgbrError:

@@ -123,9 +123,9 @@ def _concurrency(placement: Placement) -> int | None:
     import os
 
     if placement.address or os.environ.get("RAY_ADDRESS"):
-        from sweeps import tuner
+        from sweeps.nodes import cluster
 
-        with tuner.cluster(placement) as nodes:
+        with cluster(placement) as nodes:
             return slots(placement, nodes)
     if placement.gpus:
         return None

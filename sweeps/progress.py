@@ -17,7 +17,7 @@ class Progress:
 
     Args:
         title: of the block. total: jobs to do. total_seconds: estimate of the whole by past timings, 0 if unknown.
-        workers: that share the work. why: one sentence when nothing moves, or an empty one.
+        workers: that share the work. why: one sentence when nothing moves, or an empty one. why_idle: the same when nothing runs here.
     """
 
     def __init__(
@@ -31,9 +31,11 @@ class Progress:
         higher_is_better: bool = True,
         goal: str = "boundary_iou",
         quiet_s: float = QUIET_S,
+        why_idle: Callable[[], str] | None = None,
     ):
         self.title, self.total, self.total_seconds, self.workers, self.why = title, total, total_seconds, workers, why
         self.higher_is_better, self.goal, self.quiet_s = higher_is_better, goal, quiet_s
+        self.why_idle = why_idle or (lambda: "nothing runs here")
         self.is_terminal = sys.stderr.isatty()
         self.started = self.last_event = time.monotonic()
         self.last_plain = 0.0
@@ -158,8 +160,7 @@ class Progress:
             quiet = time.monotonic() - self.last_event
             if quiet >= self.quiet_s:
                 running = "jobs run without a report: " + ", ".join(self.running.values())
-                idle = "no worker has started yet: the cluster may be busy with other work"
-                reason = self.why() or (running if self.running else idle)
+                reason = self.why() or (running if self.running else self.why_idle())
                 text = f"nothing has moved for {quiet:.0f} s: {reason}"
                 self.said.append(text)
                 self.say(text)

@@ -21,6 +21,7 @@ from sweeps.study import Trial
 from sweeps.work import End, Outcome, Task, Unit, strip, write_failed
 
 MOST_A_UNIT = 24  # sampling jobs; more would only make a stop or a lost worker dearer
+IDLE_S = 5.0  # without anything of its own to do, a driver lets go of its place on the cluster
 RECHECK_S = 2.0  # how often units that another driver has claimed are looked at again
 
 
@@ -91,6 +92,7 @@ class Schedule:
         self.fatal: str | None = None  # what ends the study as a whole: a full disk
         self.on_failed: Callable[[str, str], None] | None = None
         self._checked = 0.0
+        self._ran = time.monotonic()
         self._claimed: dict[str, int] = defaultdict(int)
         self._trials = {t.id: t for t in plan.open}
         self._users: dict[str, list[Trial]] = defaultdict(list)
@@ -101,6 +103,11 @@ class Schedule:
     @property
     def is_finished(self) -> bool:
         return not self.running and (self.stopping or not self.waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """For some seconds everything that is left has lain with other drivers, or waits for what they make."""
+        return not self.running and not self.is_finished and time.monotonic() - self._ran > IDLE_S
 
     @property
     def busy(self) -> int:
@@ -128,6 +135,7 @@ class Schedule:
                 continue
             self._claimed[claim] += 1
             self.running[left.id] = left
+            self._ran = time.monotonic()
             return left
         return None
 
@@ -213,6 +221,7 @@ class Schedule:
             for task in unit.tasks:
                 if task.job.key not in self.outcomes:
                     self.finish_task(Outcome(task.job.key, task.job.stage, "failed", 0.0, f"{task.job.stage} {task.job.key[:8]}: {error}"))
+        self._ran = time.monotonic()
         claim = claim_of(unit)
         self._claimed[claim] -= 1
         self._release(claim)

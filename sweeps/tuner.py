@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import shutil
 import signal
@@ -21,153 +20,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from idgbr.errors import Disagreement, Missing
-from idgbr.store import Store
+from idgbr.errors import IdgbrError
+from idgbr.store import unwritable
 from sweeps.placement import Placement
 from sweeps.progress import Progress
 from sweeps.schedule import Schedule
 from sweeps.work import Desk, Outcome, Unit, do
 
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the user's settings stay what they are
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_worker_register_timeout_seconds": "300",  # processes start slowly on a machine that is busy with other things
-    "RAY_agent_register_timeout_ms": "300000",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the first Ctrl-C is ours
-    "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # nobody restores from Tune's state
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "100000",  # the watchdog says it better
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-}
-OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes through it: artefacts lie in the store
-START_TRIES = 2
 STOP_POLL_S = 1.0
+POLL_S = 0.5
 REPORT_S = 2.0
-
-
-# ---- the cluster -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def cluster(placement: Placement, cores: int | None = None) -> Iterator[list[dict[str, float]]]:
-    """Resources of each node of the cluster of `placement.address`, or of one started on this machine for the time of the block.
-
-    Raises:
-        Missing: no cluster answers at the address.
-    """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    address = placement.address or os.environ.get("RAY_ADDRESS", "")
-    if not address:
-        # Auth by token would leave ~/.ray/auth_token behind and change how a later cluster starts; this one listens on loopback only.
-        os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "disabled")
-    import ray
-
-    _silence()
-    if ray.is_initialized():  # a program that embeds a sweep
-        yield node_resources()
-        return
-    _start(address, placement, cores)
-    try:
-        _silence()
-        yield node_resources()
-    finally:
-        with contextlib.suppress(KeyboardInterrupt):
-            ray.shutdown()
-
-
-def _start(address: str, placement: Placement, cores: int | None) -> None:
-    import ray
-
-    quiet: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
-    temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
-    own = {
-        "address": "local",  # never by chance the cluster that somebody else has started on this host
-        "num_cpus": cores or os.cpu_count(),
-        "include_dashboard": placement.workers > 1,  # Train's placement groups are freed through it after a stop (ray#54305)
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "_temp_dir": temporary if len(temporary) <= 36 else "/tmp/ray",  # socket paths end at 107 bytes
-    }
-    for attempt in range(START_TRIES):
-        try:
-            ray.init(**quiet, **({"address": address} if address else own))
-            return
-        except Exception as error:  # Ray raises bare ones too
-            ray.shutdown()
-            if "timed out during startup" in str(error) and attempt < START_TRIES - 1:
-                continue  # Ray gives a node 30 s to come up, too few where other work takes the machine
-            where = f"at {address}" if address else "on this machine"
-            raise Missing(
-                f"no Ray cluster {where}: {_first_line(error)}",
-                hint="python -m cluster doctor, or leave out --address to use this machine alone (--local: without Ray)",
-            ) from error
-
-
-def node_resources() -> list[dict[str, float]]:
-    import ray
-
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
-def check_nodes(store: Store, versions: str) -> None:
-    """On a cluster of several nodes: the same packages everywhere, and a store that every node reads and writes.
-
-    Raises:
-        Disagreement: other versions on a node. Missing: a node that does not see the store.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [n for n in ray.nodes() if n["Alive"]]
-    if len(nodes) < 2:
-        return
-    nonce = f"_probe-{os.getpid()}-{time.monotonic_ns()}"
-    store.write_bytes(nonce, b"driver")
-
-    @ray.remote(num_cpus=0)
-    def probe(name: str) -> tuple[str, bool]:
-        from sweeps import tables
-
-        seen = store.read_bytes(nonce) == b"driver"
-        store.write_bytes(name, b"node")
-        return tables.versions(), seen
-
-    try:
-        for node in nodes:
-            where = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-            name = f"{nonce}-{node['NodeID']}"
-            pinned = probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-            try:
-                found, seen = ray.get(pinned.remote(name), timeout=120)
-            except ray.exceptions.RayError as error:
-                raise Missing(f"the node {where} cannot run this package or write the store: {_first_line(error)}") from error
-            if found != versions:
-                here, there = json.loads(versions), json.loads(found)
-                other = ", ".join(f"{p} {there.get(p)} there, {v} here" for p, v in here.items() if there.get(p) != v)
-                raise Disagreement(
-                    f"other versions on the node {where}", value=other, hint="the same environment on every node: constraints.txt"
-                )
-            if not seen or store.read_bytes(name) != b"node":
-                raise Missing(
-                    f"the node {where} does not see the store {store.root}",
-                    hint="--store on a shared file system or an object store (s3://, gs://)",
-                )
-            store.delete(name)
-    finally:
-        store.delete(nonce)
-
-
-def _silence() -> None:
-    for name in ("ray", "ray.tune", "ray.train", "ray.air", "ray._private", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+PLACE_S = 900.0  # for the workers of one training to find their places beside another study's; six times, then it is a failure
 
 
 # ---- the trainable -----------------------------------------------------------------------------------------------------------
@@ -210,7 +73,8 @@ def sharded_fit(placement: Placement) -> Callable[..., None]:
 
     from cluster.train import fit_sharded
 
-    return functools.partial(fit_sharded, workers=placement.workers, cpus=placement.cpus, gpus=placement.gpus, sharding=placement.sharding)
+    shape: dict[str, Any] = {"workers": placement.workers, "cpus": placement.cpus, "gpus": placement.gpus, "sharding": placement.sharding}
+    return functools.partial(fit_sharded, **shape, start_timeout_s=PLACE_S)
 
 
 def execute(schedule: Schedule, progress: Progress, desk: Desk, placement: Placement) -> bool:
@@ -219,35 +83,61 @@ def execute(schedule: Schedule, progress: Progress, desk: Desk, placement: Place
     Raises:
         KeyboardInterrupt: at the second Ctrl-C.
     """
+    unit = None
+    with _signals(schedule, progress):
+        while True:
+            _tune(schedule, unit, progress, desk, placement)
+            unit = _next(schedule)
+            if unit is None:
+                return not schedule.stopping
+
+
+def _next(schedule: Schedule) -> Unit | None:
+    """The next unit when another driver has left one; None: the schedule is at its end."""
+    while not schedule.is_finished:
+        unit = schedule.take()
+        if unit is not None:
+            return unit
+        time.sleep(POLL_S)
+    return None
+
+
+def _tune(schedule: Schedule, first: Unit | None, progress: Progress, desk: Desk, placement: Placement) -> None:
+    """One Tune run: to the end of the schedule, or until all that is left lies with other drivers.
+
+    Tune keeps an idle actor for the next trial, and with it the place that another driver may need to make what this one waits for;
+    so a run with nothing to do ends, and a new one begins with `first` when there is something again.
+    """
     from ray import tune
 
-    scratch = Path(tempfile.mkdtemp(prefix="idgbr-tune-"))
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, schedule.slots))
     function = trainable(desk, schedule.claims.stop_name, placement)
+    scratch = Path(tempfile.gettempdir())
     try:
-        with _signals(schedule, progress):
-            tuner = tune.Tuner(
-                tune.with_resources(function, lambda config: _bundles(config, placement)),
-                tune_config=tune.TuneConfig(
-                    search_alg=_searcher(schedule),
-                    num_samples=-1,
-                    reuse_actors=True,
-                    trial_name_creator=lambda trial: trial.trial_id,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=tune.RunConfig(
-                    name="run",
-                    storage_path=str(scratch),
-                    verbose=0,
-                    callbacks=[_callback(schedule, progress)],
-                    failure_config=tune.FailureConfig(max_failures=placement.max_failures),
-                ),
-            )
-            with _discarded_stdout():
-                tuner.fit()
+        scratch = Path(tempfile.mkdtemp(prefix="idgbr-tune-"))
+        tuner = tune.Tuner(
+            tune.with_resources(function, lambda config: _bundles(config, placement)),
+            tune_config=tune.TuneConfig(
+                search_alg=_searcher(schedule, first),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="run",
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[_callback(schedule, progress)],
+                failure_config=tune.FailureConfig(max_failures=placement.max_failures),
+            ),
+        )
+        with _discarded_stdout():
+            tuner.fit()
+    except OSError as error:
+        raise unwritable(str(scratch), error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return not schedule.stopping
 
 
 def _bundles(config: dict[str, Any], placement: Placement) -> Any:
@@ -265,7 +155,7 @@ class _Unpickled:
         return {}
 
 
-def _searcher(schedule: Schedule) -> Any:
+def _searcher(schedule: Schedule, first: Unit | None) -> Any:
     from ray.tune.search import Searcher
 
     class Ready(_Unpickled, Searcher):
@@ -273,13 +163,13 @@ def _searcher(schedule: Schedule) -> Any:
 
         def __init__(self, schedule: Schedule) -> None:
             super().__init__()
-            self.schedule = schedule
+            self.schedule, self.first = schedule, first
             self.unit_of: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            unit = self.schedule.take()
+            unit, self.first = self.first or self.schedule.take(), None
             if unit is None:
-                return Searcher.FINISHED if self.schedule.is_finished else None
+                return Searcher.FINISHED if self.schedule.is_finished or self.schedule.is_idle else None
             self.unit_of[trial_id] = unit.id
             return {"unit": unit.pack(), "id": unit.id, "workers": unit.workers}
 
@@ -374,8 +264,11 @@ def _signals(schedule: Schedule, progress: Progress) -> Iterator[None]:
         if schedule.stopping:
             raise KeyboardInterrupt
         schedule.stopping = True
-        schedule.claims.ask_to_stop()
-        progress.say("stopping: what runs writes its checkpoint or its rows; once more to stop at once")
+        try:
+            schedule.claims.ask_to_stop()
+            progress.say("stopping: what runs writes its checkpoint or its rows; once more to stop at once")
+        except IdgbrError as error:
+            progress.say(f"stopping, but the workers cannot be told: {error} Once more to stop at once")
 
     before = {}
     try:

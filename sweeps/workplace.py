@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any
 from idgbr.config import Runtime
 from idgbr.errors import Missing
 from idgbr.store import Store
+from sweeps import nodes, tables
 from sweeps import plan as planning
-from sweeps import tables
 from sweeps.claims import Claims, drivers
 from sweeps.placement import Placement, slots
 from sweeps.plan import Plan
@@ -51,8 +52,9 @@ class Workplace:
         self.desk.goal = goal
         title = self.study.name
         progress = Progress(
-            title, total, total_seconds=total_seconds, workers=self.slots, why=schedule.why_waiting, goal=goal, higher_is_better=higher
-        )
+            title, total, total_seconds=total_seconds, workers=self.slots, why=schedule.why_waiting, goal=goal, higher_is_better=higher,
+            why_idle=None if self.local else functools.partial(nodes.why_idle, self.placement),
+        )  # fmt: skip
         progress.observers += started(self.callbacks, self.study.name, self.desk.store)
         say(f"{total} jobs on up to {self.slots} workers; logs: {self.desk.logs}")
         with progress:
@@ -106,11 +108,8 @@ def workplace(
                 say(f"{other['host']} process {other['pid']} also works on this store (study {other['study']}); the work is shared")
         places = 1
         if not local:
-            from sweeps import tuner
-
-            nodes = stack.enter_context(tuner.cluster(placement))
-            places = slots(placement, nodes)
-            tuner.check_nodes(store, tables.versions())
+            places = slots(placement, stack.enter_context(nodes.cluster(placement)))
+            nodes.check_nodes(store, tables.versions())
         yield Workplace(study, desk, placement, claims, places, local, tuple(callbacks))
 
 
