@@ -158,7 +158,10 @@ def tex_number(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `table*` with booktabs; needs \\usepackage{booktabs}. `latex_document` wraps it to be compiled alone."""
+    """A `table*` that shrinks to the text's width where it is wider; needs the packages booktabs and graphicx.
+
+    `latex_document` wraps it to be compiled alone.
+    """
     lines = [
         r"\begin{table*}[t]",
         r"\centering",
@@ -166,7 +169,7 @@ def to_latex(table: Table) -> str:
         rf"\label{{tab:{''.join(c if c.isalnum() else '-' for c in table.name)}}}",
         r"\small",
         r"\setlength{\tabcolsep}{4pt}",
-        rf"\begin{{tabular}}{{{''.join('r' if c.is_number else 'l' for c in table.columns)}}}",
+        rf"\sbox0{{\begin{{tabular}}{{{''.join('r' if c.is_number else 'l' for c in table.columns)}}}",
         r"\toprule",
         " & ".join(tex(c.title) for c in table.columns) + r" \\",
         r"\midrule",
@@ -174,7 +177,8 @@ def to_latex(table: Table) -> str:
     for row in table.rows:
         cells = [tex_number(cell.text) if c.is_number else tex(cell.text) for c, cell in zip(table.columns, row)]
         lines.append(" & ".join(rf"\textbf{{{text}}}" if cell.bold else text for text, cell in zip(cells, row)) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}%"]
+    lines += [r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"]
     if table.notes:
         lines += ["", r"\vspace{2pt}", r"\begin{minipage}{\linewidth}\footnotesize"]
         lines += [tex(note) + r"\par" for note in table.notes]
@@ -183,12 +187,12 @@ def to_latex(table: Table) -> str:
 
 
 def latex_document(body: str) -> str:
-    """A document that compiles on its own with nothing but booktabs."""
+    """A document that compiles on its own with nothing but booktabs, graphicx and geometry."""
     head = [
         r"\documentclass[a4paper,landscape]{article}",
         r"\usepackage[utf8]{inputenc}",
         r"\usepackage[T1]{fontenc}",
-        r"\usepackage{booktabs}",
+        r"\usepackage{booktabs,graphicx}",
         r"\usepackage[margin=1cm]{geometry}",
         r"\begin{document}",
     ]
