@@ -152,12 +152,15 @@ def _render(given: argparse.Namespace, command: list[str]) -> None:
             print(text if len(files) == 1 else f"# ==> {name} <==\n{text}", end="" if len(files) == 1 else "\n")
         return
     folder = Path(given.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        temporary.write_text(text)
-        temporary.replace(folder / name)
-        print(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            temporary = folder / f".{name}.{os.getpid()}"
+            temporary.write_text(text)
+            temporary.replace(folder / name)
+            print(folder / name)
+    except OSError as error:
+        raise Missing(f"cannot write the files to {folder}: {error.strerror}", hint="-o with a folder you may write to") from error
 
 
 def _submit(given: argparse.Namespace, command: list[str]) -> int:
@@ -167,9 +170,12 @@ def _submit(given: argparse.Namespace, command: list[str]) -> int:
     with_program(command, "python")  # refuses an empty command before anything is asked of the cluster
     launcher, slug = _open(given)
     job_id = launcher.submit(command, given.job or job_name(slug), given.working_dir or None)
-    remember(slug, job_id, command)
     print(f"submitted {job_id}; follow it: python -m cluster logs {given.target} --job {job_id} --follow", file=sys.stderr)
     print(job_id, flush=True)
+    try:
+        remember(slug, job_id, command)
+    except Missing as error:  # the job runs all the same
+        print(f"{error} From now on say --job {job_id}.", file=sys.stderr)
     if given.wait:
         launcher.logs(job_id, True, _write)
         return _ended(launcher, job_id)

@@ -43,6 +43,14 @@ def launcher(spec: ClusterSpec) -> Launcher:
             return RayLauncher(spec)
 
 
+def need(program: str, missing: str) -> None:
+    """Raises:
+    Missing: the program is not on this machine; `missing` says what to do.
+    """
+    if shutil.which(program) is None:
+        raise Missing(f"{program} is not on this machine", hint=missing)
+
+
 def tool(words: Sequence[str], *, stdin: str | None = None, missing: str, write: Write | None = None) -> str:
     """Output of another program; with `write`, line by line as it comes.
 
@@ -50,8 +58,7 @@ def tool(words: Sequence[str], *, stdin: str | None = None, missing: str, write:
         Missing: the program is not on this machine.
         SomeFailed: it failed; the message holds what it said.
     """
-    if shutil.which(words[0]) is None:
-        raise Missing(f"{words[0]} is not on this machine", hint=missing)
+    need(words[0], missing)
     if write is None:
         done = subprocess.run(list(words), input=stdin, capture_output=True, text=True)
         if done.returncode:
@@ -128,6 +135,7 @@ class SlurmQueue:
                 "--working-dir is for clusters reached through the Jobs API", hint="workdir = ... in the spec: a folder all nodes share"
             )
         text = slurm.render(self.spec, command)
+        need("sbatch", self.WHERE)
         folder = Path(self.spec.job_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -290,23 +298,35 @@ def state_folder() -> Path:
 
 
 def remember(slug: str, job_id: str, command: Sequence[str]) -> None:
+    """Raises:
+    Missing: the folder cannot be written.
+    """
     folder = state_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{slug}.jobs.jsonl", "a") as file:  # one short line, appended whole
-        file.write(json.dumps({"job": job_id, "command": list(command), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{slug}.jobs.jsonl", "a") as file:  # one short line, appended whole
+            file.write(json.dumps({"job": job_id, "command": list(command), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
+    except OSError as error:
+        raise Missing(f"cannot note the job in {folder}: {error.strerror}", hint="IDGBR_STATE with a folder you may write to") from error
 
 
 def last_job(slug: str) -> str:
     """Raises:
-    Missing: nothing was submitted from this machine.
+    Missing: nothing was submitted from this machine, or its notes cannot be read.
     """
+    path = state_folder() / f"{slug}.jobs.jsonl"
     try:
-        lines = (state_folder() / f"{slug}.jobs.jsonl").read_text().splitlines()
+        lines = path.read_text().splitlines()
     except FileNotFoundError:
         lines = []
+    except OSError as error:
+        raise Missing(f"cannot read {path}: {error.strerror}", hint="--job ID") from error
     if not lines:
         raise Missing("nothing was submitted to this cluster from this machine", hint="--job ID")
-    return str(json.loads(lines[-1])["job"])
+    try:
+        return str(json.loads(lines[-1])["job"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Missing(f"the last line of {path} cannot be read", value=lines[-1][:80], hint="--job ID") from error
 
 
 def job_name(slug: str) -> str:

@@ -45,6 +45,7 @@ def connected() -> Iterator[None]:
         else:
             temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
             ray.init(
+                address="local",  # never by chance the cluster that somebody else has started on this machine
                 include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, object_store_memory=150 * 2**20,
                 _temp_dir=temporary if len(temporary) <= 36 else "/tmp/ray",
             )  # fmt: skip

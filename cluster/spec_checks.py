@@ -118,6 +118,11 @@ def _whole_numbers(spec: ClusterSpec) -> None:
     for name, (low, high) in bounds.items():
         if not low <= getattr(spec, name) <= high:
             raise BadRequest(f"{name} is out of range", value=getattr(spec, name), allowed=f"{low} to {high}")
+    for section in (getattr(spec, spec.kind), spec.doctor):
+        for f in dataclasses.fields(section):
+            value = getattr(section, f.name)
+            if isinstance(value, int | float) and not 0 <= value < 1e6:
+                raise BadRequest(f"{type(section).__name__.lower()}.{f.name} is out of range", value=value, allowed="0 to 1,000,000")
     for name, port in dataclasses.asdict(spec.ports).items():
         if not 1024 <= port <= 65535:
             raise BadRequest(f"ports.{name} is out of range", value=port, allowed="1024 to 65535")

@@ -387,6 +387,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--max-failures", type=int, default=3)
     parser.add_argument("--store", default=os.environ.get("IDGBR_STORE", "runs"))
     given = parser.parse_args(words)
+    _check_shape(given.workers, given.min_workers, given.sharding, given.cpus, given.gpus)
     experiment = apply(recipe(given.recipe), given.overrides)
     store = Store(given.store)
     store.check_writable()

@@ -12,6 +12,7 @@ import pytest
 
 from cluster import here
 from cluster.__main__ import main
+from cluster.launchers import last_job, remember
 from cluster.spec import load, parse, slug, with_program
 from idgbr.errors import BadRequest, Disagreement, Missing
 
@@ -58,6 +59,8 @@ def test_every_example_is_a_possible_cluster(path: Path) -> None:
         ({"slurm": {"scratch": "/a/rather/long/folder/on/every/node"}}, ["too long for Ray's sockets"]),
         ({"slurm": {"extra": ["--array=1-9"]}}, ["may not set --array"]),
         ({"slurm": {"extra": ["; rm -rf /"]}}, ["no option"]),
+        ({"slurm": {"warn_s": -5}}, ["slurm.warn_s is out of range", "-5"]),
+        ({"doctor": {"clock_skew_s": float("nan")}}, ["doctor.clock_skew_s is out of range"]),
         ({"env": {"A B": "1"}}, ["no name of a variable"]),
         ({"env": {"WANDB_TOKEN": "x"}}, ["looks like a secret"]),
         ({"ports": {"low": 80}}, ["ports.low is out of range"]),
@@ -183,6 +186,7 @@ def test_the_address_of_a_node_is_never_loopback_and_an_unknown_interface_lists_
         (["status", "http://127.0.0.1:1", "--job", "x"], 3, "no Ray dashboard answers"),
         (["doctor", "here"], 3, "RAY_ADDRESS is not set"),
         (["render", "--nosuch"], 2, "--help"),
+        (["train", "synthetic", "--workers", "0"], 2, "a shape of workers that cannot be"),
     ],
 )
 def test_the_command_line_says_what_is_wrong_and_exits_as_documented(
@@ -192,3 +196,20 @@ def test_the_command_line_says_what_is_wrong_and_exits_as_documented(
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     assert main(words) == code
     assert said in capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_written_are_one_error_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["render", str(EXAMPLES[0]), "-o", str(tmp_path / "file" / "x")]) == 3
+    assert "cannot write the files to" in capsys.readouterr().err
+    monkeypatch.setenv("IDGBR_STATE", str(tmp_path / "file" / "x"))
+    with pytest.raises(Missing, match="cannot note the job"):
+        remember("study", "job-1", ["true"])
+    monkeypatch.setenv("IDGBR_STATE", str(tmp_path))
+    (tmp_path / "study.jobs.jsonl").write_text('{"job": \n')
+    with pytest.raises(Missing, match=r"last line of .* cannot be read.*--job ID"):
+        last_job("study")
+    remember("study", "job-1", ["true"])
+    assert last_job("study") == "job-1"
