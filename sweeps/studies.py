@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from idgbr.errors import BadRequest, Missing, nearest
 from sweeps.study import Axis, Search, Study
@@ -58,6 +59,45 @@ def oam() -> Study:
         replicates=2,
         yardsticks=("coarse", "one_pass"),
     )
+
+
+# One choice of the refiner at a time, against its defaults. Each is trained; arms of the process are sampled at every step count.
+_PROCESS: tuple[dict[str, Any], ...] = (
+    {},
+    {"refiner.schedule": "linear"},
+    {"refiner.schedule": "scaled_linear"},
+    {"refiner.schedule": "sigmoid"},
+    {"refiner.parameterisation": "v"},
+    {"refiner.parameterisation": "epsilon", "refiner.zero_terminal_snr": False},
+)
+_PARTS: tuple[dict[str, Any], ...] = (
+    {"refiner.guidance_attention": False},
+    {"refiner.use_coarse": False},
+    {"refiner.use_image": False},
+    {"refiner.condition_encoder": "", "refiner.condition_weights": ""},
+    {"refiner.coarse_residual": True},
+    {"coarse.source": "in_fold"},
+    {"refiner.alignment": 0.5, "refiner.teacher": "test_vit"},  # random weights: a control, name a file for the real thing
+)
+
+
+def choices(recipe: str = "oam_buildings", train_images: int = 4800, process: Sequence[Mapping[str, Any]] = _PROCESS) -> Study:
+    """What each choice of the refiner buys: noise schedules and parameterisations over step counts, and every part left out in turn."""
+    steps = (4, 1, 2, 8, 25)
+    fast = {"refiner.one_step_images": train_images // 3, "sampler.sampler": "one_step", "sampler.steps": 1}
+    return Study(
+        name="choices" if recipe == "oam_buildings" else f"choices_{recipe}",
+        recipe=recipe,
+        points=(*({**arm, "sampler.steps": n} for arm in process for n in steps), *({**arm, "sampler.steps": 4} for arm in _PARTS), fast),
+        overrides={"refiner.train_images": train_images},
+        baseline={"sampler.steps": 4},
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def choices_dubai() -> Study:
+    """`choices` on land cover of five classes."""
+    return choices("dubai_landcover", 3200, _PROCESS[:2] + _PROCESS[4:5])
 
 
 def schedules(recipe: str = "oam_buildings") -> Study:
@@ -181,7 +221,21 @@ def search_refiner(recipe: str = "synthetic") -> Study:
 
 BUILT_IN: dict[str, Callable[[], Study]] = {
     f.__name__: f
-    for f in (quickstart, oam, schedules, guidance, steps, backbones, coarse_quality, codec, alignment, search_sampler, search_refiner)
+    for f in (
+        quickstart,
+        oam,
+        choices,
+        choices_dubai,
+        schedules,
+        guidance,
+        steps,
+        backbones,
+        coarse_quality,
+        codec,
+        alignment,
+        search_sampler,
+        search_refiner,
+    )
 }
 
 
