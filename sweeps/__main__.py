@@ -28,7 +28,7 @@ Overrides = Annotated[Positional[tuple[str, ...]], arg(help="stage.field=value f
 StorePath = Annotated[str, arg(help="folder or URI of the store")]
 Stores = Annotated[UseAppendAction[tuple[str, ...]], arg(name="store", help="folder or URI of a store; may be repeated, tables are merged")]
 Where = Annotated[UseAppendAction[tuple[str, ...]], arg(help='filter, e.g. "steps<=8 and schedule=cosine"; may be repeated')]
-Callbacks = Annotated[UseAppendAction[tuple[str, ...]], arg(name="callback", help="tensorboard, mlflow; may be repeated")]
+Callbacks = Annotated[UseAppendAction[tuple[str, ...]], arg(name="callback", help="tensorboard, mlflow, wandb; may be repeated")]
 
 
 def _store(path: str) -> str:
@@ -77,7 +77,7 @@ def run(
     preflight: Annotated[bool, arg(help="build every model on the meta device first")] = True,
     show: Annotated[bool, arg(help="print the table at the end")] = True,
     callbacks: Callbacks = (),
-    budget_gb: Annotated[float, arg(help="refuse to start when the store would grow beyond it; 0: no limit")] = 0.0,
+    budget_gb: Annotated[float, arg(help="of the store: checked before, kept to by the policy of gc while it runs; 0: none")] = 0.0,
 ) -> None:
     """Do what is missing. Stop it any time; the same line resumes."""
     from idgbr.store import Store
@@ -152,7 +152,12 @@ def search(study: Study, /, *, store: StorePath = "", json: bool = False) -> Non
 
 
 def _form(md: bool, latex: bool, json: bool, csv: bool) -> str:
-    return "md" if md else "latex" if latex else "json" if json else "csv" if csv else "rich"
+    from idgbr.errors import BadRequest
+
+    asked = [name for name, is_wanted in (("md", md), ("latex", latex), ("json", json), ("csv", csv)) if is_wanted]
+    if len(asked) > 1:
+        raise BadRequest("one format at a time", value=" ".join(f"--{name}" for name in asked), hint="-o FILE once for each")
+    return asked[0] if asked else "rich"
 
 
 def _names(studies: tuple[str, ...]) -> tuple[str, ...]:
@@ -160,7 +165,7 @@ def _names(studies: tuple[str, ...]) -> tuple[str, ...]:
     from sweeps import commands
 
     if not studies:
-        raise BadRequest("which study?", hint="python -m sweeps table STUDY")
+        raise BadRequest("no study was named", hint="python -m sweeps table STUDY")
     return tuple(commands.name_of(s) for s in studies)
 
 

@@ -228,7 +228,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_CONDITION = re.compile(r"^\s*([A-Za-z_][\w.]*)\s*(<=|>=|!=|==|=|<|>|\bin\b)\s*(.+?)\s*$")
+_CONDITION = re.compile(r"^\s*([A-Za-z_][\w.]*)\s*(<=|>=|!=|==|=|<|>|\bin\b)\s*([^<>=!\s].*?)\s*$")
 
 
 def resolve(name: str, columns: Iterable[str]) -> str:

@@ -16,11 +16,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from idgbr.errors import Disagreement
+from idgbr.errors import BadRequest, Disagreement, nearest
 from idgbr.scores.read import METRICS, Metric, mean_of_defined, ratio
 from sweeps.scan import Part, one_version, version_of
 
 FEWEST_SCENES = 6
+UNITS = ("auto", "scene", "block")  # a tile is none: tiles of one scene err together
 FILES_AT_A_TIME = 200  # each trial's rows lie whole in its own part, so batches bound the memory and need no second pass
 WHOLE_TILE = -1
 IDENTITY = ("trial", "split", "label_set", "scene", "raster", "row", "col", "block", "class")
@@ -80,7 +81,10 @@ def unit_sums(
 
     Raises:
         Disagreement: a counts part is missing, half-written or foreign; versions differ; the trials have no tile in common.
+        BadRequest: no such unit.
     """
+    if unit not in UNITS:
+        raise BadRequest("no such unit of inference", value=unit, allowed=", ".join(UNITS), hint=nearest(unit, UNITS) or None)
     counts = [p.of("counts") for p in parts]
     _check_parts(tuple(counts))
     pooled = [METRICS[m] for m in metrics if METRICS[m].how == "pooled"]

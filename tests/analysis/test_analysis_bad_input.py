@@ -97,8 +97,11 @@ def test_unknown_metric_and_filter_name_the_nearest(made):
         table(["made"], stores=[str(made)], metric="boundary_ious")
     with pytest.raises(BadRequest, match=r"no such column.*steps"):
         load_trials([str(made)], ["made"], ["stepps<=8"])
-    with pytest.raises(BadRequest, match="filter not understood"):
-        parse_where("steps", ["sampler.steps"])
+    for text in ("steps", "steps<<8", "steps<=", "steps in"):
+        with pytest.raises(BadRequest, match="filter not understood"):
+            parse_where(text, ["sampler.steps"])
+    with pytest.raises(BadRequest, match=r"no such unit of inference.*auto, scene, block"):
+        table(["made"], stores=[str(made)], unit="tile")
     with pytest.raises(Missing, match="no trial passes the filter"):
         load_trials([str(made)], ["made"], ["seed>=99"])
 
