@@ -99,7 +99,10 @@ def mark(contrasts: Sequence[Contrast]) -> list[Contrast]:
 
 
 def best_and_ties(scorer: Scorer, population: Population, metric: str) -> set[str]:
-    """Labels of the best variant and of all that the test cannot tell from it: ties are decided by the test, not by digits."""
+    """Labels of the best variant and of all that the test cannot tell from it: ties are decided by the test, not by digits.
+
+    Empty where there are too few units for any test to tell anything: all would be tied, and a reader would take it for praise.
+    """
     higher = metric_named(metric).higher_is_better
     scores = {v.label: float(np.mean(scorer.seeds(v, metric))) for v in population.variants}
     known = {k: s for k, s in scores.items() if math.isfinite(s)}
@@ -109,6 +112,8 @@ def best_and_ties(scorer: Scorer, population: Population, metric: str) -> set[st
     best = next(v for v in population.variants if v.label == top)
     others = [v for v in population.variants if v.label in known and v is not best]
     marked = mark([Contrast(v.label, v, best, contrast(scorer, metric, v, best)) for v in others])
+    if marked and all(c.mark in ("too few", "undefined") for c in marked):
+        return set()
     return {top} | {c.name for c in marked if c.mark != "*"}
 
 

@@ -21,8 +21,8 @@ def _effect_columns(metric: str) -> list[Column]:
     return [
         Column("effect", f"Δ {title(metric)} [95 %]"),
         Column("p", "p (Holm)"),
-        Column("detectable", "detectable"),
-        Column("d_z", "d_z"),
+        Column("detectable", "detectable", rank=1),
+        Column("d_z", "d_z", rank=2),
     ]
 
 

@@ -174,7 +174,7 @@ def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
 
         console = Console()
         for t in tables:
-            for part in formats.rich_renderables(t):
+            for part in formats.rich_renderables(t, console.width):
                 console.print(part)
     else:
         print(formats.render(tables, form))

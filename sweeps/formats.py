@@ -35,6 +35,7 @@ class Column:
     name: str  # for machines
     title: str  # for people
     is_number: bool = True
+    rank: int = 0  # what a narrow terminal leaves out first: the highest; 0 never
 
 
 @dataclass(frozen=True)
@@ -224,28 +225,42 @@ def _flat(table: Table, row: Sequence[Cell]) -> dict[str, Any]:
     return values
 
 
-def rich_renderables(table: Table) -> list[Any]:
-    """For `rich.console.Console.print`: heading, table, notes."""
+def fitting(table: Table, width: int) -> list[int]:
+    """Places of the columns that a terminal of `width` characters has room for: ranked columns are left out, the highest rank first."""
+    sizes = [max(len(c.title), *(len(row[i].text) for row in table.rows), 0) + 3 for i, c in enumerate(table.columns)]
+    kept = list(range(len(sizes)))
+    while 1 + sum(sizes[i] for i in kept) > width and any(table.columns[i].rank for i in kept):
+        kept.remove(max(kept, key=lambda i: (table.columns[i].rank, i)))
+    return kept
+
+
+def rich_renderables(table: Table, width: int) -> list[Any]:
+    """For `rich.console.Console.print`: heading, table (without the columns that `width` has no room for), notes."""
     from rich.markup import escape
     from rich.table import Table as RichTable
     from rich.text import Text
 
     out = RichTable(title=escape(table.title), title_justify="left", show_lines=False, header_style="bold")
-    for c in table.columns:
+    kept = fitting(table, width)
+    for c in (table.columns[i] for i in kept):
         out.add_column(escape(c.title), justify="right" if c.is_number else "left", no_wrap=c.is_number, overflow="fold")
     for row in table.rows:
-        out.add_row(*[Text(c.text, style="bold green" if c.bold else "") for c in row])
+        out.add_row(*[Text(row[i].text, style="bold green" if row[i].bold else "") for i in kept])
+    notes_shown = list(table.notes)
+    if len(kept) < len(table.columns):
+        left_out = ", ".join(c.title for i, c in enumerate(table.columns) if i not in kept)
+        notes_shown.append(f"Left out, the terminal has {width} columns: {left_out}. --md, --csv and -o FILE have them.")
     head = Text("\n".join(f"{name}: {text}" for name, text in table.header), style="dim")
-    notes = Text("\n".join(f"{i}. {note}" for i, note in enumerate(table.notes, 1)), style="dim")
+    notes = Text("\n".join(f"{i}. {note}" for i, note in enumerate(notes_shown, 1)), style="dim")
     return [head, out, notes]
 
 
-def to_text(table: Table, width: int = 200) -> str:
-    """What the terminal would show, without colours."""
+def to_text(table: Table, width: int = 400) -> str:
+    """What a terminal of that width would show, without colours."""
     from rich.console import Console
 
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
-    for part in rich_renderables(table):
+    for part in rich_renderables(table, width):
         console.print(part)
-    return out.getvalue()
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

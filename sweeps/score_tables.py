@@ -182,9 +182,10 @@ def score_table(
     many = len(population.variants) > MANY_VARIANTS  # every tie is a test: in so long a table only the primary metric's are made out
     best = {m: best_and_ties(view.scorer, population, m) if m == primary or not many else set() for m in metrics}
     for m in metrics:
-        columns += [Column(m, title(m)), Column(f"{m}_effect", f"Δ {title(m)} [95 %]")]
+        aside = 0 if m == primary else 1
+        columns += [Column(m, title(m), rank=aside), Column(f"{m}_effect", f"Δ {title(m)} [95 %]", rank=3 * aside)]
         if m == primary:
-            columns += [Column(f"{m}_p", "p (Holm)"), Column(f"{m}_detectable", "detectable")]
+            columns += [Column(f"{m}_p", "p (Holm)", rank=1), Column(f"{m}_detectable", "detectable", rank=2)]
     rows = []
     for i in _order(population, order):
         v = population.variants[i]
@@ -299,7 +300,11 @@ def notes(view: View, contrasts: Sequence[Contrast], primary: str, baseline: str
     else:
         out.append(f"No variant has a baseline {baseline!r} of its own to be compared with.")
     where = "" if len(view.population.variants) <= MANY_VARIANTS else f", {TITLES.get(primary, primary)} only"
-    out.append(f"Bold: best, and all that the test cannot tell from it (paired with the best, Holm{where}).")
+    units, others = len(s.units), len(view.population.variants) - 1
+    if others and stats.too_few(units, others):
+        out.append(f"Nothing is bold: {units} {what}s are too few for any test to tell the best from the {others} others.")
+    else:
+        out.append(f"Bold: best, and all that the test cannot tell from it (paired with the best, Holm{where}).")
     out.append("Detectable: smallest true difference that this many units would find with 80 % power.")
     return (*out, *view.trials.notes, *view.population.notes, *s.notes)
 

@@ -174,6 +174,8 @@ def test_too_few_scenes_are_called_so_instead_of_starred(tmp_path, capsys):
     assert "(too few scenes)" in text
     assert " * |" not in text
     assert "no result could be below 0.05" in text
+    assert "Nothing is bold: 6 scenes are too few" in text
+    assert "**" not in text
 
 
 def test_one_scene_with_one_block_has_scores_and_no_interval(tmp_path, capsys):

@@ -105,3 +105,14 @@ def test_terminal_text_is_plain_and_complete(made_tables):
     text = formats.to_text(made_tables[0])
     assert "\x1b" not in text
     assert all(row[0].text in text for row in made_tables[0].rows)
+
+
+def test_narrow_terminal_leaves_out_the_least_columns_and_says_which(made_tables):
+    table = made_tables[0]
+    assert formats.fitting(table, 400) == list(range(len(table.columns)))
+    text = formats.to_text(table, 120)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "Left out, the terminal has 120 columns: Δ mIoU" in text
+    head = text[: text.index("coarse ")]
+    assert "Δ boundary IoU" in head
+    assert "Δ WFm edge" not in head
