@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.config import Experiment
+from idgbr.errors import BadRequest
 from idgbr.labels import IGNORE, ClassTable
 
 if TYPE_CHECKING:
@@ -32,13 +33,18 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None) ->
         The folder with scenes.parquet, classes.json and stats.json; printed last.
 
     Raises:
-        Missing, Disagreement, BadRequest: see `datasets.prepare`; and when the sheet cannot be written.
+        Missing, Disagreement, BadRequest: see `datasets.prepare`; and when the sheet is no PNG or cannot be written.
     """
     from idgbr import datasets, stages
     from idgbr.datasets import index
     from idgbr.progress import Progress
+    from idgbr.raster_output import check_place
     from idgbr.store import Store
 
+    if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise BadRequest("the contact sheet is a PNG", value=f"--sheet {sheet}", hint=f"--sheet {sheet.with_suffix('.png')}")
+        check_place(sheet)
     place = Store(store)
     place.check_writable()
     job = next(job for job in stages.jobs(experiment) if job.stage == "data")
@@ -105,7 +111,7 @@ def write_sheet(dataset: Dataset, path: Path) -> None:
     """
     from PIL import Image, ImageDraw
 
-    from idgbr.store import unwritable
+    from idgbr.raster_output import not_written
 
     splits = {split: [r for r in dataset.rasters if r.split == split] for split in ("train", "val", "test")}
     chosen = {split: _spread(rasters) for split, rasters in splits.items() if rasters}
@@ -136,9 +142,10 @@ def write_sheet(dataset: Dataset, path: Path) -> None:
         temporary.write_bytes(data.getvalue())
         os.replace(temporary, path)
     except OSError as error:
-        raise unwritable(str(path), error) from error
+        raise not_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def _spread(rasters: Sequence[Raster]) -> list[Raster]:

@@ -38,8 +38,11 @@ def read_split_table(path: Path, root: Path) -> list[Row]:
             allowed="a CSV with the columns image, mask, split (or name, split)",
             hint="data.split_table=FILE.csv",
         )
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = [{(k or "").strip(): (v or "").strip() for k, v in row.items() if k is not None} for row in csv.DictReader(file)]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [{(k or "").strip(): (v or "").strip() for k, v in row.items() if k is not None} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Disagreement(f"{path} is not a CSV in UTF-8", value=error, hint="save it again as CSV UTF-8") from error
     if not rows:
         raise Disagreement(f"{path} has no rows")
     if "split" not in rows[0]:
@@ -47,7 +50,7 @@ def read_split_table(path: Path, root: Path) -> list[Row]:
             f"{path} has no column 'split'",
             value=", ".join(rows[0]),
             allowed="split: train, val, test",
-            hint=nearest("split", rows[0]) or None,
+            hint="commas between the columns" if len(rows[0]) == 1 else nearest("split", rows[0]) or None,
         )
     wrong = sorted({row["split"] for row in rows} - set(SPLITS))
     if wrong:
@@ -96,7 +99,7 @@ def by_stem(folder: Path) -> dict[str, Path]:
         raise Missing(f"no folder {folder}", allowed="images/ and masks/ beside the split table")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             if path.stem in found:
                 raise Disagreement("two files of one name", value=f"{found[path.stem]}, {path}", hint="keep one of them")
             found[path.stem] = path

@@ -43,8 +43,8 @@ VAIHINGEN_TRAIN = ("1", "3", "5", "7", "11", "13", "15", "17", "21", "23", "26",
 VAIHINGEN_TEST = ("2", "4", "6", "8", "10", "12", "14", "16", "20", "22", "24", "27", "29", "31", "33", "35", "38")  # fmt: skip
 VAIHINGEN_VAL = ("5", "15", "21", "30")  # held out by many papers that use the 16 training tiles only
 
-_POTSDAM = re.compile(r"top_potsdam_(\d+_\d+)_(RGBIR|RGB|IRRG|label_noBoundary|label)\.tiff?$", re.IGNORECASE)
-_VAIHINGEN = re.compile(r"top_mosaic_09cm_area(\d+)(_noBoundary)?\.tiff?$", re.IGNORECASE)
+_POTSDAM = re.compile(r"^top_potsdam_(\d+_\d+)_(RGBIR|RGB|IRRG|label_noBoundary|label)\.tiff?$", re.IGNORECASE)
+_VAIHINGEN = re.compile(r"^top_mosaic_09cm_area(\d+)(_noBoundary)?\.tiff?$", re.IGNORECASE)
 _OVERLAY = "4_12"  # its label in 5_Labels_all is the label drawn over the image (torchgeo issue 1727); the participants' copy is right
 
 Files = dict[str, dict[str, list[Path]]]  # tile -> kind -> files

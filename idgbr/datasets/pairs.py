@@ -14,6 +14,7 @@ from idgbr.datasets.layout import IMAGE_SUFFIXES, Entry
 from idgbr.errors import Disagreement, Missing
 
 Key = Callable[[str], str]
+NOT_DATA = ("__MACOSX",)  # a shadow tree of ._NAME files that macOS packs into archives
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def base_folder(root: Path, parts: Sequence[Part]) -> Path:
             return found[0]
         if found:
             raise Disagreement("the data set is there twice", value=", ".join(map(str, found)), hint="data.root=ONE OF THEM")
-        level = [sub for folder in level for sub in sorted(folder.iterdir()) if sub.is_dir()]
+        level = [sub for folder in level for sub in sorted(folder.iterdir()) if sub.is_dir() and sub.name not in NOT_DATA]
     there = some(sorted(p.name + "/" * p.is_dir() for p in root.iterdir()), 12) or "nothing"
     raise Missing(
         f"{root} does not hold the data set",

@@ -252,6 +252,10 @@ def dubai_landcover(root: Path) -> Truth:
             folder = root / "Semantic segmentation dataset" / f"Tile {tile}"
             picture(folder / "images" / f"image_part_{part:03d}.jpg", image)
             picture(folder / "masks" / f"image_part_{part:03d}.png", coloured(index, colours, (0x9B, 0x9B, 0x9B)))
+            if tile == 2:
+                paletted = Image.fromarray(np.where(index == 255, 5, index).astype(np.uint8), "P")
+                paletted.putpalette([*(v for colour in colours for v in colour), 0x9B, 0x9B, 0x9B])
+                paletted.save(folder / "masks" / f"image_part_{part:03d}.png")
             split = {1: "test", 3: "val"}.get(tile, "train")
             if tile not in (2, 4) and (tile, part) != (1, 1):
                 truth[f"tile{tile}_part{part}"] = (split, index)

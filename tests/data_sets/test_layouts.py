@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniature_layouts import LAYOUTS, Truth, eroded, inria, potsdam, tiff, vaihingen, whu_building
+from miniature_layouts import LAYOUTS, Truth, drawn, dubai_landcover, eroded, inria, potsdam, tiff, vaihingen, whu_building
 
 from idgbr import datasets
 from idgbr.config import DataConfig
@@ -108,6 +108,27 @@ def test_vaihingen_validation_tiles_can_be_chosen_from_the_training_tiles_only(t
     assert [e.id for e in found.entries if e.split == "val"] == ["vaihingen_1", "vaihingen_7"]
     with pytest.raises(BadRequest, match=r"data.val_ids are official training tiles"):
         datasets.scan.find(DataConfig(source="vaihingen", root=str(tmp_path), val_ids=("2",)))
+
+
+def test_dubai_follows_a_split_table_and_reads_the_paletted_masks_of_tile_2(tmp_path: Path) -> None:
+    dubai_landcover(tmp_path)
+    base = tmp_path / "Semantic segmentation dataset"
+    (base / "splits.csv").write_text("tile,part,split\n5,1,train\n2,4,val\n")
+    dataset = prepared(DataConfig(source="dubai_landcover", root=str(tmp_path)), tmp_path / "out")
+    assert {r.id: r.split for r in dataset.rasters} == {"tile5_part1": "train", "tile2_part4": "val"}
+    expected = drawn("dubai24", 5, ignore=True, height=40, width=42)[1]
+    np.testing.assert_array_equal(read_labels(dataset.of("val")[0].label, dataset.table), expected)
+
+
+def test_what_a_mac_packs_into_archives_is_no_data(tmp_path: Path) -> None:
+    whu_building(tmp_path / "WHU")
+    vaihingen(tmp_path / "V")
+    for path in (*tmp_path.rglob("*.tif"),):
+        shadow = tmp_path / "__MACOSX" / path.relative_to(tmp_path).with_name(f"._{path.name}")
+        shadow.parent.mkdir(parents=True, exist_ok=True)
+        shadow.write_bytes(b"\0\5\x16\7")
+    assert len(datasets.scan.find(DataConfig(source="whu_building", root=str(tmp_path))).entries) == 7
+    assert len(datasets.scan.find(DataConfig(source="vaihingen", root=str(tmp_path))).entries) == 33
 
 
 def test_missing_pairs_are_counted_and_named(tmp_path: Path) -> None:

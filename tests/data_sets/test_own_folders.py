@@ -99,6 +99,23 @@ def test_missing_files_are_counted_and_named(own_folder: Make) -> None:
         scan.find(config)
 
 
+def test_tables_of_another_encoding_or_separator_are_one_clear_error(own_folder: Make) -> None:
+    config = own_folder()
+    table, classes = Path(config.root) / "splits.csv", Path(config.root) / "classes.json"
+    text = table.read_text()
+    table.write_bytes(text.replace("place0", "Pfäffikon").encode("latin-1"))
+    with pytest.raises(Disagreement, match=r"splits.csv is not a CSV in UTF-8"):
+        scan.find(config)
+    table.write_text(text.replace(",", ";"))
+    with pytest.raises(Disagreement, match=r"no column 'split'.*commas between the columns"):
+        scan.find(config)
+    table.write_text(text, encoding="utf-8-sig")  # as spreadsheets write it
+    assert len(scan.find(config).entries) == 5
+    classes.write_bytes(b"\xff\xfe")
+    with pytest.raises(Disagreement, match="not text in UTF-8"):
+        scan.class_table(config, scan.layout("folder"), scan.find(config))
+
+
 def test_a_scene_in_two_splits_is_refused(own_folder: Make, tmp_path: Path) -> None:
     config = own_folder()
     edit(config, "place4", "place0")

@@ -11,7 +11,7 @@ from miniature_layouts import loveda
 from PIL import Image
 
 from idgbr.config import DataConfig, Experiment
-from idgbr.errors import Missing
+from idgbr.errors import BadRequest, Missing
 from idgbr.prepare_command import prepare
 from idgbr.store import Store
 
@@ -40,5 +40,8 @@ def test_the_contact_sheet_shows_labels_in_class_colours(tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "test (1 without labels)" in printed
     assert "note: LoveDA train: found 2 of 2522 tiles" in printed
-    with pytest.raises(Missing, match="cannot write"):
+    with pytest.raises(Missing, match=r"no folder .*nowhere to write into"):
         prepare(experiment, str(tmp_path / "store"), sheet=tmp_path / "nowhere" / "sheet.png")
+    with pytest.raises(BadRequest, match="is a PNG"):
+        prepare(experiment, str(tmp_path / "store"), sheet=tmp_path / "sheet.jpg")
+    assert capsys.readouterr().out == ""  # before anything is indexed or shown
