@@ -22,6 +22,7 @@ from idgbr.config import Runtime, SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing, SomeFailed
 
 if TYPE_CHECKING:
+    from idgbr.labels import ClassTable
     from idgbr.refine_command import Model
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
@@ -44,8 +45,10 @@ def orders(source: Path, coarse: Path | None, out: Path) -> list[Order]:
 
     Raises:
         Missing: no such list or folder, no scene in it, or files that are not there.
-        BadRequest: wrong columns, or two scenes with one output.
+        BadRequest: wrong columns, two scenes with one output, or an output that is an input.
     """
+    from idgbr.raster_output import check_apart
+
     found: list[Order] = []
     if source.is_dir():
         if coarse is None or not coarse.is_dir():
@@ -80,14 +83,17 @@ def orders(source: Path, coarse: Path | None, out: Path) -> list[Order]:
     twice = {order.out for order in found if sum(o.out == order.out for o in found) > 1}
     if twice:
         raise BadRequest("two scenes would write one output", value=", ".join(map(str, sorted(twice))), hint="an `out` column in the list")
+    for order in found:
+        check_apart(order.out, order.scene, order.coarse)
     return found
 
 
 class SceneWorker:
     """Holds one copy of the model, loaded with the first scene; lives in a Ray actor."""
 
-    def __init__(self, model: str, store: str, runtime: Runtime, settings: Mapping[str, Any]):
+    def __init__(self, model: str, store: str, runtime: Runtime, settings: Mapping[str, Any], codes: ClassTable | None = None):
         self.request = model, store, runtime
+        self.codes = codes
         self.settings = dict(settings)
         self.model: Model | None = None
 
@@ -117,7 +123,9 @@ class SceneWorker:
                 raise Disagreement(f"{order.out} is there, made by another model or with other settings", hint="another -o, or --overwrite")
             check_output(order.out)
             place = order.scene, order.coarse, order.out
-            tally, _ = refine_scene(model, sampler, *place, seed=seed, confidence=confidence, resume=True)
+            tally, _ = refine_scene(
+                model, sampler, *place, seed=seed, confidence=confidence, resume=not overwrite, afresh=overwrite, codes=self.codes
+            )
         except IdgbrError as error:
             return False, str(error)
         return True, str(tally)
@@ -136,11 +144,13 @@ def refine_scenes(
     cpus: float = 1.0,
     gpus: float = 0.0,
     runtime: Runtime | None = None,
+    codes: ClassTable | None = None,
 ) -> Iterator[tuple[Order, bool, str]]:
     """Refine all scenes on the connected Ray cluster; yields each as it ends: (order, whether it went well, what to say).
 
     Args:
         workers: at most so many at a time; 0: as many as the cluster has room for. cpus, gpus: of one worker.
+        codes: what the codes of the coarse maps mean, where they are not the model's.
 
     Raises:
         Missing: no node has room for one worker.
@@ -156,7 +166,7 @@ def refine_scenes(
         raise Missing("no node has room for one worker", value=f"a worker wants {cpus:g} CPUs and {gpus:g} GPUs", hint="--cpus, --gpus")
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": TRIES, "max_task_retries": TRIES}
     actor: Any = ray.remote(SceneWorker).options(**options)
-    idle = [actor.remote(model, store, runtime, dict(settings)) for _ in range(count)]
+    idle = [actor.remote(model, store, runtime, dict(settings), codes) for _ in range(count)]
     waiting = list(todo)
     running: dict[Any, tuple[Any, Order]] = {}
     try:
@@ -172,7 +182,7 @@ def refine_scenes(
                 good, text = False, str(error).strip().splitlines()[-1]
             except ray.exceptions.RayActorError as error:
                 good, text = False, f"its worker died {TRIES + 1} times: {str(error).strip().splitlines()[0]}"
-                worker = actor.remote(model, store, runtime, dict(settings))
+                worker = actor.remote(model, store, runtime, dict(settings), codes)
             idle.append(worker)
             yield order, good, text
     finally:
@@ -200,13 +210,16 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--cpus", type=float, default=1.0, help="of one worker")
     parser.add_argument("--gpus", type=float, default=0.0, help="of one worker")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--classes", type=Path, default=None, metavar="JSON", help="what the codes of the coarse maps mean")
     parser.add_argument("--store", default=os.environ.get("IDGBR_STORE", "store"))
     given = parser.parse_args(words)
     from cluster.session import connected
+    from idgbr.labels import ClassTable
     from idgbr.refine_command import find_model
 
     todo = orders(given.source.absolute(), given.coarse and given.coarse.absolute(), given.out.absolute())  # workers run in other folders
     find_model(given.model, given.store)  # before a cluster is started
+    codes = ClassTable.load(given.classes) if given.classes else None
     model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
     store = given.store if "://" in given.store else str(Path(given.store).absolute())
     given.out.mkdir(parents=True, exist_ok=True)
@@ -216,7 +229,7 @@ def main(words: list[str] | None = None) -> int:
     with connected():
         results = refine_scenes(
             todo, model, store=store, settings=settings, seed=given.seed, confidence=given.confidence,
-            overwrite=given.overwrite, workers=given.workers, cpus=given.cpus, gpus=given.gpus, runtime=runtime,
+            overwrite=given.overwrite, workers=given.workers, cpus=given.cpus, gpus=given.gpus, runtime=runtime, codes=codes,
         )  # fmt: skip
         for n, (order, good, text) in enumerate(results, 1):
             print(f"{n}/{len(todo)} {order.scene.name}: {text}", file=sys.stderr, flush=True)

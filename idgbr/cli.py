@@ -130,6 +130,7 @@ def refine(
     overwrite: bool = False,
     device: str = "auto",
     precision: Annotated[str, arg(help="fp32 or bf16")] = "fp32",
+    classes: Annotated[Path | None, arg(help="class table (JSON): the model's classes with the codes or colours of COARSE")] = None,
     store: StorePath = "",
 ) -> None:
     """Sharpen any model's class map of a scene. CRS, grid, nodata and colours are kept."""
@@ -139,7 +140,7 @@ def refine(
     run(
         scene, coarse, out, model=model or _newest_refiner(store), steps=steps, samples=samples, reach_px=reach_px, reach_m=reach_m,
         tile_px=tile_px, seed=seed, confidence=confidence, polygons=polygons, simplify_px=simplify_px, resume=resume, overwrite=overwrite,
-        device=device, precision=precision, store=store,
+        device=device, precision=precision, store=store, classes=classes,
     )  # fmt: skip
 
 

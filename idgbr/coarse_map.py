@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
-from idgbr.errors import Disagreement
+from idgbr.errors import BadRequest, Disagreement
 from idgbr.grid import Grid, grid_of, opened
 from idgbr.labels import ClassTable, LabelClass
 from idgbr.raster import IGNORE, Reader, normalised, read_labels
@@ -61,11 +61,16 @@ class CoarseMap:
     (not three or four bands) with a constant sum, are probabilities; three bands hold the table's colours; a single band holds the
     table's number codes, or class indices where the table has only colours.
 
+    Args:
+        table: the model's classes.
+        codes: the same classes, in any order, with the codes or colours of this file (another program's); a class may have several.
+
     Raises (when made):
         Missing: no such file. Disagreement: unreadable, another number of classes, other class names.
+        BadRequest: `codes` for a file of probabilities.
     """
 
-    def __init__(self, path: str | Path, table: ClassTable):
+    def __init__(self, path: str | Path, table: ClassTable, codes: ClassTable | None = None):
         self.path, self.table = Path(path), table
         with opened(self.path) as source:
             self.grid: Grid = grid_of(source)
@@ -73,7 +78,9 @@ class CoarseMap:
             count, dtypes, interp = source.count, source.dtypes, source.colorinterp
         self.reading = table
         self.is_probabilities = tags.get(f"{PREFIX}KIND") == "probabilities"
-        if f"{PREFIX}CLASSES" in tags and not self.is_probabilities:
+        if codes is not None:
+            self._read_as(codes)
+        elif f"{PREFIX}CLASSES" in tags and not self.is_probabilities:
             names = tuple(c["name"] for c in json.loads(tags[f"{PREFIX}CLASSES"])["classes"])
             if names != table.names:
                 raise Disagreement(f"{self.path} has other classes than the model", value=", ".join(names), allowed=", ".join(table.names))
@@ -88,6 +95,8 @@ class CoarseMap:
             if not self.is_probabilities and count == 1 and not has_numbers and interp[0] != ColorInterp.palette:
                 self.reading = index_table(table)
         bands_of_numbers = count > 4 or (count > 1 and any(np.dtype(d).kind == "f" for d in dtypes))
+        if codes is not None and (self.is_probabilities or bands_of_numbers):
+            raise BadRequest(f"{self.path} has {count} bands of numbers; a table of codes says nothing about it", hint="without --classes")
         if (self.is_probabilities or bands_of_numbers) and count != table.n_classes:
             raise Disagreement(
                 f"{self.path} has probabilities of {count} classes, the model has {table.n_classes}",
@@ -95,6 +104,17 @@ class CoarseMap:
                 allowed=", ".join(table.names),
             )
         self._reader = Reader(self.path, ())
+
+    def _read_as(self, codes: ClassTable) -> None:
+        by_name = {each.name: each for each in codes.classes}
+        if by_name.keys() != set(self.table.names):
+            raise Disagreement(
+                "the class table for the coarse map has other classes than the model",
+                value=", ".join(by_name),
+                allowed=", ".join(self.table.names),
+                hint="the model's names; one class may have several codes",
+            )
+        self.reading = ClassTable(tuple(by_name[name] for name in self.table.names), codes.ignore)
 
     def describe(self) -> str:
         return f"{self.table.n_classes} probability bands" if self.is_probabilities else f"class map ({self.reading.describe_codes()})"

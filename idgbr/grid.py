@@ -16,7 +16,7 @@ from typing import Any
 import rasterio
 from affine import Affine
 from rasterio._env import set_gdal_config
-from rasterio._err import CPLE_BaseError
+from rasterio._err import CPLE_BaseError, stack_errors
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -159,6 +159,8 @@ def opened(path: str | Path) -> Iterator[Any]:
     key = (str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
     with _lock, rasterio.Env(**READ_OPTIONS), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a photograph without a CRS is a fair input
+        with stack_errors():  # rasterio leaves GDAL's error of a failed read standing, and may raise it for the next file: forget it
+            pass
         try:
             source = _open.pop(key, None)
             if source is None:
@@ -184,6 +186,8 @@ def unreadable(path: Path, error: BaseException) -> IdgbrError:
 
 def _check_complete(path: Path) -> None:
     """GDAL reads a truncated PNG without a word; its end marker tells."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return  # GDAL says what is wrong with it
     with open(path, "rb") as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             return

@@ -103,7 +103,7 @@ class ClassTable:
                 f"{where}: codes that the class table does not have",
                 value=_histogram(raw),
                 allowed=self.describe_codes(),
-                hint="a class table with these codes: data.classes=FILE.json",
+                hint="a class table with these codes: --classes FILE.json, or data.classes=FILE.json in a recipe",
             )
         return index
 
@@ -149,8 +149,12 @@ class ClassTable:
         """
         path = Path(path)
         if not path.is_file():
-            raise Missing("no class table", value=path, hint="data.classes=FILE.json, or classes.json in the data set's folder")
-        return ClassTable.from_json(path.read_text(), path)
+            raise Missing("no class table", value=path, hint="an existing file; for a data set, classes.json in its folder")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise Disagreement(f"{path}: not a class table, for it is not text in UTF-8", value=error) from error
+        return ClassTable.from_json(text, path)
 
 
 def binary(

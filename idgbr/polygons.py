@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Missing
 from idgbr.grid import Grid, opened
-from idgbr.raster_output import IGNORE, check_place
-from idgbr.store import unwritable
+from idgbr.raster_output import IGNORE, check_place, not_written
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable
@@ -112,8 +111,8 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
             )
         temporary.replace(path)
     except OSError as error:
-        raise unwritable(str(path), error) from error
-    except pyogrio.errors.DataSourceError as error:
+        raise not_written(path, error) from error
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise Missing(f"cannot write {path}: {error}", hint="another folder, or more free space") from error
     finally:
         for left in path.parent.glob(f"{temporary.name}*"):

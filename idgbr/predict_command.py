@@ -39,11 +39,12 @@ def predict(
     """
     from idgbr import datasets, stages
     from idgbr.progress import Progress
-    from idgbr.raster_output import check_output
+    from idgbr.raster_output import check_apart, check_output
     from idgbr.store import Store
 
     scene, out = Path(scene), Path(out)
     check_output(out, overwrite)
+    check_apart(out, scene)
     place = Store(store)
     jobs = {(job.stage, job.name): job for job in stages.jobs(experiment)}
     job = jobs.get(("backbone", "full"))

@@ -6,6 +6,7 @@ So what was written is read back and compared by checksum before the file gets i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -155,7 +156,7 @@ class RasterWriter:
     def _diagnose(self, error: BaseException) -> IdgbrError:
         """GDAL's text says little; the system call that fails the same way says which it is."""
         if isinstance(error, OSError) and error.errno:
-            return unwritable(str(self.path), error)
+            return not_written(self.path, error)
         probe = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.probe")
         try:
             with open(probe, "wb") as file:
@@ -163,9 +164,10 @@ class RasterWriter:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as cause:
-            return unwritable(str(self.path), cause)
+            return not_written(self.path, cause)
         finally:
-            probe.unlink(missing_ok=True)
+            if probe.exists():  # a read-only file system refuses to remove even what is not there
+                probe.unlink()
         return Missing(f"cannot write {self.path}: {error.__cause__ or error}", hint="another folder, or more free space")
 
 
@@ -193,10 +195,25 @@ def check_place(path: Path, overwrite: bool = True) -> None:
     probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         probe.touch()
+        probe.unlink()
     except OSError as error:
-        raise unwritable(str(path), error) from error
-    finally:
-        probe.unlink(missing_ok=True)
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> IdgbrError:
+    """One clear error for an output that cannot be written: no permission, read-only, no space."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Missing(f"cannot write {path}: {error.strerror}", hint="an output in a folder you may write to")
+    return unwritable(str(path), error)
+
+
+def check_apart(out: Path, *inputs: Path) -> None:
+    """Raises:
+    BadRequest: the output is one of the inputs, which would be lost.
+    """
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise BadRequest(f"the output {out} is an input of this command", value=path, hint="another name")
 
 
 def class_tags(table: ClassTable | None) -> dict[str, str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from idgbr.scene import Tally, TileRefiner
 
 Report = Callable[..., None]
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ def find_model(model: str, store: str) -> tuple[Path, Experiment | None]:
 
 def load_model(model: str, store: str, runtime: Runtime) -> Model:
     """Raises:
-    Missing: no such model.
+    Missing: no such model. BadRequest: an unknown precision.
     """
     from idgbr.refiner import Refiner
     from idgbr.scene import TorchTiles
 
+    if runtime.precision not in PRECISIONS:
+        raise BadRequest("unknown precision", value=f"--precision {runtime.precision}", allowed=", ".join(PRECISIONS))
     folder, experiment = find_model(model, store)
     refiner = Refiner.load(folder)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "config.json").read_bytes()).hexdigest()[:16]
@@ -95,27 +98,34 @@ def refine(
     precision: str = "fp32",
     store: str = "store",
     tile_px: int | None = None,
+    classes: Path | None = None,
 ) -> None:
     """Refine `coarse` (any model's class map, or probabilities) of `scene`; print the paths written, last the map.
 
     Settings that are None are those the model was trained and scored with. `reach_m` gives the reach in metres on the ground.
-    The confidence bands go beside the map, as `OUT_confidence.tif`.
+    The confidence bands go beside the map, as `OUT_confidence.tif`. `classes` says what the codes or colours of `coarse` mean, where they
+    are not the model's: a class table with the model's class names.
 
     Raises:
-        BadRequest: an output exists or has a wrong name, a setting is out of range, metres without a CRS. Missing: model, files, space.
+        BadRequest: an output exists, is an input or has a wrong name, a setting is out of range, metres without a CRS.
+        Missing: model, files, space.
         Disagreement: grids, bands or classes differ; a file is damaged.
     """
     from idgbr.grid import Grid
+    from idgbr.labels import ClassTable
     from idgbr.polygons import check_polygons
     from idgbr.progress import Progress
-    from idgbr.raster_output import check_output
+    from idgbr.raster_output import check_apart, check_output
 
     scene, coarse, out = Path(scene), Path(coarse), Path(out)
     check_output(out, overwrite)
+    check_apart(out, scene, coarse)
     if confidence:
         check_output(confidence_path(out), overwrite)
+        check_apart(confidence_path(out), scene, coarse)
     if polygons is not None:
         check_polygons(Path(polygons), simplify_px, overwrite)
+    codes = ClassTable.load(classes) if classes is not None else None
     if reach_m is not None:
         if reach_px is not None:
             raise BadRequest("the reach is given twice", value=f"{reach_px} px and {reach_m} m", hint="one of the two")
@@ -125,7 +135,7 @@ def refine(
     with Progress(f"refine {scene.name}") as progress:
         tally, written = refine_scene(
             loaded, sampler, scene, coarse, out, seed=seed, confidence=confidence, polygons=polygons, simplify_px=simplify_px,
-            resume=resume, afresh=overwrite, report=progress,
+            resume=resume, afresh=overwrite, report=progress, codes=codes,
         )  # fmt: skip
     print(tally, file=sys.stderr)
     for path in written:
@@ -163,6 +173,7 @@ def refine_scene(
     resume: bool = False,
     afresh: bool = False,
     report: Report | None = None,
+    codes: ClassTable | None = None,
 ) -> tuple[Tally, list[Path]]:
     """One scene by a loaded model. Tiles' seeds depend on `seed`, the scene's file name without folder and suffix, and the tile's place.
 
@@ -180,13 +191,12 @@ def refine_scene(
 
     image = Reader(scene, model.bands)
     require_placed(scene)
-    guess = CoarseMap(coarse, model.table)
+    guess = CoarseMap(coarse, model.table, codes)
     require_same_grid(image.grid, guess.grid, str(scene), str(coarse), f"{coarse.stem}_aligned.tif")
     bands = confidence or polygons is not None
     settings = sampler_tag(sampler)
-    parts = Parts(
-        out, {"scene": _stamp(scene), "coarse": _stamp(coarse), "model": model.name, "seed": seed, "bands": bands, "sampler": settings}
-    )
+    request = {"scene": _stamp(scene), "coarse": _stamp(coarse), "model": model.name, "seed": seed, "bands": bands, "sampler": settings}
+    parts = Parts(out, request | ({"classes": codes.to_json()} if codes is not None else {}))
     first_row, tally = parts.begin(resume, afresh)
     name = scene.stem
     beside = (confidence_path(out) if confidence else out.with_name(f".{out.stem}.{uuid.uuid4().hex}.conf.tif")) if bands else None

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.raster_output import not_written
 from idgbr.scene import Rows, Tally
-from idgbr.store import unwritable
 
 
 class Parts:
@@ -55,7 +55,7 @@ class Parts:
                 raise Disagreement(
                     f"the interrupted run of {self.out} was another one: {', '.join(differ)} differ",
                     value=f"{name}: then {there.get(name)}, now {self.request.get(name)}",
-                    hint="the same settings and files as then, or start afresh without --resume",
+                    hint="the same settings and files as then; or start afresh: --overwrite, and no --resume",
                 )
             row, tally = 0, Tally()
             for path in self._files():
@@ -70,7 +70,7 @@ class Parts:
             self.folder.mkdir()
             (self.folder / "request.json").write_text(json.dumps(self.request, indent=1))
         except OSError as error:
-            raise unwritable(str(self.folder), error) from error
+            raise not_written(self.folder, error) from error
         return 0, Tally()
 
     def save(self, rows: Rows, tally: Tally) -> None:
@@ -83,8 +83,9 @@ class Parts:
                 np.savez_compressed(file, index=rows.index, bands=rows.bands, tally=np.array(json.dumps(dataclasses.asdict(tally))))
             os.replace(temporary, self.folder / f"rows-{rows.row:010d}.npz")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise unwritable(str(self.out), error) from error
+            if temporary.exists():
+                temporary.unlink()
+            raise not_written(self.out, error) from error
 
     def rows(self) -> Iterator[Rows]:
         """All parts from the top, as far as they follow on each other."""

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from idgbr.align import align
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.labels import binary
 from idgbr.polygons import check_polygons, write_polygons
 from idgbr.raster import IGNORE, Grid, read_labels, write_class_map, write_probabilities
 
@@ -84,6 +85,20 @@ def test_align_lays_a_bare_mask_of_the_same_size_on_the_scene_and_refuses_others
     with pytest.raises(Disagreement, match="do not overlap"):
         align(far, like, tmp_path / "out2.tif")
     assert not (tmp_path / "out2.tif").exists()
+
+
+def test_a_mask_of_0_and_255_keeps_its_class_and_is_unknown_outside(tmp_path, grid, write_image):
+    like = write_image(tmp_path / "s.tif", np.zeros((3, 40, 50), np.uint8), grid(40, 50))
+    mask = np.where(blobs(np.random.default_rng(0), 40, 30, 2, size=8), 255, 0).astype(np.uint8)
+    align(write_image(tmp_path / "m.tif", mask[None], grid(40, 30)), like, tmp_path / "out.tif")
+    got = read_labels(tmp_path / "out.tif", binary("building"))
+    assert (got[:, :30] == (mask > 0)).all()
+    assert (got[:, 30:] == IGNORE).all()
+    every = write_image(tmp_path / "all.tif", np.arange(1200, dtype=np.uint16).astype(np.uint8).reshape(1, 40, 30), grid(40, 30))
+    with pytest.raises(Disagreement, match="all 256 values"):
+        align(every, like, tmp_path / "out2.tif")
+    with pytest.raises(BadRequest, match="is an input"):
+        align(every, like, every, overwrite=True)
 
 
 # ---- polygons ----------------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from PIL import Image
 from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
+from idgbr.coarse_map import CoarseMap
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import ClassTable, LabelClass
 from idgbr.raster import IGNORE, Grid, RasterWriter, Reader, read_labels, read_probabilities, write_class_map, write_probabilities
+from idgbr.raster_output import check_output
 
 UTM = CRS.from_epsg(32633)
 GRIDS = {
@@ -283,6 +287,18 @@ def test_a_truncated_file_is_one_clear_error(tmp_path, suffix):
     assert error.value.exit_code == 4
 
 
+def test_the_error_of_one_file_is_never_told_of_the_next(tmp_path, grid, write_image, table):
+    """rasterio leaves GDAL's last error standing after a failed read; asking the next file for its colours raised it there."""
+    noise = np.random.default_rng(0).integers(0, 255, (3, 200, 200), np.uint8)
+    whole = write_image(tmp_path / "whole.tif", noise, grid(200, 200), nodata=255)
+    (tmp_path / "cut.tif").write_bytes(whole.read_bytes()[:60_000])
+    good = write_image(tmp_path / "good.tif", np.zeros((1, 200, 200), np.uint8), grid(200, 200))
+    for _ in range(3):
+        with pytest.raises(Disagreement, match=r"cannot read .*cut\.tif"):
+            Reader(tmp_path / "cut.tif").read(0, 0, 200, 200)
+        assert (CoarseMap(good, table).strip(0, 200).index == 0).all()
+
+
 def test_too_few_bands_no_file_and_no_raster(tmp_path, grid, write_image):
     path = write_image(tmp_path / "a.tif", np.zeros((1, 9, 9), np.uint8), grid(9, 9))
     with pytest.raises(Disagreement, match=r"1 band.*band 2.*Allowed: 1"):
@@ -291,8 +307,10 @@ def test_too_few_bands_no_file_and_no_raster(tmp_path, grid, write_image):
         _ = Reader(tmp_path / "none.tif").grid
     assert error.value.exit_code == 3
     (tmp_path / "text.tif").write_text("hello")
-    with pytest.raises(Disagreement, match="not a raster"):
-        _ = Reader(tmp_path / "text.tif").grid
+    (tmp_path / "folder.tif").mkdir()
+    for name in ("text.tif", "folder.tif"):
+        with pytest.raises(Disagreement, match="not a raster"):
+            _ = Reader(tmp_path / name).grid
     write_image(tmp_path / "c.tif", np.zeros((3, 9, 9), np.complex64), grid(9, 9))
     with pytest.raises(Disagreement, match="complex"):
         _ = Reader(tmp_path / "c.tif").grid
@@ -303,6 +321,18 @@ def test_output_names_and_folders_are_checked_first(tmp_path, grid, table):
         write_class_map(tmp_path / "a.png", np.zeros((9, 9), np.uint8), grid(9, 9))
     with pytest.raises(Missing, match="mkdir"):
         write_class_map(tmp_path / "no" / "a.tif", np.zeros((9, 9), np.uint8), grid(9, 9))
+
+
+def test_a_read_only_file_system_is_one_clear_error(tmp_path, monkeypatch):
+    """There even removing a file that does not exist is refused."""
+
+    def refused(path, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(Missing, match=r"cannot write .*a\.tif: Read-only file system. Try: an output in a folder you may write to"):
+        check_output(tmp_path / "a.tif")
 
 
 def test_an_error_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_path, grid, table):

@@ -23,6 +23,7 @@ from scene_doubles import KnowingRefiner, blobs, small_refiner
 from idgbr.align import align
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.labels import ClassTable, LabelClass
 from idgbr.raster import IGNORE, Grid, Reader, write_class_map, write_probabilities
 from idgbr.refine_command import Model, refine, refine_scene
 from idgbr.refiner import Refiner
@@ -89,6 +90,36 @@ def test_an_existing_output_is_never_overwritten_unasked(tmp_path, inputs, model
     with pytest.raises(BadRequest, match="--overwrite"):
         refine(scene, coarse, tmp_path / "out.tif", model=str(model_dir))
     assert (tmp_path / "out.tif").read_text() == "mine"
+    before = scene.read_bytes()
+    with pytest.raises(BadRequest, match="is an input"):
+        refine(scene, coarse, scene, model=str(model_dir), overwrite=True)
+    assert scene.read_bytes() == before
+
+
+def test_another_program_s_codes_are_read_by_their_class_table(tmp_path, inputs, model_dir, grid, write_image):
+    scene, coarse, index = inputs
+    codes = ClassTable((LabelClass("building", (3, (200, 0, 0)), (1, 1, 1)), LabelClass("land", (5, 7, (0, 0, 9)), (2, 2, 2))))
+    (tmp_path / "codes.json").write_text(codes.to_json())
+    grey = np.where(index == 1, 3, 5).astype(np.uint8)
+    grey[:40][index[:40] == 0] = 7
+    rgb = np.where(index == 1, np.array([200, 0, 0])[:, None, None], np.array([0, 0, 9])[:, None, None]).astype(np.uint8)
+    write_image(tmp_path / "grey.tif", grey[None], grid(90, 110))
+    write_image(tmp_path / "rgb.tif", rgb, grid(90, 110), photometric="RGB")
+    refine(scene, coarse, tmp_path / "want.tif", model=str(model_dir), steps=1)
+    given = {"model": str(model_dir), "classes": tmp_path / "codes.json"}
+    for name in ("grey", "rgb"):
+        refine(scene, tmp_path / f"{name}.tif", tmp_path / f"{name}_out.tif", steps=1, **given)
+        with rasterio.open(tmp_path / f"{name}_out.tif") as a, rasterio.open(tmp_path / "want.tif") as b:
+            assert (a.read() == b.read()).all()
+    (tmp_path / "codes.json").write_text(codes.to_json().replace("land", "field"))
+    with pytest.raises(Disagreement, match="building, field"):
+        refine(scene, coarse, tmp_path / "p.tif", **given)
+    (tmp_path / "codes.json").write_text(codes.to_json())
+    write_probabilities(tmp_path / "two.tif", np.full((2, 90, 110), 0.5), grid(90, 110))
+    with pytest.raises(BadRequest, match="2 bands of numbers"):
+        refine(scene, tmp_path / "two.tif", tmp_path / "p.tif", **given)
+    with pytest.raises(BadRequest, match=r"precision fp8.*Allowed: fp32, bf16"):
+        refine(scene, coarse, tmp_path / "p.tif", model=str(model_dir), precision="fp8")
 
 
 def test_a_png_mask_of_another_size_and_a_moved_one_are_refused(tmp_path, inputs, model_dir, grid, write_image):
@@ -261,11 +292,21 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, long_scene,
                 write_class_map(Path({str(folder)!r}) / "m.tif", noise, Grid(300, 300), cog=cog)
             except Missing as error:
                 print(error.exit_code, error)
+        from idgbr.labels import ClassTable
+        from idgbr.polygons import write_polygons
+        table = ClassTable.from_json({table.to_json()!r})
+        for name in ("m.gpkg", "m.geojson"):
+            try:
+                write_polygons(Path({str(folder)!r}) / name, Path({str(long_scene[1])!r}), table)
+            except Missing as error:
+                print(error.exit_code, error)
     """)
     done = subprocess.run([sys.executable, "-c", script], preexec_fn=limited, capture_output=True, text=True, timeout=120)
     lines = done.stdout.splitlines()
-    assert len(lines) == 2, done.stderr
-    assert all(line.startswith("3 cannot write") and "m.tif" in line and "too large" in line for line in lines), lines
+    assert len(lines) == 4, done.stderr
+    assert all(line.startswith("3 cannot write") and "m.tif" in line and "too large" in line for line in lines[:2]), lines
+    assert lines[2].startswith(f"3 cannot write {folder}/m.gpkg")
+    assert lines[3].startswith(f"3 cannot write {folder}/m.geojson")
     assert list(folder.iterdir()) == []
 
 
