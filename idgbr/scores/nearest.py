@@ -22,13 +22,13 @@ def places(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64
     return rows, cols
 
 
-def column_distances(labels: Map, n_classes: int) -> NDArray[np.uint16]:
-    """[H,K,W]: rows to the nearest pixel of class k in the same column."""
-    out = np.empty((labels.shape[0], n_classes, labels.shape[1]), np.uint16)
-    for c in range(n_classes):
+def column_distances(labels: Map, classes: NDArray) -> NDArray[np.uint16]:
+    """[H,len(classes),W]: rows to the nearest pixel of each class in the same column."""
+    out = np.empty((labels.shape[0], len(classes), labels.shape[1]), np.uint16)
+    for i, c in enumerate(classes):
         lut = np.full(256, _FAR, np.uint16)
         lut[c] = 0
-        out[:, c] = cv2.LUT(labels, lut)
+        out[:, i] = cv2.LUT(labels, lut)
     step = np.empty(out.shape[1:], np.uint16)
     for row in range(1, len(out)):
         np.add(out[row - 1], 1, out=step)
@@ -48,9 +48,12 @@ def squared_distances(labels: Map, n_classes: int, rows: NDArray, cols: NDArray,
     if not n:
         return np.zeros(0)
     height, width = labels.shape
-    columns = column_distances(labels, n_classes).reshape(-1)
+    asked = np.flatnonzero(np.bincount(classes, minlength=n_classes))  # a few false positives far from their class are of few classes
+    columns = column_distances(labels, asked).reshape(-1)
     present = joint([labels], [n_classes]) > 0
-    base = (rows.astype(np.int64) * n_classes + classes) * width
+    place = np.zeros(n_classes, np.int64)
+    place[asked] = np.arange(len(asked))
+    base = (rows.astype(np.int64) * len(asked) + place[classes]) * width
     best = np.square(columns[base + cols].astype(np.int64))
     best[~present[classes]] = -1  # never active below
     active = np.flatnonzero(best > 1)

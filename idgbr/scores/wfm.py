@@ -80,7 +80,9 @@ def sums(pred: Map, target: Map, n_classes: int, inner: Inner, far: Far | None =
         squared = squared_distances(target, n_classes, y, x, classes)
         if far is not None and (unsure := squared > far.certain_px**2).any():
             wide = edge_labels(far.target, far.edges_of) if far.edges_of else far.target
-            squared[unsure] = squared_distances(wide, n_classes, y[unsure] + far.row, x[unsure] + far.col, classes[unsure])
+            for c in np.unique(classes[unsure]):  # mostly one object that is not there: few pixels, close together
+                these = np.flatnonzero(unsure & (classes == c))
+                squared[these] = _far_squared(wide, n_classes, y[these] + far.row, x[these] + far.col, classes[these])
         distance = np.sqrt(squared)
         out.rest_loss[:] = np.bincount(classes, 2 - np.exp(np.log(0.5) / 5 * distance), n_classes)
     missed = is_target < n_classes
@@ -89,6 +91,17 @@ def sums(pred: Map, target: Map, n_classes: int, inner: Inner, far: Far | None =
         these = is_target == c
         out.target_loss[c] = _missed_loss(pred, target, int(c), rows[these], cols[these])
     return out
+
+
+def _far_squared(wide: Map, n_classes: int, rows: NDArray, cols: NDArray, classes: NDArray) -> NDArray[np.float64]:
+    """Squared distances in px^2, exact up to FAR_HALO_PX: only that much of `wide` around the pixels is searched."""
+    window = _around(rows, wide.shape[0]), _around(cols, wide.shape[1])
+    here = np.ascontiguousarray(wide[window])
+    return squared_distances(here, n_classes, rows - window[0].start, cols - window[1].start, classes)
+
+
+def _around(places: NDArray, size: int) -> slice:
+    return slice(max(0, int(places.min()) - FAR_HALO_PX), min(size, int(places.max()) + FAR_HALO_PX + 1))
 
 
 def _pixels(labels: Map, n_classes: int) -> Counts:
@@ -107,26 +120,28 @@ def _missed_loss(pred: Map, target: Map, c: int, rows: NDArray, cols: NDArray) -
     # Et is needed within 3 px of the false negatives, and G within 4 px of there.
     r0, r1, c0, c1 = rows.min() - 7, rows.max() + 8, cols.min() - 7, cols.max() + 8
     inside = slice(max(r0, 0), min(r1, height)), slice(max(c0, 0), min(c1, width))
-    g, p = target[inside] == c, pred[inside] == c
-    keys = np.full((r1 - r0, c1 - c0), _UNSET8, np.uint8)
     at = slice(inside[0].start - r0, inside[0].stop - r0), slice(inside[1].start - c0, inside[1].stop - c0)
-    keys[at][g] = (~p[g]).view(np.uint8)
+    keys = np.full((r1 - r0, c1 - c0), _UNSET8, np.uint8)
+    np.not_equal(target[inside], c, out=keys[at].view(np.bool_))
+    keys[at] <<= 7  # _UNSET8 off G, and its lowest bit is not looked at there
+    keys[at] |= (pred[inside] != c).view(np.uint8)
     et = nearest_error(keys)
     # Zero padding: pixels beyond the frame hold no error.
-    frame = np.zeros_like(et)
-    here = slice(max(at[0].start - 4, 0), at[0].stop - 4), slice(max(at[1].start - 4, 0), at[1].stop - 4)
-    frame[here] = et[here]
+    et[: max(at[0].start - 4, 0)] = 0
+    et[at[0].stop - 4 :] = 0
+    et[:, : max(at[1].start - 4, 0)] = 0
+    et[:, at[1].stop - 4 :] = 0
     n = len(rows)
-    if n * 50 < frame.size:
-        around = np.lib.stride_tricks.sliding_window_view(frame, (7, 7))[rows - (r0 + 7), cols - (c0 + 7)]
+    if n * 50 < et.size:
+        around = np.lib.stride_tricks.sliding_window_view(et, (7, 7))[rows - (r0 + 7), cols - (c0 + 7)]
         smooth = around.reshape(n, 49).astype(np.float64) @ _WEIGHTS
     else:
-        smooth = cv2.sepFilter2D(frame, cv2.CV_64F, _GAUSS, _GAUSS, borderType=cv2.BORDER_CONSTANT)[rows - (r0 + 4), cols - (c0 + 4)]
+        smooth = cv2.sepFilter2D(et, cv2.CV_64F, _GAUSS, _GAUSS, borderType=cv2.BORDER_CONSTANT)[rows - (r0 + 4), cols - (c0 + 4)]
     return float(np.minimum(smooth, 1.0).sum())
 
 
 def nearest_error(keys: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """E at the nearest pixel of G, [h-8, w-8], for a window [h, w] of E on G (128 off G); 0 where G is farther than 4 px in an axis.
+    """E at the nearest pixel of G, [h-8, w-8], for a window [h, w] of E on G (128 or 129 off G); 0 where G is farther than 4 px in an axis.
 
     Two passes of minima over keys in which smaller means nearer, then smaller column, then smaller row.
     """
