@@ -79,7 +79,7 @@ def score(
     result: dict[str, Any] = {
         "version": VERSION, "pred": str(pred), "target": str(target), "coarse": None if coarse is None else str(coarse),
         "classes": list(inputs.table.names), "ignore": ignore, "rasters": len(inputs.maps["pred"]), "settings": dataclasses.asdict(config),
-        "notes": list(inputs.notes), "label_sets": {},
+        "widths": _widths(inputs.maps["pred"], config), "notes": list(inputs.notes), "label_sets": {},
     }  # fmt: skip
     from idgbr.scores.summary import summarise
 
@@ -93,6 +93,21 @@ def score(
         show(result)
     if out is not None:
         print(f"counts: {out}, bands: {bands_path(Path(out))}", file=sys.stderr)
+
+
+def _widths(pairs: list[Pair], config: ScoreConfig) -> dict[str, list[float]]:
+    """Settings in px as they came out: (least, largest) over the rasters."""
+    from idgbr.scores.tile import Widths
+
+    found = [Widths.of(config, p.height, p.width, p.gsd_m) for p in pairs]
+    each = {
+        "boundary_px": [w.boundary_px for w in found],
+        "tolerance_px": [w.tolerance_px for w in found],
+        "trimap_px": [w.trimap_px for w in found],
+        "band_px": [2**w.band_levels for w in found],
+        "tile_px": [min(config.tile_px, max(p.height, p.width)) for p in pairs],
+    }
+    return {name: [float(min(values)), float(max(values))] for name, values in each.items()}
 
 
 def bands_path(counts: Path) -> Path:
@@ -168,21 +183,24 @@ def _count(inputs: Inputs, config: ScoreConfig, out: Path | None) -> tuple[pl.Da
 
     from idgbr.progress import Progress
     from idgbr.scores.counts import Collected, TablesWriter
-    from idgbr.scores.rasters import tiles_of
+    from idgbr.scores.rasters import n_tiles, tiles_of
 
     collected = Collected()
-    total = sum(len(pairs) for pairs in inputs.maps.values())
-    large = any(p.height * p.width > 4 * TILE_PX**2 for pairs in inputs.maps.values() for p in pairs)
+    todo = [(trial, pair) for trial, pairs in inputs.maps.items() for pair in pairs]
+    total = sum(n_tiles(pair, config) for _, pair in todo)
+    large = any(p.height * p.width > 4 * TILE_PX**2 for _, p in todo)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(TablesWriter(out, bands_path(out))) if out is not None else None
-        report = stack.enter_context(Progress("score")) if total > 2 or large else None
-        for done, (trial, pair) in enumerate((trial, p) for trial, pairs in inputs.maps.items() for p in pairs):
-            for tile, (counts, bands) in enumerate(_named(tiles_of(pair, config), trial)):
+        report = stack.enter_context(Progress("score")) if len(todo) > 2 or large else None
+        done = 0
+        for trial, pair in todo:
+            for counts, bands in _named(tiles_of(pair, config), trial):
                 collected.write(counts, bands)
                 if writer is not None:
                     writer.write(counts, bands)
+                done += 1
                 if report is not None:
-                    report(done=done, total=total, raster=pair.raster, tile=tile + 1)
+                    report(done=done, total=total, raster=pair.raster)
     return collected.frames()
 
 

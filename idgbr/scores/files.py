@@ -146,10 +146,11 @@ def _distinct(raw: NDArray[Any], path: Path) -> set[int]:
 
 
 def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[ClassTable, dict[str, bool]]:
-    """Class indices 0 .. K-1 as a table, and which sides are 0/255 masks. K covers every value of both sides but 255 and `ignore`.
+    """Class indices as a table, and which sides are 0/255 masks. Classes: 0 to the highest value of any side, but for `ignore` and 255.
 
     Raises:
         Disagreement: colours without a class table, negative numbers, or more than `MOST_CLASSES` classes.
+        BadRequest: `ignore` leaves fewer than two classes.
     """
     masks: dict[str, bool] = {}
     highest = 1
@@ -176,7 +177,18 @@ def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[Cla
         masks = dict.fromkeys(masks, False)
     names = next((f.written_as for files in sides.values() for f in files if len(f.written_as) == highest + 1), ())
     names = names or (("background", "object") if highest == 1 else tuple(f"class {i}" for i in range(highest + 1)))
-    return ClassTable(tuple(LabelClass(n, (i,), _COLORS[i % len(_COLORS)]) for i, n in enumerate(names)), ()), masks
+    target_masks = [m for side, m in masks.items() if side.startswith("target")]
+    if not any(target_masks):
+        left = tuple(i for i in range(highest + 1) if i != ignore)
+    else:
+        left = () if ignore == 0 else (0, 1)
+    if len(left) < 2:
+        raise BadRequest(
+            f"--ignore {ignore} leaves fewer than two classes",
+            value="the target is a 0/255 mask" if any(target_masks) else f"classes 0 to {highest}",
+            hint="another --ignore, or --classes TABLE.json, which says what the codes mean",
+        )
+    return ClassTable(tuple(LabelClass(names[i], (i,), _COLORS[i % len(_COLORS)]) for i in left), ()), masks
 
 
 def with_ignore(table: ClassTable, ignore: int) -> ClassTable:

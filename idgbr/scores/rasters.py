@@ -48,6 +48,11 @@ class Pair:
         return f"{self.scene}/{int(down // self.block_m)}_{int(right // self.block_m)}"
 
 
+def n_tiles(pair: Pair, config: ScoreConfig) -> int:
+    """How many entries `tiles_of` gives."""
+    return -(-pair.height // config.tile_px) * -(-pair.width // config.tile_px) * len(pair.targets)
+
+
 def tiles_of(pair: Pair, config: ScoreConfig) -> Iterator[tuple[list[Row], list[Row]]]:
     """(counts rows, bands rows) of every tile and label set of a raster, with identity.
 

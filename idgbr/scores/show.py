@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 PER_CLASS = {
@@ -19,8 +20,10 @@ def show(result: dict[str, Any]) -> None:
     for label_set, found in result["label_sets"].items():
         many = len(result["label_sets"]) > 1
         console.print(_heading(result, label_set if many else "", found), highlight=False)
+        console.print(_widths(result["widths"]), highlight=False)
         console.print(_scores(found, console.width))
-        console.print(_classes(result["classes"], found))
+        for table in _classes(result["classes"], found, console.width):
+            console.print(table)
         console.print(_distance(found["distance"]))
         console.print(_frequency(found["frequency"]), highlight=False)
         if "ledger" in found:
@@ -41,6 +44,15 @@ def _heading(result: dict[str, Any], label_set: str, found: dict[str, Any]) -> s
     if pixels["outside"]:
         parts.append(f"[bold]{pixels['outside']:,} predicted outside the classes (counted wrong)[/bold]")
     return (f"[bold]{label_set} labels[/bold]: " if label_set else "") + "; ".join(parts)
+
+
+def _widths(widths: dict[str, list[float]]) -> str:
+    def px(name: str) -> str:
+        low, high = widths[name]
+        return f"{low:g} px" if low == high else f"{low:g} to {high:g} px by the raster"
+
+    return (f"boundary IoU within {px('boundary_px')}, boundary F within {px('tolerance_px')}, trimap {px('trimap_px')}, "
+            f"fine structures below {px('band_px')}, tiles of {px('tile_px')}")  # fmt: skip
 
 
 def _table(title: str, *columns: str) -> Any:
@@ -64,12 +76,13 @@ def _scores(found: dict[str, Any], width: int) -> Any:
     with_doc = width - taken > 36
     table = _table("scores", *titles, *(("what it is",) if with_doc else ()))
     if with_doc:
-        table.columns[-1].justify, table.columns[-1].max_width = "left", width - taken
+        table.columns[-1].justify, table.columns[-1].no_wrap, table.columns[-1].overflow = "left", False, "fold"
     for name, entry in entries.items():
         if name.startswith("trimap_iou_") and entry["score"] == entries["trimap_iou"]["score"]:
             continue  # the same width twice
-        row = [name, _number(entry["score"])]
-        row += [_number(entry.get("coarse")), _signed(entry.get("gain"))] if has_coarse else []
+        digits = 5 if name.endswith("band_error") else 4  # small by nature
+        row = [name, _number(entry["score"], digits)]
+        row += [_number(entry.get("coarse"), digits), _signed(entry.get("gain"), digits)] if has_coarse else []
         row += [_undefined(entry)] if undefined else []
         table.add_row(*row, *((entry["doc"],) if with_doc else ()))
     return table
@@ -82,18 +95,28 @@ def _undefined(entry: dict[str, Any]) -> str:
     return f"{most} of {entry['of']} {unit}{'s' * (entry['of'] > 1)}" if most else ""
 
 
-def _signed(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:+.4f}"
+def _signed(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}"
 
 
-def _classes(names: list[str], found: dict[str, Any]) -> Any:
-    shown = [(n, t) for n, t in PER_CLASS.items() if n in found["scores"]]
+def _classes(names: list[str], found: dict[str, Any], width: int) -> Iterator[Any]:
+    """As many tables as it takes for no number to be cut."""
+    columns = [(t, [_number(v, 3) for v in found["scores"][n]["per_class"]]) for n, t in PER_CLASS.items() if n in found["scores"]]
     lacking = found["scores"]["miou"]["undefined"]
-    table = _table("by class (- undefined)", "class", *(t for _, t in shown), *(("rasters without",) if any(lacking) else ()))
-    for c, name in enumerate(names):
-        values = (_number(found["scores"][n]["per_class"][c], 3) for n, _ in shown)
-        table.add_row(name, *values, *((str(lacking[c] or ""),) if any(lacking) else ()))
-    return table
+    if any(lacking):
+        columns.append(("rasters without", [str(n or "") for n in lacking]))
+    first = min(max(map(len, ["class", *names])), width // 3)
+    part: list[tuple[str, list[str]]] = []
+    for i, column in enumerate(columns):
+        part.append(column)
+        taken = first + 3 + sum(max(map(len, [title, *cells])) + 2 for title, cells in [*part, *columns[i + 1 : i + 2]])
+        if taken > width or column is columns[-1]:
+            table = _table("by class (- undefined)", "class", *(title for title, _ in part))
+            table.columns[0].max_width = first
+            for c, name in enumerate(names):
+                table.add_row(name, *(cells[c] for _, cells in part))
+            yield table
+            part = []
 
 
 def _distance(curve: list[dict[str, Any]]) -> Any:

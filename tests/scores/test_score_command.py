@@ -113,7 +113,8 @@ def test_a_large_raster_in_tiles_scores_as_in_one_piece(tmp_path, capsys) -> Non
     assert (tmp_path / "counts.bands.parquet").is_file()
 
 
-def test_folders_are_matched_by_name_and_pooled(tmp_path, capsys) -> None:
+def test_folders_are_matched_by_name_and_pooled(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     for i in range(3):
         target = blobs(3, i)
         write(tmp_path / "target" / f"tile_{i}.png", target, None)
@@ -122,9 +123,11 @@ def test_folders_are_matched_by_name_and_pooled(tmp_path, capsys) -> None:
     assert result["rasters"] == 3
     assert 0 < scores_of(result)["miou"] < 1
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["score", str(tmp_path / "pred"), str(tmp_path / "target")])
+        cli.main(["score", str(tmp_path / "pred"), str(tmp_path / "target"), "--surface"])
     assert not stopped.value.code
     shown = capsys.readouterr()
+    assert "…" not in shown.out  # a table too wide for the terminal is two, its numbers are whole
+    assert "boundary IoU within 1 px, boundary F within 3 px" in shown.out
     assert "boundary_iou" in shown.out
     assert "class 2" in shown.out
     assert "score" in shown.err  # progress
@@ -165,6 +168,20 @@ def test_nodata_and_ignored_values_are_left_out_and_nothing_valid_is_undefined(t
     nothing = run(capsys, tmp_path / "p.tif", write(tmp_path / "v.tif", np.full_like(target, 9)), ignore=9)["label_sets"]["full"]
     assert nothing["scores"]["miou"] | {"doc": ""} == {"score": None, "per_class": [None, None], "undefined": [1, 1], "of": 1,
                                                        "how": "pooled", "higher_is_better": True, "doc": ""}  # fmt: skip
+
+
+def test_an_ignored_index_is_no_class(tmp_path, capsys) -> None:
+    target = blobs(3, 4)
+    paths = write(tmp_path / "p.tif", np.roll(target, 1, 0)), write(tmp_path / "t.tif", target)
+    result = run(capsys, *paths, ignore=0)
+    assert result["classes"] == ["class 1", "class 2"]
+    pixels = result["label_sets"]["full"]["pixels"]
+    assert pixels["ignored"] == (target == 0).sum()
+    assert pixels["outside"] == ((np.roll(target, 1, 0) == 0) & (target > 0)).sum()
+    for values in (target > 0, np.uint8(255) * (target > 0)):  # indices, a 0/255 mask
+        both = write(tmp_path / "b.tif", values.astype(np.uint8))
+        with pytest.raises(BadRequest, match="fewer than two classes"):
+            run(capsys, both, both, ignore=0)
 
 
 BAD: dict[str, tuple[type[IdgbrError], int, str]] = {
