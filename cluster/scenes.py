@@ -57,12 +57,17 @@ def orders(source: Path, coarse: Path | None, out: Path) -> list[Order]:
                 value=f"--coarse {coarse or ''}",
                 hint="--coarse DIR, with files of the same names",
             )
-        by_name = {path.stem: path for path in sorted(coarse.iterdir()) if path.suffix.lower() in SUFFIXES}
-        scenes = [path for path in sorted(source.iterdir()) if path.suffix.lower() in SUFFIXES]
+        by_name = {path.stem: path for path in _rasters(coarse)}
+        scenes = _rasters(source)
         found = [Order(path, by_name.get(path.stem, coarse / f"{path.stem}.tif"), out / f"{path.stem}.tif") for path in scenes]
     elif source.is_file():
-        with open(source, newline="") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            with open(source, newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise BadRequest(
+                f"{source} is not a CSV in UTF-8", value=error, allowed="scene, coarse, out", hint="save it as CSV UTF-8"
+            ) from error
         if rows and not {"scene", "coarse"} <= set(rows[0]):
             raise BadRequest(
                 f"{source} has other columns", value=", ".join(map(str, rows[0])), allowed="scene, coarse, out (the last may be left out)"
@@ -242,6 +247,10 @@ def main(words: list[str] | None = None) -> int:
             f"{len(failed)} of {len(todo)} scenes failed: {', '.join(failed[:10])}", hint="mend them, then run the same command again"
         )
     return 0
+
+
+def _rasters(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
 
 
 def _tags(path: Path, names: Mapping[str, str]) -> dict[str, str]:

@@ -31,6 +31,11 @@ def test_lists_and_folders_name_the_same_scenes_and_say_what_is_missing(folders)
     of_list = orders(folders / "list.csv", None, folders / "out")
     of_folder = orders(folders / "scenes", folders / "coarse", folders / "out")
     assert of_list == of_folder
+    with pytest.raises(BadRequest, match=r"s0\.tif is an input"):
+        orders(folders / "scenes", folders / "coarse", folders / "scenes")
+    (folders / "list.csv").write_bytes("scene,coarse\nscenes/Höhe.tif,coarse/s0.tif\n".encode("latin-1"))
+    with pytest.raises(BadRequest, match="not a CSV in UTF-8"):
+        orders(folders / "list.csv", None, folders / "out")
     (folders / "coarse" / "s1.tif").unlink()
     with pytest.raises(Missing, match=r"1 of 6 input files.*s1\.tif"):
         orders(folders / "scenes", folders / "coarse", folders / "out")
