@@ -1,7 +1,7 @@
-"""Optional observers of a run: TensorBoard curves, MLflow runs. Off by default; Parquet is the record, these are copies for looking.
+"""Optional observers of a run: TensorBoard, MLflow, W&B. Off by default; Parquet is the record, these are copies for looking.
 
-`python -m sweeps run STUDY --callback tensorboard --callback mlflow`. Both write files below the store (or its cache) and reach no
-network. A callback that fails is said once and dropped; it never costs a trial.
+`python -m sweeps run STUDY --callback tensorboard --callback mlflow`. All write files below the store (or its cache) and reach no
+network, unless MLFLOW_TRACKING_URI or WANDB_MODE says otherwise. A callback that fails is said once and dropped; it never costs a trial.
 """
 
 from __future__ import annotations
@@ -84,10 +84,38 @@ class MLflow:
         """Every call has written its file."""
 
 
+class WandB:
+    """One W&B run a trial: its settings as config, its score as summary; `wandb sync FOLDER/wandb/offline-run-*` sends them."""
+
+    def __init__(self, folder: Path, study: str):
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.module, self.folder, self.study = wandb, folder, study
+
+    def report(self, unit: str, title: str, values: dict[str, Any]) -> None:
+        """Curves of shared trainings belong to many trials; they are in the curves table."""
+
+    def trial(self, trial: Trial, score: float | None, goal: str) -> None:
+        run = self.module.init(
+            project=self.study, id=trial.id, name=trial.label, job_type=trial.role, dir=str(self.folder), reinit="create_new",
+            mode=os.environ.get("WANDB_MODE", "offline"), config={**trial.overrides, "seed": trial.experiment.seed},
+            settings=self.module.Settings(silent=True),
+        )  # fmt: skip
+        if score is not None:
+            run.summary[goal] = score
+        run.finish()
+
+    def close(self) -> None:
+        """Every run is finished."""
+
+
 MAKERS: dict[str, Callable[[Path, str], Observer]] = {
     "tensorboard": lambda folder, study: TensorBoard(folder / "tensorboard" / study),
     "mlflow": lambda folder, study: MLflow(folder / "mlflow", study),
+    "wandb": lambda folder, study: WandB(folder, study),
 }
+PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow-skinny", "wandb": "wandb"}
 
 
 class Careful:
@@ -122,6 +150,6 @@ def started(names: Iterable[str], study: str, store: Store) -> list[Any]:
             out.append(Careful(name, MAKERS[name](folder, study)))
         except ImportError as error:
             raise Missing(
-                f"the callback {name} needs a package that is not installed: {error.name}", hint="pip install 'idgbr[dash,track]'"
+                f"the callback {name} needs a package that is not installed: {error.name}", hint=f"pip install {PACKAGES[name]}"
             ) from error
     return out

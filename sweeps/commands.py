@@ -102,7 +102,7 @@ def text_of(found: dict[str, Any]) -> list[str]:
         known = f"{_hours(found['worker_hours'])} of one worker ({_hours(found['naive_worker_hours'])} with nothing shared)"
         known += f", {found['gigabytes']:.3g} GB"
         unknown = found["without_past_timings"]
-        if len(unknown) == sum(c["to_do"] > 0 for c in found["stages"].values()):
+        if unknown and len(unknown) == sum(c["to_do"] > 0 for c in found["stages"].values()):
             known = "no past timings in this store yet"
         elif unknown:
             known += f"; without past timings: {', '.join(unknown)}"
@@ -158,7 +158,10 @@ def run(
     if study.search is not None:
         from sweeps.search import search
 
-        search(study, store, placement, redefine=redefine, preflight=preflight, local=local, show_end=show, callbacks=callbacks)
+        search(
+            study, store, placement, redefine=redefine, retry_failed=retry_failed, preflight=preflight, local=local, show_end=show,
+            callbacks=callbacks, budget_gb=budget_gb,
+        )  # fmt: skip
         return
     made = planning.make(study, store, retry_failed=retry_failed)
     planning.record_definition(made, store, redefine=redefine)
@@ -171,8 +174,9 @@ def run(
         if budget_gb:
             from sweeps.gc import check_budget
 
-            check_budget(store, budget_gb, planning.cost(made, store).size_bytes)
-        with workplace(study, store, placement, local=local, callbacks=callbacks) as place:
+            reads = {key for wanted in made.to_do for key in (wanted, *made.jobs[wanted][0].parents.values())}
+            check_budget(store, budget_gb, planning.cost(made, store).size_bytes, reads)
+        with workplace(study, store, placement, local=local, callbacks=callbacks, budget_gb=budget_gb) as place:
             is_finished = place.compute(made)
         if not is_finished:
             raise Stopped(f"stopped; {_counted(study, store, made)}", hint=resume_line(study))
@@ -243,21 +247,25 @@ def status(name: str, store: Store, *, as_json: bool = False) -> None:
         raise Missing(
             f"no study {name} in the store {store.root}", allowed=", ".join(known) or "none there yet", hint="python -m sweeps run STUDY"
         )
-    trials = json.loads(data)["trials"]
+    definition = json.loads(data)
     found = tables.statuses(store, name)
+    trials = definition["trials"]
+    total = len(trials)
+    if definition["search"] and not definition["complete"]:  # lists what was proposed when a run ended; rows know more
+        trials |= {t: {"label": t} for t in found if t not in trials}
+        aside = sum(facts.get("role", "trial") != "trial" for facts in trials.values())
+        total = max(len(trials), aside + definition["search"]["trials"] * len(definition["replicates"]))
     counts = {s: sum(found.get(t) == s for t in trials) for s in tables.STATUSES}
-    working = []
-    for driver in drivers(store):
-        if driver["study"] == name:
-            working.append({"host": driver["host"], "pid": driver["pid"]})
+    working = [driver for driver in drivers(store) if driver["study"] == name]
+    alive = {driver["driver"] for driver in working}
     claims = {n.rpartition("/")[2].removesuffix(".json"): json.loads(store.read_bytes(n) or b"{}") for n in store.names("claims", ".json")}
     out: dict[str, Any] = {
         "study": name,
-        "trials": len(trials),
+        "trials": total,
         **counts,
-        "open": len(trials) - sum(counts.values()),
-        "drivers": working,
-        "in_hand": [unit for unit, claim in claims.items() if claim.get("study") == name],
+        "open": total - sum(counts.values()),
+        "drivers": [{"host": driver["host"], "pid": driver["pid"]} for driver in working],
+        "in_hand": [unit for unit, claim in claims.items() if claim.get("driver") in alive],
         "computed": {stage: len(store.runs(stage)) for stage in STAGES},
         "at": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

@@ -22,6 +22,7 @@ from sweeps import tables
 from sweeps.claims import drivers
 
 YOUNG_S = 3600.0  # an attempt younger than this may still be written by somebody without a heartbeat file (a plain `idgbr` command)
+KEEP = 3  # refiners that stay by score in each study
 LOSABLE = ("refined", "refiner")  # in this order; coarse maps, backbones and data stand under everything else
 
 
@@ -92,7 +93,7 @@ def used_bytes(store: Store) -> int:
     return sum(info.size for info in _files(store, ""))
 
 
-def collect(store: Store, *, budget_gb: float = 0.0, keep: int = 3, dry_run: bool = False, as_json: bool = False) -> list[Item]:
+def collect(store: Store, *, budget_gb: float = 0.0, keep: int = KEEP, dry_run: bool = False, as_json: bool = False) -> list[Item]:
     """Delete (or with `dry_run` list) leftovers, and with a budget losable artefacts until the store fits.
 
     Raises:
@@ -109,8 +110,7 @@ def collect(store: Store, *, budget_gb: float = 0.0, keep: int = 3, dry_run: boo
             after -= item.size_bytes
     if not dry_run:
         for item in chosen:
-            store.delete(f"{item.name}/manifest.json")  # first, so that what is half deleted counts as not there
-            store.delete(item.name)
+            _delete(store, item)
     if as_json:
         print(
             json.dumps({"before_bytes": before, "after_bytes": after, "dry_run": dry_run, "items": [asdict(i) for i in chosen]}, indent=1)
@@ -129,16 +129,60 @@ def collect(store: Store, *, budget_gb: float = 0.0, keep: int = 3, dry_run: boo
     return chosen
 
 
-def check_budget(store: Store, budget_gb: float, more_bytes: int) -> None:
-    """Raises:
-    Missing: the store with what is planned would be larger than the budget.
+def _delete(store: Store, item: Item) -> None:
+    store.delete(f"{item.name}/manifest.json")  # first, so that what is half deleted counts as not there
+    store.delete(item.name)
+
+
+class Budget:
+    """What the store may grow to while a study runs: beyond it artefacts go by policy, and where that is not enough the study stops."""
+
+    def __init__(self, store: Store, budget_gb: float, keep: int = KEEP):
+        self.store, self.limit, self.keep = store, budget_gb * 1e9, keep
+        self.used = used_bytes(store)
+        self.freed: list[Item] = []
+
+    def spend(self, stage: str, key: str, needed: set[str]) -> str | None:
+        """An artefact was made. Returns why the study must stop, or None.
+
+        Args:
+            needed: keys that open trials still read; they stay.
+        """
+        self.used += (self.store.manifest(stage, key) or {"bytes": 0})["bytes"]
+        if self.used <= self.limit:
+            return None
+        self.used = used_bytes(self.store)
+        others = len(drivers(self.store)) > 1  # they may be about to read what this one would delete
+        for item in [] if others or self.used <= self.limit else losable(self.store, self.keep, _published_keys(self.store)):
+            if self.used <= self.limit:
+                break
+            if item.name.rpartition("/")[2] not in needed:
+                _delete(self.store, item)
+                self.used -= item.size_bytes
+                self.freed.append(item)
+        if self.used <= self.limit:
+            return None
+        return f"the store has grown to {self.used / 1e9:.3g} GB, beyond its budget of {self.limit / 1e9:.3g} GB" + (
+            ", and another driver works on it" if others else ", and what is left is needed"
+        )
+
+
+def check_budget(store: Store, budget_gb: float, more_bytes: int, needed: set[str] | None = None) -> None:
+    """Whether what is planned fits, with all freed that the policy may take and that `needed` (keys) does not name.
+
+    Raises:
+        Missing: the store with what is planned would be larger than the budget.
     """
-    used = used_bytes(store)
-    if used + more_bytes > budget_gb * 1e9:
+    used, budget = used_bytes(store), budget_gb * 1e9
+    if used + more_bytes <= budget:
+        return
+    free = sum(i.size_bytes for i in losable(store, KEEP, _published_keys(store)) if i.name.rpartition("/")[2] not in (needed or set()))
+    if used + more_bytes - free > budget:
         raise Missing(
             f"the store would grow to {(used + more_bytes) / 1e9:.3g} GB",
             value=f"{used / 1e9:.3g} GB used, about {more_bytes / 1e9:.3g} GB to come, budget {budget_gb:g} GB",
-            hint=f"python -m sweeps gc --budget-gb {max(budget_gb - more_bytes / 1e9, 0):.3g} --dry-run",
+            allowed=f"from {(used + more_bytes - free) / 1e9:.3g} GB on, for no more than {free / 1e9:.3g} GB may be freed",
+            hint="python -m sweeps gc --dry-run, or a larger --budget-gb",
         )
 
 

@@ -120,8 +120,10 @@ def present(store: Store, jobs: Iterable[Job]) -> frozenset[str]:
 # ---- the definition ---------------------------------------------------------------------------------------------------------
 
 
-def record_definition(plan: Plan, store: Store, *, redefine: bool = False) -> None:
+def record_definition(plan: Plan, store: Store, *, redefine: bool = False, complete: bool = False) -> bool:
     """Write `studies/<name>.json`, unless the name is taken by another definition that this one does not merely add to.
+
+    `complete`: of a search, that nothing more will be proposed. Returns whether an older definition was replaced, and its rows dropped.
 
     Raises:
         Disagreement: same name, other trials.
@@ -131,35 +133,30 @@ def record_definition(plan: Plan, store: Store, *, redefine: bool = False) -> No
     from idgbr.errors import Disagreement
 
     name = f"studies/{plan.study.name}.json"
-    new = definition(plan.study, plan.trials)
+    new = definition(plan.study, plan.trials) | ({"complete": complete} if plan.study.search else {})
     before = store.read_bytes(name)
-    if before is not None and not redefine:
-        old = json.loads(before)
-        if plan.study.search:
-            changed = old["fingerprint"] != new["fingerprint"]
-            lost: list[str] = []
-        else:
-            lost = [t for t in old["trials"] if t not in new["trials"]]
-            changed = bool(lost)
-        if changed:
-            example = (
-                f"{len(lost)} of {len(old['trials'])} trials are no longer in it, such as '{old['trials'][lost[0]]['label']}'"
-                if lost
-                else ""
-            )
+    old = json.loads(before) if before is not None else None
+    changed = False
+    if old is not None:
+        lost = [] if plan.study.search else [t for t in old["trials"] if t not in new["trials"]]
+        changed = bool(lost) or (plan.study.search is not None and old["fingerprint"] != new["fingerprint"])
+        if changed and not redefine:
+            some = lost and f"{len(lost)} of {len(old['trials'])} trials are no longer in it, such as '{old['trials'][lost[0]]['label']}'"
             raise Disagreement(
                 f"the study {plan.study.name} was defined otherwise in this store",
-                value=example or f"fingerprint {old['fingerprint']} before, {new['fingerprint']} now",
+                value=some or f"fingerprint {old['fingerprint']} before, {new['fingerprint']} now",
                 allowed="the same trials, or more",
                 hint="another name, or --redefine to drop the rows of the old definition (artefacts stay)",
             )
-        if old == new:
-            return
-    if redefine:
+        if plan.study.search and not changed:  # what was proposed before belongs to it too
+            new["trials"] = old["trials"] | new["trials"]
+    if changed:
         for trial in tables.statuses(store, plan.study.name):
             if trial not in new["trials"]:
                 drop_rows(store, plan.study.name, trial)
-    store.write_bytes(name, json.dumps(new, indent=1).encode())
+    if old != new:
+        store.write_bytes(name, json.dumps(new, indent=1).encode())
+    return changed
 
 
 def drop_rows(store: Store, study: str, trial: str) -> None:

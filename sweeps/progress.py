@@ -16,7 +16,7 @@ class Progress:
     """Done, running and failed; the current jobs; the best so far; when it ends; why it waits.
 
     Args:
-        title: of the block. total: jobs to do. total_seconds: estimate of the whole by past timings, 0 if unknown.
+        title: of the block. total: jobs (`noun`: or trials) to do. total_seconds: estimate of the whole by past timings, 0 if unknown.
         workers: that share the work. why: one sentence when nothing moves, or an empty one. why_idle: the same when nothing runs here.
     """
 
@@ -32,19 +32,22 @@ class Progress:
         goal: str = "boundary_iou",
         quiet_s: float = QUIET_S,
         why_idle: Callable[[], str] | None = None,
+        noun: str = "jobs",
     ):
         self.title, self.total, self.total_seconds, self.workers, self.why = title, total, total_seconds, workers, why
         self.higher_is_better, self.goal, self.quiet_s = higher_is_better, goal, quiet_s
+        self.noun = noun
         self.why_idle = why_idle or (lambda: "nothing runs here")
         self.is_terminal = sys.stderr.isatty()
         self.started = self.last_event = time.monotonic()
         self.last_plain = 0.0
-        self.done = self.failed = 0
+        self.done = self.failed = self.pruned = 0
         self.seconds_done = 0.0
         self.running: dict[str, str] = {}  # unit -> its title
         self.beside: dict[str, str] = {}  # unit -> what it reports
         self.best: tuple[float, str] | None = None
         self.observers: list[Any] = []  # callbacks.py
+        self.budget: Any = None  # gc.Budget, or nothing
         self.said: list[str] = []  # of the watchdog; tests read it
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -76,6 +79,7 @@ class Progress:
             self.last_event = time.monotonic()
             self.done += status == "done"
             self.failed += status == "failed"
+            self.pruned += status == "pruned"
             self.seconds_done += seconds
             if score is not None and (self.best is None or (score > self.best[0]) == self.higher_is_better):
                 self.best = (score, label)
@@ -119,13 +123,14 @@ class Progress:
         elapsed = time.monotonic() - self.started
         if self.total_seconds > 0 and self.seconds_done < self.total_seconds:
             return (self.total_seconds - self.seconds_done) / max(1, self.workers)
-        finished = self.done + self.failed
+        finished = self.done + self.failed + self.pruned
         return elapsed / finished * (self.total - finished) if finished else None
 
     def summary(self) -> str:
-        waiting = max(0, self.total - self.done - self.failed - len(self.running))
+        waiting = max(0, self.total - self.done - self.failed - self.pruned - len(self.running))
         eta = self.eta_s()
-        counts = f"{self.done} of {self.total} jobs done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
+        counts = f"{self.done} of {self.total} {self.noun} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
+        counts += f", {self.pruned} pruned" if self.pruned else ""
         parts = [f"{self.title}: {counts}"]
         parts.append(f"{_time(time.monotonic() - self.started)} elapsed")
         if eta is not None and waiting + len(self.running):

@@ -232,6 +232,11 @@ class Schedule:
             with contextlib.suppress(IdgbrError, OSError):  # the claim dies with this driver anyway
                 self.claims.release(claim)
 
+    def needed(self) -> set[str]:
+        """Keys that what waits and runs will read or write."""
+        tasks = [t for unit in (*self.waiting.values(), *self.running.values()) for t in unit.tasks]
+        return {key for t in tasks for key in (t.job.key, *t.job.parents.values())}
+
     def trials_of(self, ids: Iterable[str]) -> list[Trial]:
         return [self._trials[i] for i in ids if i in self._trials]
 

@@ -1,7 +1,7 @@
 """Adaptive studies: Optuna proposes settings of one stage, the same workers do them, all trials are rows like any others.
 
-Everything upstream of the searched stage is prepared first, so that nothing ever waits inside a trial. Proposals live in Optuna's journal
-(`studies/<name>.optuna.log`, which optuna-dashboard opens); a killed search goes on with the proposals that were in hand.
+Everything upstream of the searched stage is prepared first, so that nothing ever waits inside a trial. Proposals live in Optuna's journal;
+a killed search goes on with the proposals that were in hand. One driver at a time: a second one on the same search is told so.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from idgbr.config import SECTIONS
-from idgbr.errors import BadRequest, SomeFailed
+from idgbr.errors import Missing, SomeFailed
 from idgbr.stages import STAGES
-from idgbr.store import Store
+from idgbr.store import Store, unwritable
+from sweeps import journal, tables
 from sweeps import plan as planning
-from sweeps import tables
 from sweeps.claims import Claims
+from sweeps.journal import is_higher_better
 from sweeps.placement import Placement
 from sweeps.plan import Plan
 from sweeps.pruning import Watch
@@ -36,26 +36,37 @@ def search(
     placement: Placement,
     *,
     redefine: bool = False,
+    retry_failed: bool = False,
     preflight: bool = True,
     local: bool = False,
     show_end: bool = True,
     callbacks: Iterable[str] = (),
+    budget_gb: float = 0.0,
 ) -> None:
     """Prepare what is upstream, then ask and tell until the study has its trials. The same command resumes.
 
     Raises:
-        SomeFailed: some trials failed. Stopped: the user asked. BadRequest, Missing, Disagreement: before anything starts.
+        SomeFailed: some trials failed. Stopped: the user asked.
+        BadRequest, Missing, Disagreement: before anything starts. Missing: another driver searches; the disk is full.
     """
     from sweeps import commands
 
-    spec = _spec(study)
+    spec = journal.spec_of(study)
     check_goals(spec)
-    prepared = upstream(study, store)
-    planning.record_definition(prepared, store, redefine=redefine)
+    prepared = upstream(study, store, retry_failed=retry_failed)
+    if planning.record_definition(prepared, store, redefine=redefine):
+        journal.drop(study, store)
     if preflight and prepared.to_do:
         planning.refuse_impossible(prepared, planning.preflight(prepared, store))
     say("\n".join(commands.text_of(commands.summary(prepared, store))))
-    with workplace(study, store, placement, local=local, callbacks=callbacks) as place:
+    with workplace(study, store, placement, local=local, callbacks=callbacks, budget_gb=budget_gb) as place:
+        other = place.claims.take(f"search-{study.name}")
+        if other is not None:
+            raise Missing(
+                f"another driver already searches {study.name}: {other['host']} process {other['pid']}",
+                hint=f"wait for it (python -m sweeps status {study.name}), or stop it; the same command goes on from where it was",
+            )
+        journal.mend(study, store)
         if (prepared.open or prepared.to_do) and not place.compute(prepared):
             raise commands.Stopped("stopped while preparing", hint=commands.resume_line(study))
         prepared = upstream(study, store)
@@ -63,9 +74,10 @@ def search(
             raise SomeFailed(
                 f"what {study.name} stands on could not be made", value=", ".join(prepared.to_do), hint=f"logs: {place.desk.logs}"
             )
-        proposals = Proposals(study, store, place.claims, place.slots, place.commit, prepared)
-        is_finished = place.execute(proposals, proposals.remaining, goal=proposals.primary, higher=proposals.sign[0] > 0)
-    planning.record_definition(dataclasses.replace(prepared, trials=proposals.all_trials()), store)
+        proposals = Proposals(study, store, place.claims, place.slots, place.commit, prepared, retry_failed=retry_failed)
+        total = proposals.remaining * len(study.seeds)
+        is_finished = place.execute(proposals, total, noun="trials", goal=proposals.primary, higher=proposals.sign[0] > 0)
+    planning.record_definition(dataclasses.replace(prepared, trials=proposals.all_trials()), store, complete=is_finished)
     if not is_finished:
         raise commands.Stopped(f"stopped; {proposals.told_count} of {spec.trials} proposals done", hint=commands.resume_line(study))
     if show_end:
@@ -73,12 +85,6 @@ def search(
     if proposals.failed_trials:
         first = next(iter(proposals.failed_trials.values()))
         raise SomeFailed(f"{len(proposals.failed_trials)} trials of {study.name} failed", value=first)
-
-
-def _spec(study: Study) -> Search:
-    if study.search is None:
-        raise BadRequest(f"the study {study.name} is not a search", hint="Study(search=Search(...))")
-    return study.search
 
 
 def check_goals(spec: Search) -> None:
@@ -92,14 +98,14 @@ def check_goals(spec: Search) -> None:
             metric(goal.removeprefix("-"))
 
 
-def upstream(study: Study, store: Store) -> Plan:
+def upstream(study: Study, store: Store, *, retry_failed: bool = False) -> Plan:
     """A plan of what the searched stage stands on, and of the yardsticks."""
     stage = study.axes[0].stage
     stage = {"sampler": "refined", "score": "counts"}.get(stage, stage)
     base = _Setter(study.base())({})
     trials = [Trial({}, dataclasses.replace(base, seed=seed)) for seed in study.seeds]
     rows = yardsticks(study, trials, base) if STAGES.index(stage) > STAGES.index("coarse") else []
-    made = planning.make(study, store, trials=[*rows, *trials])
+    made = planning.make(study, store, retry_failed=retry_failed, trials=[*rows, *trials])
     before = {job.key for t in trials for job in t.jobs if STAGES.index(job.stage) < STAGES.index(stage)}
     wanted = planning.needed([t for t in rows if t in made.open], made.jobs, made.stored)
     missing = [key for key in made.jobs if key in before and key not in made.stored]
@@ -112,46 +118,6 @@ def upstream(study: Study, store: Store) -> Plan:
 
 
 # ---- Optuna -----------------------------------------------------------------------------------------------------------------
-
-
-def journal_path(study: Study, store: Store) -> Path:
-    """Of the journal: in the store where that is local, else in its cache (and copied to the store after every trial)."""
-    return Path(store.base if store.is_local else store.cache) / "studies" / f"{study.name}.optuna.log"
-
-
-def open_journal(study: Study, store: Store) -> Any:
-    """The Optuna study behind a search, made when missing."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    spec, path = _spec(study), journal_path(study, store)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not store.is_local and not path.exists():
-        stored = store.read_bytes(f"studies/{study.name}.optuna.log")
-        if stored:
-            path.write_bytes(stored)
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    directions: list[Literal["minimize", "maximize"]] = [
-        "minimize" if g.startswith("-") or not _higher(g) else "maximize" for g in spec.goals
-    ]
-    found = optuna.create_study(storage=storage, study_name=study.name, directions=directions, load_if_exists=True)
-    # The same seed again would propose the same points again.
-    seed = spec.seed + len(found.trials)
-    samplers = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, spec.trials // 4))),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-    }
-    found.sampler = samplers[spec.sampler]()
-    return found
-
-
-def _higher(goal: str) -> bool:
-    from idgbr.scores.read import metric
-
-    return metric(goal).higher_is_better if goal != "seconds" else False
 
 
 def propose(trial: Any, axes: tuple[Axis, ...]) -> dict[str, Any]:
@@ -184,13 +150,16 @@ def _is_integer(axis: Axis) -> bool:
 class Proposals:
     """Asks Optuna for what to do next and tells it what came of it. Drawn from like `schedule.Schedule`."""
 
-    def __init__(self, study: Study, store: Store, claims: Claims, slots: int, commit: str, prepared: Plan):
+    def __init__(
+        self, study: Study, store: Store, claims: Claims, slots: int, commit: str, prepared: Plan, *, retry_failed: bool = False
+    ):
         import optuna
 
-        self.study, self.store, self.claims, self.slots, self.commit, self.spec = study, store, claims, slots, commit, _spec(study)
+        self.study, self.store, self.claims, self.slots, self.commit = study, store, claims, slots, commit
+        self.spec = journal.spec_of(study)
         self.plan = prepared
         self.setter = _Setter(study.base())
-        self.sign = [-1.0 if g.startswith("-") or not _higher(g) else 1.0 for g in self.spec.goals]
+        self.sign = [-1.0 if g.startswith("-") or not is_higher_better(g) else 1.0 for g in self.spec.goals]
         self.primary = self.spec.goals[0].removeprefix("-")
         self.running: dict[str, Unit] = {}
         self.asked: dict[str, tuple[Any, list[Trial]]] = {}
@@ -201,7 +170,8 @@ class Proposals:
         self.fatal: str | None = None
         self.is_exhausted = False
         self.best: tuple[float, str] | None = None  # primary goal (larger is better), key of its counts
-        self.optuna = open_journal(study, store)
+        self.is_idle = False  # a search waits for no other driver
+        self.optuna = journal.opened(study, store)
         state = optuna.trial.TrialState
         for old in self.optuna.get_trials(deepcopy=False):
             if old.state in (state.RUNNING, state.WAITING):  # in hand when the last driver ended: goes on from its checkpoint
@@ -210,14 +180,25 @@ class Proposals:
                     self.optuna.enqueue_trial(old.params, user_attrs={"again": old.number})
             elif old.state == state.COMPLETE and "counts" in old.user_attrs:
                 self._note_best(old.values[0], old.user_attrs["counts"])
+        if retry_failed:
+            self._retry()
         if not self.optuna.trials:
             for point in self.spec.start:
                 self.optuna.enqueue_trial({k: _text(v) for k, v in point.items()}, skip_if_exists=True)
 
+    def _retry(self) -> None:
+        """Propose again what has failed."""
+        failed = {t for t, s in tables.statuses(self.store, self.study.name).items() if s == "failed"}
+        for old in self.optuna.get_trials(deepcopy=False):
+            if old.state == _state("FAIL") and old.user_attrs.get("trial") in failed:
+                failed.discard(old.user_attrs["trial"])
+                self.optuna.enqueue_trial(old.params, user_attrs={"retry_of": old.number})
+
     @property
     def told_count(self) -> int:
-        """Proposals that came to an end, in all runs; those that failed because a driver ended do not count."""
-        return sum(t.state.is_finished() and "trial" in t.user_attrs for t in self.optuna.get_trials(deepcopy=False))
+        """Proposals that came to an end, in all runs. Those that a driver's end cut off do not count, nor those that are tried again."""
+        found = self.optuna.get_trials(deepcopy=False)
+        return sum(t.state.is_finished() and "trial" in t.user_attrs for t in found) - sum("retry_of" in t.user_attrs for t in found)
 
     @property
     def remaining(self) -> int:
@@ -239,6 +220,19 @@ class Proposals:
         return tuple(self.trials.values())
 
     def take(self) -> Unit | None:
+        try:
+            return self._take()
+        except (OSError, Missing) as error:
+            self._end(error)
+            return None
+
+    def _end(self, error: Exception) -> None:
+        """The journal or a row cannot be written: the search ends, and the next run goes on with what was in hand."""
+        self.stopping = True
+        problem = unwritable(str(journal.path_of(self.study, self.store)), error) if isinstance(error, OSError) else error
+        self.fatal = self.fatal or str(problem)
+
+    def _take(self) -> Unit | None:
         if self.stopping or self.is_exhausted or len(self.running) >= self.slots:
             return None
         for _ in range(REPEATS):
@@ -292,6 +286,14 @@ class Proposals:
     def complete(self, unit_id: str, error: str | None = None) -> None:
         unit = self.running.pop(unit_id)
         asked, trials = self.asked.pop(unit_id)
+        if self.fatal:
+            return
+        try:
+            self._complete(unit, asked, trials, error)
+        except (OSError, Missing) as problem:
+            self._end(problem)
+
+    def _complete(self, unit: Unit, asked: Any, trials: list[Trial], error: str | None) -> None:
         found = [self.outcomes.pop(t.job.key, None) for t in unit.tasks]
         pruned = next((o for o in found if o is not None and o.status == "pruned"), None)
         failed = next((o.error for o in found if o is not None and o.status == "failed"), error)
@@ -310,7 +312,7 @@ class Proposals:
             return
         else:
             self._tell(asked, trials)
-        self._save_journal()
+        journal.save(self.study, self.store)
 
     def _tell(self, asked: Any, trials: list[Trial]) -> None:
         values = [sum(v) / len(v) for v in zip(*(self._values(t) for t in trials), strict=True)]
@@ -341,9 +343,9 @@ class Proposals:
         if self.best is None or value * self.sign[0] > self.best[0]:
             self.best = (value * self.sign[0], counts)
 
-    def _save_journal(self) -> None:
-        if not self.store.is_local:
-            self.store.write_bytes(f"studies/{self.study.name}.optuna.log", journal_path(self.study, self.store).read_bytes())
+    def needed(self) -> set[str]:
+        """Keys that what runs, or may be proposed, will read or write."""
+        return {*self.plan.jobs, *(t.job.key for unit in self.running.values() for t in unit.tasks)}
 
     def trials_of(self, ids: Iterable[str]) -> list[Trial]:
         return [self.trials[i] for i in ids if i in self.trials]
@@ -363,7 +365,7 @@ def _state(name: str) -> Any:
 
 def result(study: Study, store: Store) -> dict[str, Any]:
     """Best trial, or the front of two goals; counts of trials by state; where the journal lies."""
-    found, spec = open_journal(study, store), _spec(study)
+    found, spec = journal.opened(study, store), journal.spec_of(study)
     best = found.best_trials if any(t.state.name == "COMPLETE" for t in found.trials) else []
     states: dict[str, int] = {}
     for t in found.trials:
@@ -376,7 +378,7 @@ def result(study: Study, store: Store) -> dict[str, Any]:
         }
         for t in sorted(best, key=lambda t: t.values[0])
     ]
-    return {"study": study.name, "goals": list(spec.goals), "states": states, "best": listed, "journal": str(journal_path(study, store))}
+    return {"study": study.name, "goals": list(spec.goals), "states": states, "best": listed, "journal": str(journal.path_of(study, store))}
 
 
 def show(study: Study, store: Store, *, as_json: bool = False) -> None:

@@ -223,10 +223,16 @@ def told(outcome: Outcome, schedule: Schedule, progress: Progress) -> None:
     trials = tuple(outcome.trials)
     schedule.finish_task(dataclasses.replace(outcome, trials=trials))
     ended = schedule.trials_of(trials) if trials else []
+    if progress.budget is not None and outcome.status == "done":
+        problem = progress.budget.spend(outcome.stage, outcome.key, schedule.needed())
+        if problem is not None and not schedule.stopping:
+            schedule.fatal, schedule.stopping = problem, True
+            schedule.claims.ask_to_stop()
     for trial in ended:
         for observer in progress.observers:
             observer.trial(trial, outcome.score, progress.goal)
-    progress.finish(outcome.status, outcome.seconds, ended[0].label if ended else "", outcome.score)
+    if progress.noun == "jobs" or outcome.stage == "counts":  # the total of a search is one of trials: what comes before is not known
+        progress.finish(outcome.status, outcome.seconds, ended[0].label if ended else "", outcome.score)
 
 
 def execute_here(schedule: Schedule, progress: Progress, desk: Desk) -> bool:

@@ -16,6 +16,7 @@ from idgbr.store import Store
 from sweeps import nodes, tables
 from sweeps import plan as planning
 from sweeps.claims import Claims, drivers
+from sweeps.gc import Budget
 from sweeps.placement import Placement, slots
 from sweeps.plan import Plan
 from sweeps.progress import Progress
@@ -35,16 +36,19 @@ class Workplace:
     slots: int
     local: bool
     callbacks: tuple[str, ...] = ()
+    budget: Budget | None = None
 
     @property
     def commit(self) -> str:
         return self.desk.commit
 
-    def execute(self, schedule: Any, total: int, *, total_seconds: float = 0.0, goal: str = "boundary_iou", higher: bool = True) -> bool:
+    def execute(
+        self, schedule: Any, total: int, *, noun: str = "jobs", total_seconds: float = 0.0, goal: str = "boundary_iou", higher: bool = True
+    ) -> bool:
         """Draw from `schedule` until it is finished. False: the user stopped it.
 
         Raises:
-            Missing: the disk is full. KeyboardInterrupt: at the second Ctrl-C.
+            Missing: the disk is full, or the budget is spent. KeyboardInterrupt: at the second Ctrl-C.
         """
         from sweeps import tuner
         from sweeps.callbacks import started
@@ -53,10 +57,11 @@ class Workplace:
         title = self.study.name
         progress = Progress(
             title, total, total_seconds=total_seconds, workers=self.slots, why=schedule.why_waiting, goal=goal, higher_is_better=higher,
-            why_idle=None if self.local else functools.partial(nodes.why_idle, self.placement),
+            why_idle=None if self.local else functools.partial(nodes.why_idle, self.placement), noun=noun,
         )  # fmt: skip
+        progress.budget = self.budget
         progress.observers += started(self.callbacks, self.study.name, self.desk.store)
-        say(f"{total} jobs on up to {self.slots} workers; logs: {self.desk.logs}")
+        say(f"{total} {noun} on up to {self.slots} workers; logs: {self.desk.logs}")
         with progress:
             schedule.on_failed = lambda label, error: progress.say(f"failed: {label}: {error}")
             if self.local:
@@ -93,7 +98,7 @@ def write_rows(made: Plan, desk: Desk) -> None:
 
 @contextlib.contextmanager
 def workplace(
-    study: Study, store: Store, placement: Placement, *, local: bool = False, callbacks: Iterable[str] = ()
+    study: Study, store: Store, placement: Placement, *, local: bool = False, callbacks: Iterable[str] = (), budget_gb: float = 0.0
 ) -> Iterator[Workplace]:
     """Claims and a cluster for the time of the block.
 
@@ -110,7 +115,7 @@ def workplace(
         if not local:
             places = slots(placement, stack.enter_context(nodes.cluster(placement)))
             nodes.check_nodes(store, tables.versions())
-        yield Workplace(study, desk, placement, claims, places, local, tuple(callbacks))
+        yield Workplace(study, desk, placement, claims, places, local, tuple(callbacks), Budget(store, budget_gb) if budget_gb else None)
 
 
 def say(text: str) -> None:

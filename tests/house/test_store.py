@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,50 @@ def test_two_writers_of_one_key_both_leave_a_whole_artefact(store: Store) -> Non
 def test_a_missing_artefact_is_one_clear_error(store: Store) -> None:
     with pytest.raises(Missing, match="no refiner artefact 00key"):
         store.path("refiner", "00key")
+
+
+def test_a_store_that_cannot_be_reached_or_written_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    far = Store("s3://bucket/store?endpoint_override=127.0.0.1:9&scheme=http", cache=tmp_path / "cache")
+    with pytest.raises(Missing, match="cannot write"):
+        Store(tmp_path / "file").check_writable()
+    with pytest.raises(Missing, match="cannot write"):
+        far.check_writable()
+    with pytest.raises(Missing, match="cannot read the store"):
+        far.names("tables")
+    with pytest.raises(Missing, match="cannot read the store"):
+        far.read_bytes("studies/s.json")
+    with pytest.raises(Missing, match="cannot open the store"):
+        Store("nosuch://bucket/store")
+
+
+def test_a_store_without_write_permission_is_one_clear_error() -> None:
+    """As somebody who may not write; root may always, so root steps down for the time."""
+    place = Path(tempfile.mkdtemp())
+    as_root = os.geteuid() == 0
+    try:
+        place.chmod(0o555)
+        if as_root:
+            os.seteuid(65534)
+        with pytest.raises(Missing, match=r"cannot write.*store you may write to"):
+            Store(place / "store").check_writable()
+    finally:
+        if as_root:
+            os.seteuid(0)
+        place.rmdir()
+
+
+def test_a_store_named_by_a_relative_path_is_the_same_place_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("store")
+    store.write_bytes("here", b"yes")
+    packed = pickle.dumps(store)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(packed).read_bytes("here") == b"yes"
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -52,7 +57,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import tiny
 
 def study(): return tiny()
-def more_steps(): return tiny(steps=(1, 2, 3))
+def other(): return tiny("other", schedules=("cosine", "sigmoid"), steps=(2,))
+def wide(): return tiny("wide", schedules=("scaled_linear", "sigmoid"), steps=(1,))
 def slow(): return tiny("slow", overrides={{"refiner.train_images": 400}})
 """
 
@@ -90,7 +96,10 @@ def sweep(*words: str, store: str | Path, env: dict[str, str] | None = None) -> 
     )
 
 
-TIMES = ("host", "finished", "seconds_data", "seconds_backbone", "seconds_coarse", "seconds_refiner", "seconds_refined", "seconds_counts")
+STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
+
+# Times, and what is of the machine or of the repository: somebody may commit while the tests run.
+TIMES = ("host", "git_commit", "finished", *(f"seconds_{stage}" for stage in STAGES))
 
 
 def final_tables(store: Store, study: str = "tiny") -> dict[str, pa.Table]:
@@ -113,3 +122,69 @@ def same_tables(left: dict[str, pa.Table], right: dict[str, pa.Table]) -> None:
         for column in table.column_names:  # NaN is NaN here; pyarrow's equality says otherwise
             mine, theirs = table[column].to_pylist(), right[name][column].to_pylist()
             assert list(map(repr, mine)) == list(map(repr, theirs)), f"{name}.{column}"
+
+
+# ---- Ray -----------------------------------------------------------------------------------------------------------------------
+
+RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_agent_register_timeout_ms": "600000",  # a raylet whose agents are late kills itself
+    "RAY_health_check_period_ms": "1000",  # a dead node is noticed in seconds, a slow one is left alone
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # who has lost the head gives up after 60 s otherwise
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def _patient(look: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray gives a node 30 s to register, which two busy cores may not manage; here it has five minutes."""
+
+    def patient(*args: Any, **kwargs: Any) -> Any:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                return look(*args, **kwargs)
+            except (RuntimeError, TimeoutError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return patient
+
+
+@contextlib.contextmanager
+def loopback_cluster(port: int = 0) -> Iterator[Any]:
+    """A head without CPUs and two nodes with one each, real raylets on loopback. `port` of the head; 0: any."""
+    from ray._private import services
+    from ray.cluster_utils import Cluster
+
+    from sweeps.nodes import QUIET
+
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, for socket paths end at 107 bytes
+    node = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**QUIET, **RAY_ENVIRONMENT}.items():
+            patch.setenv(name, value)
+        patch.setattr(services, "get_node", _patient(services.get_node))
+        patch.setattr(services, "wait_for_node", _patient(services.wait_for_node))
+        cluster = None
+        try:
+            head = {"num_cpus": 0, "temp_dir": folder, **({"gcs_server_port": port} if port else {}), **node}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            for _ in range(2):
+                cluster.add_node(num_cpus=1, **node)
+            yield cluster
+        finally:
+            if cluster is not None:
+                cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    with loopback_cluster() as cluster:
+        yield cluster

@@ -111,6 +111,24 @@ def test_two_drivers_share_the_work_and_do_nothing_twice(tmp_path: Path) -> None
     assert sorted(done) == sorted(made.to_do)
 
 
+def test_a_driver_is_idle_when_all_that_is_left_lies_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    made = planning.make(tiny(), store)
+    with Claims(store, "tiny") as mine, Claims(store, "tiny") as theirs:
+        schedule = Schedule(made, units(made, 2), store, mine, 2, "")
+        data = made.to_do[0]
+        assert theirs.take(data) is None
+        assert schedule.take() is None
+        assert not schedule.is_idle  # not yet: the other may be about to finish
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 10)
+        assert schedule.is_idle
+        assert "another driver" in schedule.why_waiting()
+        theirs.release(data)
+        assert schedule.take() is not None
+        assert not schedule.is_idle
+
+
 def test_a_claim_of_a_dead_process_is_taken_over_at_once_and_of_a_living_one_is_not(tmp_path: Path) -> None:
     store = Store(tmp_path)
     living = Claims(store, "s")

@@ -34,6 +34,7 @@ from sweeps.study import Axis, Search, Study, expand
         (lambda: Search(goals=("boundary_iou", "-seconds"), rungs=(10,)), "two"),
         (lambda: Search(sampler="tpee"), "tpe"),
         (lambda: studies.find("quickstrat"), "quickstart"),
+        (lambda: expand(Study("s", "syntetic")), "did you mean 'synthetic'"),
     ],
 )
 def test_a_wrong_study_is_one_clear_error_before_anything_starts(make, message: str) -> None:  # type: ignore[no-untyped-def]

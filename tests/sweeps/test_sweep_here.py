@@ -6,16 +6,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, final_tables, same_tables, sweep, tiny
+from conftest import STAGES, TINY, final_tables, same_tables, sweep, tiny
 
 from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
 from idgbr.store import Store
 from sweeps import commands, gc, plan, tables
+from sweeps.claims import Claims
 from sweeps.explain import explained
 from sweeps.placement import Placement
 from sweeps.search import result
@@ -27,7 +27,7 @@ def run(study: Study, store: Store, **more: object) -> None:
 
 
 def counted(store: Store) -> dict[str, int]:
-    return {stage: len(store.runs(stage)) for stage in ("data", "backbone", "coarse", "refiner", "refined", "counts")}
+    return {stage: len(store.runs(stage)) for stage in STAGES}
 
 
 def test_every_trial_has_its_rows_and_every_unique_job_ran_once(store: Store) -> None:
@@ -134,26 +134,62 @@ def test_ctrl_c_writes_a_checkpoint_exits_130_and_prints_the_line_that_resumes(s
         assert list(Path(store.base).glob("scratch/refiner/*/checkpoint-*"))
 
 
-def test_a_full_disk_stops_the_study_with_one_clear_error_and_blames_no_trial(made: Path, study_file: str, tmp_path: Path) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
-    try:
-        process = sweep("run", f"{study_file}:study", "--local", "--no-preflight", "--no-show", store=place / "store")
-        _, told = process.communicate()
-        assert process.returncode == 3, told
-        assert "no space left" in told.splitlines()[-1]
-        assert "Traceback" not in told
-        assert "failed" not in set(tables.statuses(Store(place / "store"), "tiny").values())
-        subprocess.run(["mount", "-o", "remount,size=300m", str(place)], check=True)
-        again = sweep("run", f"{study_file}:study", "--local", "--no-preflight", "--no-show", store=place / "store")
-        assert again.communicate() is not None
-        assert again.returncode == 0
-        same_tables(final_tables(Store(made)), final_tables(Store(place / "store")))
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+def test_a_second_ctrl_c_ends_it_at_once(study_file: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    process = sweep("run", f"{study_file}:slow", "--local", "--no-preflight", "--no-show", store=store.root)
+    while process.poll() is None and not store.runs("data"):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    while process.poll() is None and not list(Path(store.base).glob("claims/stop-*")):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert not store.names("claims", recursive=True)
+
+
+def test_a_budget_frees_what_nothing_needs_and_stops_the_study_where_that_is_not_enough(store: Store) -> None:
+    used, best = gc.used_bytes(store), gc._best_keys(store, 1)
+    unwanted = set(store.keys("refiner")) - best
+    budget = gc.Budget(store, (used - 1000) / 1e9, keep=1)
+    assert "what is left is needed" in str(budget.spend("data", "none", needed={*store.keys("refiner"), *store.keys("refined")}))
+    assert budget.spend("data", "none", needed=unwanted) is None  # a refined map was enough
+    assert unwanted | best <= {*store.keys("refiner"), *store.keys("refined")}
+    assert gc.Budget(store, (used - 100_000) / 1e9, keep=1).spend("data", "none", needed=set()) is None
+    assert not unwanted & set(store.keys("refiner"))
+    room = gc.used_bytes(store) / 1e9 + 2e-3
+    with pytest.raises(Missing, match=r"has stopped: the store has grown to .* beyond its budget"):
+        run(tiny("deep", schedules=("cosine",), overrides={"refiner.channels": (16, 256)}), store, budget_gb=room)  # by past sizes it fits
+    with pytest.raises(Missing, match=r"would grow to .*from .* GB on"):
+        run(tiny(steps=(1, 2, 3, 4)), store, budget_gb=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("run", "quickstrat"), 2, "did you mean 'quickstart'"),
+        (("plan", "quickstart", "refiner.shedule=linear"), 2, "did you mean 'refiner.schedule'"),
+        (("run", "quickstart", "sampler.strength=7"), 2, r"sampler\.strength"),
+        (("run", "quickstart", "backbone.weights=none.safetensors"), 3, r"backbone\.weights names a file that is not there"),
+        (("run", "quickstart", "--address", "127.0.0.1:1"), 3, "no Ray cluster at"),
+        (("run", "quickstart", "--gpus", "999"), 3, "999"),
+        (("run", "quickstart", "--callback", "mlfow"), 2, "did you mean 'mlflow'"),
+        (("search", "quickstart"), 2, "is not a search"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_starts_nothing(
+    words: tuple[str, ...], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    from sweeps.__main__ import VERBS, run_verbs
+
+    extra = ("--no-preflight",) if words[0] == "run" else ()
+    assert run_verbs(VERBS, "python -m sweeps", "", [*words, *extra, "--store", str(tmp_path / "store")]) == code
+    told = capsys.readouterr().err
+    assert re.search(message, told.splitlines()[-1]), told
+    assert not Store(tmp_path / "store").runs("data")
 
 
 def test_status_tells_from_another_terminal(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +266,7 @@ def test_a_search_makes_rows_stops_the_worse_and_goes_on_where_it_was(store: Sto
     assert sum(result(more, store)["states"].values()) == 4
 
 
-def test_a_search_over_two_goals_trains_nothing_and_shows_a_front(store: Store) -> None:
+def test_a_search_over_two_goals_trains_nothing_and_shows_a_front(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     study = Study(
         "front", "synthetic", axes=(Axis("sampler.steps", low=1, high=3),), overrides=TINY,
         search=Search(goals=("boundary_iou", "-seconds"), sampler="nsga2", trials=3, start=({"sampler.steps": 2},)),
@@ -241,12 +277,62 @@ def test_a_search_over_two_goals_trains_nothing_and_shows_a_front(store: Store) 
     found = result(study, store)
     assert found["best"]
     assert {"boundary_iou", "seconds", "settings", "trial"} <= set(found["best"][0])
-    import optuna
+    from io import BytesIO
+    from wsgiref.util import setup_testing_defaults
+
+    import optuna_dashboard
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    loaded = optuna.load_study(study_name="front", storage=JournalStorage(JournalFileBackend(found["journal"])))  # what the dashboard does
-    assert len(loaded.trials) == 3
+    dashboard = optuna_dashboard.wsgi(JournalStorage(JournalFileBackend(found["journal"])))
+
+    def asked(path: str) -> dict:
+        environ: dict = {"PATH_INFO": path, "wsgi.input": BytesIO()}
+        setup_testing_defaults(environ)
+        return json.loads(b"".join(dashboard(environ, lambda *answer: None)))
+
+    listed = asked("/api/studies")["study_summaries"]
+    assert [s["study_name"] for s in listed] == ["front"]
+    assert len(asked(f"/api/studies/{listed[0]['study_id']}")["trials"]) == 3
+    commands.status("front", store, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["trials"], told["done"], told["open"]) == (len(tables.statuses(store, "front")),) * 2 + (0,)
+
+
+def test_a_search_whose_journal_was_torn_goes_on_tries_again_what_failed_and_has_one_driver(store: Store) -> None:
+    study = Study(
+        "torn", "synthetic", axes=(Axis("sampler.steps", low=1, high=9),), overrides={**TINY, "sampler.split": "train"},
+        search=Search(trials=2, start=({"sampler.steps": 1}, {"sampler.steps": 2})),
+    )  # fmt: skip
+    [refiner] = [j.key for t in plan.expand(tiny(schedules=("cosine",), steps=(1,), yardsticks=())) for j in t.jobs if j.stage == "refiner"]
+    weights = store.path("refiner", refiner) / "model.safetensors"
+    shutil.move(weights, weights.with_name("hidden"))
+    with pytest.raises(SomeFailed, match="2 trials of torn failed"):
+        run(study, store)
+    shutil.move(weights.with_name("hidden"), weights)
+    with open(result(study, store)["journal"], "a") as file:
+        file.write('{"op_code": 4, "wor')  # a full disk, or kill -9
+    run(study, store, retry_failed=True)
+    assert list(tables.statuses(store, "torn").values()).count("done") == 3
+    assert result(study, store)["states"] == {"complete": 2, "fail": 2}
+    before = counted(store)
+    run(study, store, retry_failed=True)
+    assert counted(store) == before
+    with Claims(store, "torn") as other:
+        other.take("search-torn")
+        with pytest.raises(Missing, match="another driver already searches torn"):
+            run(study, store)
+    journal = Path(result(study, store)["journal"])
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:2], "rubbish\n", *lines[2:]]))
+    with pytest.raises(Disagreement, match="damaged"):
+        run(study, store)
+    wider = Study("torn", "synthetic", axes=(Axis("sampler.steps", (1, 4)),), overrides=TINY, search=Search(trials=1))
+    with pytest.raises(Disagreement, match="defined otherwise"):
+        run(wider, store)
+    run(wider, store, redefine=True)
+    assert result(wider, store)["states"] == {"complete": 1}
+    assert len(tables.statuses(store, "torn")) == 2
 
 
 def test_mlflow_and_tensorboard_write_files_and_a_broken_callback_costs_nothing(store: Store) -> None:
@@ -258,6 +344,12 @@ def test_mlflow_and_tensorboard_write_files_and_a_broken_callback_costs_nothing(
     assert {r.data.params["sampler.steps"] for r in runs} == {"5"}
     assert all("boundary_iou" in r.data.metrics for r in runs)
     assert list((Path(store.base) / "tensorboard").rglob("events*"))
+
+
+def test_wandb_writes_its_offline_runs(store: Store) -> None:
+    pytest.importorskip("wandb")
+    run(tiny(steps=(1, 2, 5)), store, callbacks=("wandb",))
+    assert len(list((Path(store.base) / "wandb").glob("offline-run-*/*.wandb"))) == 2
 
 
 def test_wilcoxon_stops_a_worse_sampler_and_lets_an_equal_one_go_on() -> None:
