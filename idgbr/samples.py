@@ -56,8 +56,8 @@ class TrainSamples:
     ignored. A raster without a boundary is drawn again up to 8 times, then a uniform crop is taken.
 
     Windows of JPEG, PNG and striped files decode much more than the window; so where all rasters together take less than 1 GiB
-    decoded, each process keeps them in memory from first use. Larger sets are read window by window: tiled GeoTIFFs are fast, others
-    slow (`slow_rasters`).
+    decoded, each process keeps them in memory from first use. Larger sets are read window by window: tiled GeoTIFFs are fast, large
+    others slow (`idgbr prepare` names them, with the command that tiles them).
 
     Args:
         rasters: with labels, usually a part of `dataset.of("train")`.
@@ -216,20 +216,6 @@ class TrainSamples:
         if raster.id not in self._coarse_maps:
             self._coarse_maps[raster.id] = read_coarse(self.coarse_dir, raster.id)
         return self._coarse_maps[raster.id]
-
-    def slow_rasters(self) -> tuple[str, ...]:
-        """Rasters whose windows cost a read of (nearly) the whole file: neither cached nor tiled. Empty where all is well."""
-        from idgbr.raster import opened
-
-        if self.cached:
-            return ()
-        slow = []
-        for raster in self.rasters:
-            with opened(raster.image) as source:
-                rows, cols = source.block_shapes[0]
-                if source.driver not in ("GTiff", "COG") or (cols == source.width > 4 * self.crop_px and rows * cols > 4 * self.crop_px**2):
-                    slow.append(raster.id)
-        return tuple(slow)
 
 
 def _inside(start: int, side: int, crop: int) -> int:
