@@ -100,7 +100,7 @@ def _widths(pairs: list[Pair], config: ScoreConfig) -> dict[str, list[float]]:
     from idgbr.scores.tile import Widths
 
     found = [Widths.of(config, p.height, p.width, p.gsd_m) for p in pairs]
-    each = {
+    each: dict[str, list[float]] = {
         "boundary_px": [w.boundary_px for w in found],
         "tolerance_px": [w.tolerance_px for w in found],
         "trimap_px": [w.trimap_px for w in found],

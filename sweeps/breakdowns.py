@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,10 @@ def learning_curves(view: View, name: str = "loss", most: int = 12) -> dict[str,
     return out
 
 
+def _values(axes: Sequence[str], variant: Variant) -> tuple[Any, ...]:
+    return tuple(variant.axes[a] for a in axes)
+
+
 def by_steps(view: View, metric: str, most: int = 8) -> tuple[dict[str, list[tuple[float, float, float]]], list[str]]:
     """Score against denoising steps.
 
@@ -186,7 +191,7 @@ def by_steps(view: View, metric: str, most: int = 8) -> tuple[dict[str, list[tup
     variants = [v for v in view.population.variants if v.kind == "diffusion" and v.axes["sampler.steps"] is not None]
     others = [a for a in view.population.axes if a != "sampler.steps" and len({show(v.axes[a]) for v in variants}) > 1]
     for kept in (others, [a for a in others if a.endswith(("schedule", "width"))], [a for a in others if a.endswith("schedule")], []):
-        lines = pairs(variants, lambda v, kept=kept: tuple(v.axes[a] for a in kept))
+        lines = pairs(variants, partial(_values, kept))
         if len(lines) <= most:
             break
     names = short_names(view.population.axes)
