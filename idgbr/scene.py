@@ -351,9 +351,9 @@ def refine_split(
     rasters = dataset.of(split)
     tiles: TileRefiner | None = None
     if refiner_dir is not None:
-        from idgbr.refiner import Refiner
+        from idgbr import kept_refiner
 
-        tiles = TorchTiles(Refiner.load(refiner_dir), runtime)
+        tiles = kept_refiner.tiles_of(refiner_dir, runtime)
     done: dict[str, Any] = {}
     for i, raster in enumerate(rasters):
         image = Reader(raster.image, dataset.bands)

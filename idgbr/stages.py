@@ -169,9 +169,10 @@ def train_stage(
     scratch: Path | None = None,
 ) -> None:
     """One training on this process; `world` says which share of every batch is this process's (none: all of it)."""
-    from idgbr import backbone, datasets, refiner
+    from idgbr import backbone, datasets, kept_refiner, refiner
     from idgbr.train import World
 
+    kept_refiner.forget()
     world, runtime = world or World(), runtime or Runtime()
     dataset = datasets.load(store.path("data", job.parents["data"]), experiment.data)
     scratch = scratch or Path(store.base if store.is_local else store.cache) / scratch_name(job)

@@ -38,10 +38,13 @@ PLACE_S = 900.0  # for the workers of one training to find their places beside a
 
 def trainable(desk: Desk, stop_name: str, placement: Placement) -> Callable[[dict[str, Any]], None]:
     """The function Tune runs: one packed unit. Outcomes are reported when their rows are on the store."""
+    folder = os.getcwd()
 
     def unit_of_work(config: dict[str, Any]) -> None:
         from ray import tune
 
+        if os.path.isdir(folder):  # relative paths in settings are the driver's; a cluster's workers stand where `ray start` was given
+            os.chdir(folder)
         unit = Unit.unpack(config["unit"])
         last = {"report": 0.0, "stop": 0.0}
         is_stopped = False

@@ -53,6 +53,20 @@ def test_one_more_step_count_trains_nothing(store: Store) -> None:
     assert {k: after[k] - before[k] for k in after} == {"data": 0, "backbone": 0, "coarse": 0, "refiner": 0, "refined": 2, "counts": 2}
 
 
+def test_step_counts_share_the_loaded_weights_and_the_condition_features(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from idgbr import kept_refiner
+    from idgbr.refiner import Refiner
+
+    loaded, seen, load = [], [], Refiner.load
+    monkeypatch.setattr(Refiner, "load", lambda folder: loaded.append(folder) or load(folder))
+    tiles_of = kept_refiner.tiles_of
+    monkeypatch.setattr(kept_refiner, "tiles_of", lambda *given: seen.append(tiles_of(*given)) or seen[-1])
+    run(tiny(steps=(1, 2, 3, 4, 5)), store)
+    assert len(loaded) == 2  # refiners, for six sampling jobs
+    assert len(seen) == 6
+    assert all(tiles.reused == 2 * tiles.encoded > 0 for tiles in seen)
+
+
 def test_another_study_over_the_same_artefacts_only_writes_rows(store: Store) -> None:
     before = counted(store)
     run(tiny("twin"), store)
