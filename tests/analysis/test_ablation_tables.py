@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 from scipy import stats as ss
 
-from sweeps import ablation, formats, stats
+from sweeps import ablation, breakdowns, formats, stats
 from sweeps.ablation_tables import ablation_tables
 from sweeps.analysis_commands import ablate, score_tables, table, views
 from sweeps.scan import load_trials
@@ -198,6 +199,28 @@ def test_the_same_results_in_two_stores_and_studies_are_counted_once(made, tmp_p
     assert merged.frame.height == 1 + 3 + 2 * 3 * 3
     first, _ = score_tables(twice), score_tables(merged)
     assert [formats.to_json(t)["printed"] for t in first] == [formats.to_json(t)["printed"] for t in score_tables(once)]
+
+
+def test_trials_of_other_data_stand_in_a_table_of_their_own_that_says_so(many, tmp_path):
+    other = dataclasses.replace(make_tables.small_study("other", 1, (4,)), overrides={"data.scene_px": 192})
+    make_tables.write_study(tmp_path, other, make_tables.Layout(scenes=7, tiles=3), bands=False)
+    found = score_tables(load_trials([str(many), str(tmp_path)], ["many", "other"]))
+    assert [t.name for t in found] == ["scores-val-full", "scores-val-full-2"]
+    assert [t.facts["units"] for t in found] == [24, 7]
+    assert len({dict(t.header)["data"] for t in found}) == 2
+    assert all(any("2 groups that cannot be compared (other data)" in n for n in t.notes) for t in found)
+
+
+def test_curve_over_steps_averages_the_other_axes_when_there_are_too_many_lines(made):
+    view = next(views(load_trials([str(made)], ["made"]), ["boundary_iou"], labels="full"))
+    lines, averaged = breakdowns.by_steps(view, "boundary_iou")
+    assert list(lines) == ["guidance_width=16", "guidance_width=32"]
+    assert averaged == []
+    one, averaged = breakdowns.by_steps(view, "boundary_iou", most=1)
+    assert averaged == ["guidance_width"]
+    for i, (steps, value, sd) in enumerate(one["diffusion"]):
+        assert (steps, sd) == ((1.0, 4.0)[i], 0.0)
+        assert value == pytest.approx(np.mean([points[i][1] for points in lines.values()]))
 
 
 def test_filters_keep_what_they_name_and_yardsticks_that_do_not_read_the_setting(made):

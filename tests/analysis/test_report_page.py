@@ -99,10 +99,11 @@ def in_chromium(path, width, *options):
     return subprocess.run([*command, *options, f"file://{path}"], capture_output=True, text=True, timeout=250)
 
 
-def test_page_in_chromium_loads_without_error_or_request_and_sorts(page, tmp_path):
+@pytest.mark.parametrize("width", [1280, 500])  # 500: no window of headless Chromium is narrower; the layout of phones begins at 640
+def test_page_in_chromium_loads_without_error_or_request_and_sorts(page, tmp_path, width):
     probed = tmp_path / "probed.html"
     probed.write_text(page.read_text().replace("<style>", PROBE + "<style>", 1))
-    run = in_chromium(probed, 1280, "--dump-dom")
+    run = in_chromium(probed, width, "--dump-dom")
     found = json.loads(
         re.search(r'<pre id="probe">(.*?)</pre>', run.stdout, re.DOTALL)[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&")
     )
