@@ -17,13 +17,13 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.mailbox import Mailbox, Postman
 from cluster.session import check_storage, connected, environment, not_shared, root_for_all
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
@@ -96,7 +96,7 @@ def fit_sharded(
         nonce = uuid.uuid4().hex
         store.write_bytes(f"{stages.scratch_name(job)}/nonce", nonce.encode())
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives and dies with this driver
-        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         settings = {
             "job": dataclasses.asdict(job),
             "store": root_for_all(store),
@@ -125,7 +125,7 @@ def fit_sharded(
             ),
         )
         try:
-            with _Postman(mailbox, report, stop):
+            with Postman(mailbox, report, stop):
                 result = trainer.fit()
         except TrainingFailedError as error:
             _raise_own(ray.get(mailbox.failure.remote()), error, name, workers, max_failures)
@@ -257,61 +257,7 @@ def ray_world(sharding: str) -> Any:
     return RayWorld()
 
 
-# ---- between workers and driver -------------------------------------------------------------------------------------------
-
-
-class _Mailbox:
-    """An actor: lines of the curve to the driver, the wish to stop and errors that no retry mends."""
-
-    def __init__(self) -> None:
-        self.line: dict[str, Any] | None = None
-        self.is_leaving = False
-        self.error: Any = None
-
-    def put(self, line: dict[str, Any]) -> None:
-        self.line = line
-
-    def exchange(self, leave: bool) -> dict[str, Any] | None:
-        self.is_leaving = self.is_leaving or leave
-        line, self.line = self.line, None
-        return line
-
-    def leaving(self) -> bool:
-        return self.is_leaving
-
-    def fail(self, error: Any) -> None:
-        self.error = self.error or error
-
-    def failure(self) -> Any:
-        return self.error
-
-
-class _Postman:
-    """A thread of the driver: reports out, wishes in."""
-
-    def __init__(self, mailbox: Any, report: Callable[..., None] | None, stop: Callable[[], bool] | None):
-        self.mailbox, self.report, self.stop = mailbox, report, stop
-        self.is_over = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        import ray
-
-        while not self.is_over.wait(1.0):
-            try:
-                line = ray.get(self.mailbox.exchange.remote(bool(self.stop and self.stop())), timeout=30)
-            except ray.exceptions.RayError:
-                log.warning("the mailbox of this training does not answer; training goes on without progress")
-                return
-            if line and self.report:
-                self.report(**line)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.is_over.set()
-        self.thread.join()
+# ---- errors ---------------------------------------------------------------------------------------------------------------
 
 
 def _raise_own(own: Any, error: Exception | None, name: str, workers: int, max_failures: int) -> None:

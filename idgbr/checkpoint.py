@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,25 @@ def copy_whole(target: Any, value: Tensor) -> None:
     target.copy_(value)
 
 
-def full_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and AdamW's moments by parameter name: independent of ranks and of the kind of sharding."""
-    model = {name: whole(value) for name, value in module.state_dict().items()}
+def gathered(values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """`whole` of each, one after the other, on the ranks that `keep` them: the others lend their shards and hold no second copy.
+
+    To be called on every rank alike. {} where not kept.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if keep:
+            found[name] = whole(value)
+        elif hasattr(value, "full_tensor"):
+            value.detach().full_tensor()
+    return found
+
+
+def full_state(module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and AdamW's moments by parameter name: independent of ranks and of the kind of sharding. `keep` as in `gathered`."""
+    model = gathered(module.state_dict(), keep)
     names = {id(p): name for name, p in module.named_parameters()}
-    moments = {names[id(p)]: {k: whole(v) for k, v in state.items()} for p, state in optimizer.state.items()}
+    moments = {names[id(p)]: gathered(state, keep) for p, state in optimizer.state.items()}
     return model, moments
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -25,6 +26,10 @@ An override is written stage.field=value; `idgbr config RECIPE` shows them all. 
 Recipe = Positional[str]
 Overrides = Positional[tuple[str, ...]]
 StorePath = Annotated[str, arg(help="folder or URI of the store")]
+Workers = Annotated[
+    int, arg(help="processes of this machine that train together, with CUDA one GPU each; several machines: python -m cluster train")
+]
+Sharding = Annotated[str, arg(help="ddp: whole copies of the model; fsdp: parameters, gradients and moments spread over the workers")]
 
 
 def _store_default() -> str:
@@ -82,15 +87,33 @@ def prepare(
 
 
 def train_backbone(
-    recipe: Recipe, overrides: Overrides = (), /, *, store: StorePath = "", device: str = "auto", bf16: bool = False
+    recipe: Recipe,
+    overrides: Overrides = (),
+    /,
+    *,
+    store: StorePath = "",
+    device: str = "auto",
+    bf16: bool = False,
+    workers: Workers = 1,
+    sharding: Sharding = "ddp",
 ) -> None:
     """Train stage I (and the fold models that the coarse maps need). Run it again to resume."""
-    _run_until("backbone", recipe, overrides, store, device, bf16)
+    _run_until("backbone", recipe, overrides, store, device, bf16, workers, sharding)
 
 
-def train_refiner(recipe: Recipe, overrides: Overrides = (), /, *, store: StorePath = "", device: str = "auto", bf16: bool = False) -> None:
+def train_refiner(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    /,
+    *,
+    store: StorePath = "",
+    device: str = "auto",
+    bf16: bool = False,
+    workers: Workers = 1,
+    sharding: Sharding = "ddp",
+) -> None:
     """Train stage II, and everything before it that is missing. Run it again to resume. Prints the model's folder."""
-    _run_until("refiner", recipe, overrides, store, device, bf16)
+    _run_until("refiner", recipe, overrides, store, device, bf16, workers, sharding)
 
 
 def predict(
@@ -240,7 +263,9 @@ def _experiment(recipe: str, overrides: tuple[str, ...]) -> Any:
     return apply(find(recipe), overrides)
 
 
-def _run_until(stage: str, recipe: str, overrides: tuple[str, ...], store: str, device: str, bf16: bool) -> None:
+def _run_until(
+    stage: str, recipe: str, overrides: tuple[str, ...], store: str, device: str, bf16: bool, workers: int, sharding: str
+) -> None:
     """Run the jobs of the recipe up to and with `stage`; print the folder of the last artefact."""
     from idgbr import stages
     from idgbr.config import Runtime
@@ -260,9 +285,16 @@ def _run_until(stage: str, recipe: str, overrides: tuple[str, ...], store: str, 
             f"this recipe has no {stage} to train",
             value=f"refiner.kind={experiment.refiner.kind}, coarse.source={experiment.coarse.source}",
         )
+    fit: Callable[..., None] | None = None
+    if workers != 1 or sharding != "ddp":
+        from idgbr.processes import check_workers, fit_processes
+        from idgbr.world import device_of
+
+        check_workers(workers, sharding, device_of(runtime).type)
+        fit = functools.partial(fit_processes, workers=workers, sharding=sharding)
     for job in todo:
         with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
-            stages.run(job, place, experiment, runtime, report=progress)
+            stages.run(job, place, experiment, runtime, report=progress, fit=fit)
     print(place.path(todo[-1].stage, todo[-1].key))
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from idgbr.batches import Plan, batches
-from idgbr.checkpoint import copy_whole, full_state, load_full_state, local, replacing, whole
+from idgbr.checkpoint import copy_whole, full_state, gathered, load_full_state, local, replacing
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
 from idgbr.store import unwritable
@@ -254,13 +254,14 @@ class _Run:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def save(self, folder: Path) -> None:
-        """Gather on every rank, write on rank 0."""
+        """Gather with every rank, keep and write on rank 0."""
         from safetensors.torch import save_file
 
-        model, optimizer = full_state(self.module, self.optimizer)
-        ema = {name: whole(value) for name, value in self.ema.items()}
+        is_first = self.world.rank == 0
+        model, optimizer = full_state(self.module, self.optimizer, keep=is_first)
+        ema = gathered(self.ema, keep=is_first)
         sums = self.world.sum(self.sums).tolist()
-        if self.world.rank:
+        if not is_first:
             return
         save_file(model, folder / "model.safetensors")
         if ema:
@@ -309,7 +310,7 @@ class _Run:
         self.norms = torch.tensor(state["norms"], dtype=torch.float64, device=self.device)
 
     def write_snapshot(self, out: Path) -> None:
-        weights = {name: whole(value) for name, value in (self.ema or self.network_state()).items()}
+        weights = gathered(self.ema or self.network_state(), keep=self.world.rank == 0)
         if self.world.rank:
             return
         from safetensors.torch import save_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cluster import here
 from idgbr import stages
 from idgbr.config import Experiment, Runtime, apply
 from idgbr.store import Store
@@ -52,9 +54,16 @@ def patient(look: Callable[..., Any]) -> Callable[..., Any]:
     return get_node
 
 
+def node_arguments(n: int) -> dict[str, Any]:
+    """One CPU, and ports that are known: a raylet waits 15 s for the ports its agents choose, then ends itself; busy cores need more."""
+    first = here.free_ports(os.getpid() + n, 20000, 32000)
+    names = ("node_manager", "object_manager", "metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
+    return {"num_cpus": 1, "object_store_memory": 80 * 2**20, **{f"{name}_port": first + i for i, name in enumerate(names)}}
+
+
 @pytest.fixture(scope="session")
 def loopback() -> Iterator[Any]:
-    """A `ray.cluster_utils.Cluster` of two raylets with one CPU each: the head, and a node that may be lost."""
+    """A `ray.cluster_utils.Cluster` of two raylets with one CPU each: the head, and a node that may be lost (`workers`, `join()`)."""
     import ray
     from ray._private import services
     from ray.cluster_utils import Cluster
@@ -64,13 +73,14 @@ def loopback() -> Iterator[Any]:
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
-    memory = 80 * 2**20
-    cluster = None
+    cluster: Any = None
+    numbers = itertools.count()
     try:
-        head = {"num_cpus": 1, "object_store_memory": memory, "temp_dir": folder, "include_dashboard": False}
+        head = {**node_arguments(next(numbers)), "temp_dir": folder, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        cluster.memory = memory
-        cluster.workers = [cluster.add_node(num_cpus=1, object_store_memory=memory)]
+        cluster.workers = []
+        cluster.join = lambda: cluster.workers.append(cluster.add_node(**node_arguments(next(numbers))))
+        cluster.join()
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         yield cluster
     finally:

@@ -72,7 +72,7 @@ def test_a_killed_worker_and_a_lost_node_cost_only_the_steps_since_the_last_chec
             done.append("node")
             lost = loopback.workers.pop()
             threading.Thread(target=lambda: loopback.remove_node(lost, allow_graceful=False)).start()
-            loopback.workers.append(loopback.add_node(num_cpus=1, object_store_memory=loopback.memory))
+            loopback.join()
 
     manifest = stages.run(job, store, experiment, CPU, report=report, fit=over(2))
     assert done == ["worker", "node"]

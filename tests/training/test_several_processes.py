@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +18,12 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 import worlds
 
-from idgbr.config import Runtime
-from idgbr.errors import BadRequest
-from idgbr.train import read_curve, train
+from idgbr import stages
+from idgbr.config import Experiment, Runtime, apply
+from idgbr.errors import BadRequest, SomeFailed
+from idgbr.processes import check_workers, fit_processes
+from idgbr.store import Store
+from idgbr.train import Interrupted, read_curve, train
 from idgbr.world import DistributedWorld, shard_units
 
 
@@ -76,6 +83,50 @@ def test_a_checkpoint_of_four_sharded_ranks_goes_on_with_two_and_ends_on_one(ran
     one, last = read_curve(ran / "one-True"), read_curve(ran / "last")
     assert [x["images"] for x in last] == [x["images"] for x in one]
     assert [x["loss"] for x in last] == pytest.approx([x["loss"] for x in one], rel=1e-4)
+
+
+SMALL = {
+    "data.train_scenes": 2, "data.val_scenes": 1, "data.test_scenes": 0, "data.scene_px": 64,
+    "backbone.encoder": "test_resnet", "backbone.decoder": "fpn", "backbone.crop_px": 32, "backbone.batch_images": 4,
+    "backbone.train_images": 120, "backbone.warmup_images": 8, "backbone.checkpoint_images": 8, "backbone.lr": 1e-4,
+    "coarse.source": "in_fold",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(600)
+def test_workers_of_this_machine_killed_stopped_and_resumed_give_the_curve_of_one_process(tmp_path: Path) -> None:
+    """Two sharded processes, one killed; two with DDP go on and are stopped; one process goes on alone and ends. No step twice."""
+    store, experiment = Store(tmp_path / "store"), apply(Experiment(), SMALL)
+    data, job = stages.jobs(experiment)[:2]
+    stages.run(data, store, experiment)
+    runtime = Runtime(device="cpu", threads=1)
+
+    def kill(**values: Any) -> None:
+        if values["images"] == 40:
+            os.kill(multiprocessing.active_children()[-1].pid or 0, signal.SIGKILL)
+
+    with pytest.raises(SomeFailed, match=r"of the 2 that train backbone .* by SIGKILL.*rank-\d\.log.*memory ran out"):
+        stages.run(job, store, experiment, runtime, report=kill, fit=functools.partial(fit_processes, sharding="fsdp"))
+    logs = Path(store.base) / stages.scratch_name(job)
+    assert "rank 1 of 2" in (logs / "rank-1.log").read_text()
+    assert "'images': 40" in (logs / "rank-0.log").read_text()
+    seen: list[int] = []
+    with pytest.raises(Interrupted, match="of 120 images"):
+        stages.run(job, store, experiment, runtime, report=lambda **v: seen.append(v["images"]), stop=lambda: bool(seen), fit=fit_processes)
+    assert 8 < seen[0] <= 44, "it went on from a checkpoint"
+    assert not store.has(job.stage, job.key)
+    stages.run(job, store, experiment, runtime)
+    assert not logs.exists()
+    stages.train_stage(job, store, experiment, tmp_path / "one", runtime=runtime, scratch=tmp_path / "scratch")
+    one, two = read_curve(tmp_path / "one"), read_curve(store.path(job.stage, job.key))
+    assert [x["images"] for x in two] == [x["images"] for x in one]
+    assert [x["loss"] for x in two] == pytest.approx([x["loss"] for x in one], rel=1e-3)
+
+
+def test_workers_that_cannot_be_are_refused() -> None:
+    for workers, sharding, kind, words in ((0, "ddp", "cpu", "at least one"), (2, "zero", "cpu", "sharding"), (99, "ddp", "cuda", "GPUs")):
+        with pytest.raises(BadRequest, match=words):
+            check_workers(workers, sharding, kind)
 
 
 def test_units_of_sharding_are_the_innermost_blocks_with_weights() -> None:
