@@ -61,6 +61,18 @@ def oam() -> Study:
     )
 
 
+def oam_test() -> Study:
+    """What `oam` chose on its validation scene, once on the test scenes (a place not in train, and one that is): sampling alone."""
+    return Study(
+        name="oam_test",
+        recipe="oam_buildings",
+        axes=(Axis("sampler.steps", (4,)),),
+        overrides={"sampler.split": "test"},
+        replicates=2,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
 # One choice of the refiner at a time, against its defaults. Each is trained; arms of the process are sampled at every step count.
 _PROCESS: tuple[dict[str, Any], ...] = (
     {},
@@ -224,6 +236,7 @@ BUILT_IN: dict[str, Callable[[], Study]] = {
     for f in (
         quickstart,
         oam,
+        oam_test,
         choices,
         choices_dubai,
         schedules,
