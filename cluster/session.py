@@ -8,11 +8,13 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cluster.here import refusal
 from idgbr.errors import Disagreement, Missing
 from idgbr.store import Store
 
+START_TRIES = 3
 POLL_S = "0.5"  # Ray looks at its workers that often; a report waits for it
 
 
@@ -39,21 +41,25 @@ def connected() -> Iterator[None]:
             value=why,
             hint="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH of the cluster you started",
         )
-    try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
-            ray.init(
-                address="local",  # never by chance the cluster that somebody else has started on this machine
-                include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, object_store_memory=150 * 2**20,
-                _temp_dir=temporary if len(temporary) <= 36 else "/tmp/ray",
-            )  # fmt: skip
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise Missing(
-            f"no Ray cluster {'at ' + address if address else 'on this machine'}: {' '.join(str(error).split())[:300]}",
-            hint="python -m cluster doctor",
-        ) from error
+    temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
+    own: dict[str, Any] = {
+        "address": "local",  # never by chance the cluster that somebody else has started on this machine
+        "include_dashboard": False,
+        "object_store_memory": 150 * 2**20,
+        "_temp_dir": temporary if len(temporary) <= 36 else "/tmp/ray",
+    }
+    for attempt in range(START_TRIES):
+        try:
+            ray.init(**({"address": address} if address else own), logging_level=logging.ERROR, log_to_driver=False)
+            break
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            if not address and "timed out during startup" in str(error) and attempt < START_TRIES - 1:
+                ray.shutdown()
+                continue  # Ray gives a node 30 s to come up, too few where other work takes the machine
+            raise Missing(
+                f"no Ray cluster {'at ' + address if address else 'on this machine'}: {' '.join(str(error).split())[:300]}",
+                hint=f"python -m cluster doctor {address}" if address else "a short RAY_TMPDIR (36 characters) with some GB free",
+            ) from error
     try:
         yield
     finally:
@@ -70,6 +76,25 @@ def environment() -> None:
         "RAY_worker_niceness": "0",  # of a cluster started here; Ray would put workers 15 steps below this process
     }.items():
         os.environ.setdefault(name, value)
+
+
+def check_room(workers: int, cpus: float, gpus: float) -> None:
+    """Without `RAY_ADDRESS` the cluster is what it is: workers that do not fit would be waited for in vain. Others may grow.
+
+    Raises:
+        Missing: fewer CPUs or GPUs than the workers need together.
+    """
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        there = ray.cluster_resources().get(name, 0.0)
+        if each * workers > there:
+            raise Missing(
+                f"no room for the workers: {workers} x {each:g} {name} asked, {there:g} there",
+                hint=f"--workers {int(there // each)}" if there >= each else "RAY_ADDRESS of a larger cluster",
+            )
 
 
 def check_storage(store: Store) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.mailbox import Mailbox, Postman
-from cluster.session import check_storage, connected, environment, not_shared, root_for_all
+from cluster.session import check_room, check_storage, connected, environment, not_shared, root_for_all
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
 from idgbr.store import Store
@@ -91,6 +91,7 @@ def fit_sharded(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with connected():
+        check_room(min_workers or workers, cpus, gpus)
         check_storage(store)
         name = f"{job.stage} {job.key}"
         nonce = uuid.uuid4().hex
