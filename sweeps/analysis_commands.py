@@ -177,7 +177,7 @@ def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
             for part in formats.rich_renderables(t, console.width):
                 console.print(part)
     else:
-        print(formats.render(tables, form))
+        print(formats.render(tables, form), end="")
 
 
 def tiles(
