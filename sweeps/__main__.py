@@ -297,11 +297,12 @@ def publish(
     ))  # fmt: skip
 
 
-def verify(study: Study, /, *, results: str = "results/published") -> None:
-    """Recompute every published number from its rows."""
+def verify(studies: Studies = (), /, *, results: str = "results/published") -> None:
+    """Recompute every published number from its rows; without a name, of all that is published."""
     from sweeps import analysis_commands
 
-    analysis_commands.verify(_names((study,))[0], results=results)
+    for study in _names(studies) if studies else analysis_commands.published(results):
+        analysis_commands.verify(study, results=results)
 
 
 VERBS: dict[str, Callable[..., None]] = {

@@ -31,7 +31,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from idgbr.errors import BadRequest
+from idgbr.errors import BadRequest, Missing
 from idgbr.scores.read import metric as metric_named
 from sweeps import formats
 from sweeps.ablation_tables import ablation_tables
@@ -268,6 +268,18 @@ def publish(
     }
     text = page(trials, found, metric=metric, metrics=shown, baseline=baseline, tile_images=tile_images)
     return published.write(Path(results) / study, study, trials, found, request, text)
+
+
+def published(results: str = "results/published") -> tuple[str, ...]:
+    """Names of all published studies.
+
+    Raises:
+        Missing: there is none.
+    """
+    names = tuple(sorted(p.parent.name for p in Path(results).glob("*/published.json")))
+    if not names:
+        raise Missing("nothing is published", value=results, hint="python -m sweeps publish STUDY")
+    return names
 
 
 def verify(study: str, *, results: str = "results/published") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 
 from idgbr.errors import BadRequest, Disagreement, Missing
 from sweeps.analysis_commands import publish, verify
+from sweeps.analysis_commands import published as all_published
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,12 @@ def test_nothing_published_and_unpublishable_metrics_are_clear_errors(made, tmp_
     with pytest.raises(BadRequest, match="means over tiles"):
         publish("made", stores=[str(made)], results=str(tmp_path), metrics="wfm_edge_legacy", tile_images=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_published_with_the_code_is_what_its_rows_give(capsys, tmp_path):
+    results = str(Path(__file__).resolve().parents[2] / "results" / "published")
+    for study in all_published(results):
+        verify(study, results=results)
+        assert f"{study}: every number" in capsys.readouterr().out
+    with pytest.raises(Missing, match="nothing is published"):
+        all_published(str(tmp_path))
