@@ -42,10 +42,11 @@ def gathered(values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, value in values.items():
+        value = value.detach()
         if keep:
             found[name] = whole(value)
         elif hasattr(value, "full_tensor"):
-            value.detach().full_tensor()
+            value.full_tensor()
     return found
 
 

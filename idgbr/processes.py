@@ -137,9 +137,10 @@ def _attend(
     ends = list(ends)
     deadline = float("inf")
     while time.monotonic() < deadline and (ends or any(p.is_alive() for p in processes)):
-        for end in wait(ends, timeout=1.0):
+        ready: list[Any] = wait(ends, timeout=1.0)
+        for end in ready:
             try:
-                kind, value = end.recv()  # type: ignore[union-attr]
+                kind, value = end.recv()
             except EOFError:
                 ends.remove(end)
                 continue

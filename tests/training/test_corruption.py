@@ -96,7 +96,8 @@ def test_soft_probabilities_keep_the_map_and_are_unsure_at_its_borders(seed: int
     far = cv2.distanceTransform((~edges).astype(np.uint8), cv2.DIST_L2, 3) > 8
     unsure, sure = p.max(0)[edges & known].mean(), p.max(0)[far & known].mean()
     assert unsure < 0.85
-    assert sure > 0.9 and sure - unsure > 0.1
+    assert sure > 0.9
+    assert sure - unsure > 0.1
 
 
 def test_bad_requests_name_what_is_allowed() -> None:
