@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -156,6 +157,18 @@ def _patient(look: Callable[..., Any]) -> Callable[..., Any]:
     return patient
 
 
+def node_settings() -> dict[str, Any]:
+    """Of one node. Ports are chosen here: a raylet that waits for its agents to choose theirs dies after 15 s."""
+    ports = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with contextlib.ExitStack() as held:
+        chosen = {}
+        for name in ports:
+            probe = held.enter_context(socket.socket())
+            probe.bind(("", 0))
+            chosen[name] = probe.getsockname()[1]
+    return {"object_store_memory": 80 * 2**20, "include_dashboard": False, **chosen}
+
+
 @contextlib.contextmanager
 def loopback_cluster(port: int = 0) -> Iterator[Any]:
     """A head without CPUs and two nodes with one each, real raylets on loopback. `port` of the head; 0: any."""
@@ -165,7 +178,6 @@ def loopback_cluster(port: int = 0) -> Iterator[Any]:
     from sweeps.nodes import QUIET
 
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, for socket paths end at 107 bytes
-    node = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**QUIET, **RAY_ENVIRONMENT}.items():
             patch.setenv(name, value)
@@ -173,10 +185,10 @@ def loopback_cluster(port: int = 0) -> Iterator[Any]:
         patch.setattr(services, "wait_for_node", _patient(services.wait_for_node))
         cluster = None
         try:
-            head = {"num_cpus": 0, "temp_dir": folder, **({"gcs_server_port": port} if port else {}), **node}
+            head = {"num_cpus": 0, "temp_dir": folder, **({"gcs_server_port": port} if port else {}), **node_settings()}
             cluster = Cluster(initialize_head=True, head_node_args=head)
             for _ in range(2):
-                cluster.add_node(num_cpus=1, **node)
+                cluster.add_node(num_cpus=1, **node_settings())
             yield cluster
         finally:
             if cluster is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import STAGES, final_tables, loopback_cluster, same_tables, sweep
+from conftest import STAGES, final_tables, loopback_cluster, node_settings, same_tables, sweep
 
 from idgbr.errors import Disagreement, Missing
 from idgbr.store import Store
@@ -90,7 +90,7 @@ def test_kill_9_of_the_driver_a_worker_and_a_node_and_rubbish_for_rays_state_and
     spoil()  # under the feet of the one that runs
     wait_for(second, store, "counts", 2)
     ray_cluster.remove_node(ray_cluster.list_all_nodes()[-1], allow_graceful=False)
-    ray_cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+    ray_cluster.add_node(num_cpus=1, **node_settings())
     _, told = second.communicate()
     if second.returncode != 0:  # whatever was lost, the same command mends it
         third = sweep(*command, "--retry-failed", store=store.root)
