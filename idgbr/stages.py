@@ -144,6 +144,8 @@ def run(
         "parents": job.parents,
         "seed": job.seed,
         "experiment": to_dict(experiment),
+        # a training that several processes share costs its time on the clock on each of them
+        "processes": fit.keywords.get("workers", 1) if job.trains and isinstance(fit, functools.partial) else 1,
     }
     manifest = store.put(job.stage, job.key, write, record)
     if job.trains:

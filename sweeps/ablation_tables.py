@@ -170,12 +170,16 @@ def diffusion_against_one_pass(view: View, metric: str) -> tuple[Table | None, l
 
 
 def costs(view: View, v: Variant) -> tuple[float, float]:
-    """(seconds a megapixel of refining, hours of training the refiner), means over the replicates; NaN where not recorded."""
+    """(seconds a megapixel of refining, device hours of training the refiner), means over the replicates; NaN where not recorded.
+
+    Device hours: time on the clock times the processes that shared the training, each on its GPU (or on the CPU).
+    """
     rows: list[dict[str, Any]] = [view.population.rows[t] for t in v.trials]
     whole = view.sums.classes.index(-1)
     pixels = sum(view.sums.of(v.trials)[0, :, whole, view.sums.columns.index(c)].sum() for c in ("valid", "ignored"))
     seconds: list[Any] = [r.get("seconds_refined") for r in rows]
-    training: list[Any] = [r.get("seconds_refiner") for r in rows]
+    clock: list[Any] = [r.get("seconds_refiner") for r in rows]
+    training: list[Any] = [s if s is None else s * (r.get("processes_refiner") or 1) for s, r in zip(clock, rows)]
     per_megapixel = float(np.mean(seconds)) / pixels * 1e6 if None not in seconds and pixels else math.nan
     return per_megapixel, float(np.mean(training)) / 3600 if None not in training else (0.0 if v.kind == "coarse" else math.nan)
 
@@ -213,7 +217,8 @@ def cost_table(view: View, metric: str) -> Table:
         rows.append(cells)
     notes = [
         "Front: no other variant is both cheaper and better (Pareto). Seconds of refining alone, on the host that made it.",
-        "Training: time on the clock of the refiner's training, mean over seeds; a refiner that several variants share counts for each.",
+        "Training: device time of the refiner's training (time on the clock times the GPUs or processes that shared it), mean over seeds; "
+        "a refiner that several variants share counts for each.",
     ]
     return _table(view, "cost", "quality against cost", columns, rows, notes, metric)
 

@@ -221,7 +221,7 @@ def numbered_fronts(points: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def pareto_figure(points: Sequence[dict[str, Any]], ylabel: str, scale: float = 100.0) -> Figure:
-    """Score against seconds a megapixel and against training time; the front is a step line, its variants carry `numbered_fronts`."""
+    """Score against seconds a megapixel and against GPU time of training; the front is a step line, variants carry `numbered_fronts`."""
     figure = new_figure(9.5, 3.8)
     longest = max((p["training_hours"] for p in points if np.isfinite(p["training_hours"])), default=0.0)
     unit, factor = ("h", 1.0) if longest >= 1 else ("min", 60.0) if longest >= 1 / 60 else ("s", 3600.0)
@@ -229,7 +229,7 @@ def pareto_figure(points: Sequence[dict[str, Any]], ylabel: str, scale: float = 
     for ax, cost, xlabel, times in zip(
         figure.subplots(1, 2, sharey=True),
         ("seconds_per_megapixel", "training_hours"),
-        ("refining (s per megapixel)", f"training of the refiner ({unit})"),
+        ("refining (s per megapixel)", f"training of the refiner (GPU time, {unit})"),
         (1.0, factor),
     ):
         for i, kind in enumerate(kinds):

@@ -97,7 +97,7 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], reque
 def write_rows(folder: Path, study: str, trials: Trials, views: Sequence[View], request: Mapping[str, Any]) -> None:
     """trials.parquet as the study wrote it, counts.parquet summed by unit, study.json."""
     parts = [pq.read_table(p.path, filesystem=p.store.fs, partitioning=None) for p in trials.parts]
-    pq.write_table(pa.concat_tables(parts), folder / "trials.parquet", compression="zstd")
+    pq.write_table(pa.concat_tables(parts, promote_options="default"), folder / "trials.parquet", compression="zstd")
     wanted = {c for m in [*request["metrics"], request["metric"]] for c in METRICS[m].columns} | {"valid", "ignored", *LEDGER, *ENERGIES}
     columns = [c for c in COUNTS_SCHEMA.names if c in wanted]
     summed = pl.concat([_by_unit(view, columns) for view in views])

@@ -288,7 +288,7 @@ def planned(trials: Trials, views: Sequence[View]) -> tuple[list[Table], list[st
         Column("stage", "stage", False),
         Column("artefacts", "distinct artefacts"),
         Column("trials", "trials that use one"),
-        Column("hours", "time spent"),
+        Column("hours", "time on the clock"),
         Column("unshared", "time if nothing were shared"),
     )
     return [Table("cost-by-stage", "Cost by stage", (), columns, tuple(rows))], notes

@@ -67,6 +67,8 @@ TRIALS_SCHEMA = pa.schema(
         ("reseed", pa.string()),
         *((f"key_{stage}", pa.string()) for stage in STAGES),
         *((f"seconds_{stage}", pa.float64()) for stage in STAGES),  # of making the artefact, whoever made it; folds summed
+        ("processes_backbone", pa.int64()),  # that shared the training, each on its device
+        ("processes_refiner", pa.int64()),
         ("host", pa.string()),  # that made the counts
         ("versions", pa.string()),  # JSON
         ("git_commit", pa.string()),
@@ -161,6 +163,8 @@ def trial_row(
         manifest = manifests.get(job.key)
         if manifest is not None:
             row[f"seconds_{job.stage}"] = row.get(f"seconds_{job.stage}", 0.0) + float(manifest["seconds"])
+            if job.trains:
+                row[f"processes_{job.stage}"] = manifest.get("processes", 1)
             if job.stage == "counts":
                 row["host"] = manifest["host"]
     return row | {"finished": int(time.time() * 1e6)}

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats as ss
 
 from sweeps import ablation, breakdowns, formats, stats
-from sweeps.ablation_tables import ablation_tables
+from sweeps.ablation_tables import ablation_tables, costs
 from sweeps.analysis_commands import ablate, score_tables, table, views
 from sweeps.scan import load_trials
 from sweeps.score_tables import SHOWN, number
@@ -245,6 +245,17 @@ def test_pareto_front_holds_exactly_the_points_no_other_beats():
     for i, (c, s) in enumerate(points):
         beaten = any((x <= c and y >= s) and (x, y) != (c, s) for x, y in points)
         assert ablation.pareto(points)[i] == (not beaten and math.isfinite(c))
+
+
+def test_training_cost_counts_every_process_that_shared_it(made):
+    view = next(views(load_trials([str(made)], ["made"]), ["boundary_iou"], labels="full"))
+    variant = next(v for v in view.population.variants if v.kind == "diffusion")
+    seconds, hours = costs(view, variant)
+    assert hours == pytest.approx((100 + variant.axes["refiner.guidance_width"]) / 3600)
+    for trial in variant.trials:
+        assert view.population.rows[trial]["processes_refiner"] == 1
+        view.population.rows[trial]["processes_refiner"] = 4
+    assert costs(view, variant) == (seconds, pytest.approx(4 * hours))
 
 
 def test_metric_that_is_a_mean_over_tiles_equals_the_mean_in_the_files(made):
