@@ -27,6 +27,7 @@ from cluster.mailbox import Mailbox, Postman
 from cluster.session import check_room, check_storage, connected, environment, not_shared, root_for_all
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
+from idgbr.processes import check_batch
 from idgbr.store import Store
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def fit_sharded(
     from idgbr import stages
 
     _check_shape(workers, min_workers, sharding, cpus, gpus)
+    check_batch(workers, getattr(experiment, job.stage).batch_images)
     if gpus == 0:
         runtime = dataclasses.replace(runtime, device="cpu", threads=runtime.threads or max(1, int(cpus)))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))

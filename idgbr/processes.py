@@ -61,6 +61,7 @@ def fit_processes(
     runtime = runtime or Runtime()
     kind = device_of(runtime).type
     check_workers(workers, sharding, kind)
+    check_batch(workers, getattr(experiment, job.stage).batch_images)
     if kind == "cpu" and not runtime.threads:
         runtime = dataclasses.replace(runtime, threads=max(1, _cores() // workers))
     logs = Path(store.base if store.is_local else store.cache) / scratch_name(job)
@@ -120,6 +121,20 @@ def check_workers(workers: int, sharding: str, kind: str) -> None:
                 value=f"workers={workers}, GPUs={torch.cuda.device_count()}",
                 hint=f"--workers {torch.cuda.device_count()}, or --device cpu",
             )
+
+
+def check_batch(workers: int, batch_images: int) -> None:
+    """Before any process starts: each would find it out for itself, late.
+
+    Raises:
+        BadRequest: some worker would see no image.
+    """
+    if batch_images < workers:
+        raise BadRequest(
+            "batch_images is smaller than the number of workers",
+            value=f"batch_images={batch_images}, workers={workers}",
+            hint=f"batch_images={workers} or fewer workers",
+        )
 
 
 def _cores() -> int:

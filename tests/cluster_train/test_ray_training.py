@@ -122,5 +122,5 @@ def test_a_store_that_is_not_shared_is_refused_before_the_start(loopback: Any, t
     assert time.monotonic() - started < 60
     assert not (tmp_path / "store/scratch/preflight").exists()
     check_storage(Store(tmp_path / "shared"))
-    with pytest.raises(Missing, match=r"no room for the workers: 9 x 1 CPU asked, 2 there.*--workers 2"):
-        stages.run(job, private, experiment, CPU, fit=over(9))
+    with pytest.raises(Missing, match=r"no room for the workers: 3 x 1 CPU asked, 2 there.*--workers 2"):
+        stages.run(job, private, experiment, CPU, fit=over(3))

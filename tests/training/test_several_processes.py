@@ -21,7 +21,7 @@ import worlds
 from idgbr import stages
 from idgbr.config import Experiment, Runtime, apply
 from idgbr.errors import BadRequest, SomeFailed
-from idgbr.processes import check_workers, fit_processes
+from idgbr.processes import check_batch, check_workers, fit_processes
 from idgbr.store import Store
 from idgbr.train import Interrupted, read_curve, train
 from idgbr.world import DistributedWorld, shard_units
@@ -127,6 +127,8 @@ def test_workers_that_cannot_be_are_refused() -> None:
     for workers, sharding, kind, words in ((0, "ddp", "cpu", "at least one"), (2, "zero", "cpu", "sharding"), (99, "ddp", "cuda", "GPUs")):
         with pytest.raises(BadRequest, match=words):
             check_workers(workers, sharding, kind)
+    with pytest.raises(BadRequest, match="batch_images=6, workers=7"):
+        check_batch(7, 6)
 
 
 def test_units_of_sharding_are_the_innermost_blocks_with_weights() -> None:
