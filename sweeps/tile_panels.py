@@ -111,7 +111,7 @@ def panels(part: Part, row: Mapping[str, Any], label_set: str, chosen: list[tupl
         refined = _indices(refined_dir / f"{raster.id}.tif", r, c, h, w)
         coarse = read_probabilities(coarse_dir / f"{raster.id}.tif", r, c, h, w).argmax(axis=0).astype(np.uint8)
         target = read_labels(label, dataset.table, r, c, h, w)
-        title = f"{name}: {tile['coarse'] * 100:.1f} → {tile['refined'] * 100:.1f}\n{raster.id}, row {r}, column {c}"
+        title = f"{name}: {tile['coarse'] * 100:.1f} → {tile['refined'] * 100:.1f}\n{raster.id}\nrow {r}, column {c}"
         out.append(Panel(title, rgb(values, valid, dataset.stats), coarse, refined, target, changes(coarse, refined, target, k)))
     return out, dataset.table
 
