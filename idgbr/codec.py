@@ -9,6 +9,7 @@ Shape letters: B batch, K classes, n code channels, D latent channels, H, W pixe
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from typing import Any
@@ -211,7 +212,8 @@ class VaeCodec(Codec):
 
 def _product(image: Tensor, matrix: Tensor) -> Tensor:
     """[B,j,H,W] and [i,j] -> [B,i,H,W] in float32 also where autocast is on: codes must not lose their distances to rounding."""
-    with torch.autocast(image.device.type, enabled=False):
+    # torch 2.14 knows no autocast on the meta device (benchmarks/flops.py, preflights)
+    with contextlib.nullcontext() if image.is_meta else torch.autocast(image.device.type, enabled=False):
         return torch.einsum("bjhw,ij->bihw", image.float(), matrix.float())
 
 
