@@ -55,7 +55,7 @@ def oam_buildings() -> Experiment:
 def dubai_landcover() -> Experiment:
     """Five classes of land cover from space, sized for two cores: `idgbr train-refiner dubai_landcover`, about 25 minutes.
 
-    Folders as for `oam_buildings`. Folds are by raster: three scenes would leave four fifths of the training area to one of them.
+    Folders as for `oam_buildings`. Folds are by ground block: by scene, four fifths of the training area would be in one fold.
     Expected on the validation tile: docs/log.md.
     """
     root = Path(os.environ.get("IDGBR_DATA", "../shared/data"))
