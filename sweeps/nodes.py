@@ -32,6 +32,7 @@ QUIET = {
 }
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes through it: artefacts lie in the store
 START_TRIES = 4
+JOB_DIGITS = 8
 KNOCK_S = 10.0  # for a cluster's port to open
 
 
@@ -175,8 +176,26 @@ def _first_line(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
+def free_orphans(program: str = "-m sweeps") -> int:
+    """Remove placement groups of dead drivers of `program` (part of their command line); returns how many.
+
+    Ray frees a job's groups when its driver dies; a Ray Train controller that outlives it by a moment, and was waiting for its workers,
+    then asks for them once more. That group belongs to a job that has ended: nobody uses it, and its place is gone for ever (Ray 2.60).
+    """
+    import ray
+    from ray._private import state
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    dead = {job["JobID"] for job in state.jobs() if job["IsDead"] and program in job["Entrypoint"]}
+    lost = [key for key, group in placement_group_table().items() if group["state"] != "REMOVED" and key[-JOB_DIGITS:] in dead]
+    for key in lost:  # the id of a group ends with that of its job
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key))))
+    return len(lost)
+
+
 def why_idle(placement: Placement) -> str:
-    """Why no unit that was handed to Ray has started: one sentence for the watchdog."""
+    """What the cluster lacks, for the watchdog; what dead drivers have left behind is freed by the way."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -184,10 +203,14 @@ def why_idle(placement: Placement) -> str:
         _refuse_deaf(address)
     except Missing:
         return f"the head of the Ray cluster at {address} does not answer; if it is lost, start one and give the same command"
+    lost = free_orphans()
+    if lost:
+        return f"{lost} placement groups of dead drivers held a part of the cluster; they are freed now"
     try:
         slots(placement, node_resources())
     except Missing as error:
         return f"the cluster has changed: {error}"
     free, whole = ray.available_resources(), ray.cluster_resources()
     told = ", ".join(f"{free.get(name, 0.0):g} of {whole.get(name, 0.0):g} {name}s are free" for name in placement.shape)
-    return f"no worker has started: {told}, a job takes {placement.shape}; other work may hold the rest, or a worker is starting"
+    shape = " and ".join(f"{need:g} {name}" for name, need in placement.shape.items())
+    return f"on the cluster {told}; a worker takes {shape}" + (f", {placement.workers} start together" if placement.workers > 1 else "")

@@ -17,7 +17,7 @@ class Progress:
 
     Args:
         title: of the block. total: jobs (`noun`: or trials) to do. total_seconds: estimate of the whole by past timings, 0 if unknown.
-        workers: that share the work. why: one sentence when nothing moves, or an empty one. why_idle: the same when nothing runs here.
+        workers: that share the work. why: one sentence when nothing moves, or an empty one. why_idle: what the cluster lacks.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Progress:
         self.title, self.total, self.total_seconds, self.workers, self.why = title, total, total_seconds, workers, why
         self.higher_is_better, self.goal, self.quiet_s = higher_is_better, goal, quiet_s
         self.noun = noun
-        self.why_idle = why_idle or (lambda: "nothing runs here")
+        self.why_idle = why_idle or (lambda: "")
         self.is_terminal = sys.stderr.isatty()
         self.started = self.last_event = time.monotonic()
         self.last_plain = 0.0
@@ -164,8 +164,8 @@ class Progress:
         while not self._end.wait(min(1.0, self.quiet_s / 4)):
             quiet = time.monotonic() - self.last_event
             if quiet >= self.quiet_s:
-                running = "jobs run without a report: " + ", ".join(self.running.values())
-                reason = self.why() or (running if self.running else self.why_idle())
+                silent = "jobs without a report: " + ", ".join(self.running.values()) if self.running else "no job runs here"
+                reason = self.why() or "; ".join(filter(None, (silent, self.why_idle())))
                 text = f"nothing has moved for {quiet:.0f} s: {reason}"
                 self.said.append(text)
                 self.say(text)

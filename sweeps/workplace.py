@@ -114,6 +114,9 @@ def workplace(
         places = 1
         if not local:
             places = slots(placement, stack.enter_context(nodes.cluster(placement)))
+            lost = nodes.free_orphans()
+            if lost:
+                say(f"freed {lost} placement groups that dead drivers had left on the cluster")
             nodes.check_nodes(store, tables.versions())
         yield Workplace(study, desk, placement, claims, places, local, tuple(callbacks), Budget(store, budget_gb) if budget_gb else None)
 
