@@ -138,7 +138,8 @@ def check_nodes(store: Store, versions: str) -> None:
         from sweeps import tables
 
         seen = store.read_bytes(nonce) == b"driver"
-        store.write_bytes(name, b"node")
+        if seen:  # what is written into another store could not be removed from here
+            store.write_bytes(name, b"node")
         return tables.versions(), seen
 
     try:
