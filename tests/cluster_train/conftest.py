@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,15 @@ def node_arguments(n: int) -> dict[str, Any]:
 def loopback() -> Iterator[Any]:
     """A `ray.cluster_utils.Cluster` of two raylets with one CPU each: the head, and a node that may be lost (`workers`, `join()`)."""
     import ray
-    from ray._private import services
+    from ray._private import services, utils
     from ray.cluster_utils import Cluster
 
     patience = pytest.MonkeyPatch()
     patience.setattr(services, "get_node", patient(services.get_node))
+    # A raylet dies with the thread that started it (PR_SET_PDEATHSIG), so a thread of the whole session starts them; only the main thread
+    # may set signal handlers, and this fixture ends the nodes itself
+    starter = ThreadPoolExecutor(max_workers=1)
+    patience.setattr(utils, "set_sigterm_handler", lambda handler: None)
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
@@ -79,7 +84,11 @@ def loopback() -> Iterator[Any]:
         head = {**node_arguments(next(numbers)), "temp_dir": folder, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.workers = []
-        cluster.join = lambda: cluster.workers.append(cluster.add_node(**node_arguments(next(numbers))))
+
+        def join() -> None:
+            cluster.workers.append(cluster.add_node(**node_arguments(next(numbers))))
+
+        cluster.join = lambda: starter.submit(join).result()
         cluster.join()
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         yield cluster
@@ -88,6 +97,7 @@ def loopback() -> Iterator[Any]:
         if cluster is not None:
             cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        starter.shutdown()
         patience.undo()
         for name, value in before.items():
             if value is None:
@@ -99,7 +109,7 @@ def loopback() -> Iterator[Any]:
 SMALL = {
     "data.train_scenes": 3, "data.val_scenes": 1, "data.test_scenes": 0, "data.scene_px": 96,
     "backbone.encoder": "test_resnet", "backbone.decoder": "fpn", "backbone.crop_px": 32, "backbone.batch_images": 4,
-    "backbone.train_images": 80, "backbone.warmup_images": 8, "backbone.checkpoint_images": 8, "backbone.lr": 1e-3,
+    "backbone.train_images": 80, "backbone.warmup_images": 8, "backbone.checkpoint_images": 8, "backbone.lr": 3e-5,
     "coarse.source": "in_fold",
 }  # fmt: skip
 

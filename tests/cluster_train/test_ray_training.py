@@ -1,6 +1,7 @@
 """One training over several workers of a loopback cluster: the curve of one process, whatever dies on the way.
 
-Tolerance: float32 rounding, in another order, grows over the steps: 1e-3 of the loss.
+Tolerance: 3e-3 of the loss. One process against itself, its first weights one unit in the last place larger, differs by up to 1e-3 over
+the 400 images at this learning rate, and by 2e-2 at 1e-3: rounding in another order can be told from a fault only where steps are small.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LONGER = {"backbone.train_images": 400, "backbone.checkpoint_images": 16}
 
 def same_curve(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     assert [x["images"] for x in other] == [x["images"] for x in one], "a step is missing or counted twice"
-    assert [x["loss"] for x in other] == pytest.approx([x["loss"] for x in one], rel=1e-3)
+    assert [x["loss"] for x in other] == pytest.approx([x["loss"] for x in one], rel=3e-3)
 
 
 def over(workers: int, **settings: Any) -> Callable[..., None]:
