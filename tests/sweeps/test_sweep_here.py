@@ -153,10 +153,10 @@ def test_a_second_ctrl_c_ends_it_at_once(study_file: str, tmp_path: Path) -> Non
     process = sweep("run", f"{study_file}:slow", "--local", "--no-preflight", "--no-show", store=store.root)
     while process.poll() is None and not store.runs("data"):
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     while process.poll() is None and not list(Path(store.base).glob("claims/stop-*")):
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # nothing if it has obeyed the first one already
     _, told = process.communicate()
     assert process.returncode == 130, told
     assert "Traceback" not in told
