@@ -97,9 +97,10 @@ class WandB:
         """Curves of shared trainings belong to many trials; they are in the curves table."""
 
     def trial(self, trial: Trial, score: float | None, goal: str) -> None:
+        mode: Any = os.environ.get("WANDB_MODE", "offline")  # W&B checks it
         run = self.module.init(
             project=self.study, id=trial.id, name=trial.label, job_type=trial.role, dir=str(self.folder), reinit="create_new",
-            mode=os.environ.get("WANDB_MODE", "offline"), config={**trial.overrides, "seed": trial.experiment.seed},
+            mode=mode, config={**trial.overrides, "seed": trial.experiment.seed},
             settings=self.module.Settings(silent=True),
         )  # fmt: skip
         if score is not None:
