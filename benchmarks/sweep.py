@@ -1,24 +1,30 @@
 """What sharing and reused actors are worth, side by side in one run at toy size; the last line is one JSON object.
 
-    python benchmarks/sweep.py [--cores 2] [--jobs 30] [--simulate 2000]
+    python benchmarks/sweep.py [--cores 2] [--jobs 12] [--simulate 2000]
 
 overhead_vs_bare_tune        wall time a job beyond the job itself, ours over a bare Ray Tune function trial (one process a trial, torch
                              imported); at most 1.3 is wanted, below 1 is better than bare
-overhead_s_per_sampling_job  wall seconds a sampling-and-scoring job beyond its own, once its actor is warm
+overhead_s_per_sampling_job  worker seconds a sampling-and-scoring job beyond its own, once its actor is warm: a long run less a short one
 trainings, naive_trainings   refiners of a 3 schedules x 3 widths x 6 step counts x 2 seeds study: unique, and with nothing shared
-wall_over_ideal              wall time of the toy study over the sum of its unique jobs divided by the workers
-speedup_vs_naive             the same study by Ray Tune alone, one trial a grid point and nothing shared, over ours
-driver_mb_at_end             memory of the driver after `--simulate` no-op trials, and seconds_per_1000_trials, by quarter of the run
+wall_over_ideal              wall time of that study over the sum of its unique jobs divided by the workers
+speedup_vs_naive             a toy study (`--toy` schedules and widths) by Ray Tune alone, a trial a grid point, nothing shared, over ours
+plan_10000_s                 seconds to plan 10,000 trials on an empty store
+driver_mb_at_end             memory of the driver after `--simulate` no-op trials on a cluster of four nodes on loopback, and
+                             seconds_per_1000_trials, by quarter of the run
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import resource
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +32,7 @@ from idgbr.store import Store
 from sweeps import plan as planning
 from sweeps import tables, tuner
 from sweeps.claims import Claims
-from sweeps.nodes import cluster
+from sweeps.nodes import QUIET, cluster
 from sweeps.placement import Placement, slots
 from sweeps.progress import Progress
 from sweeps.schedule import Schedule
@@ -47,7 +53,7 @@ def study(name: str, schedules: int = 3, widths: int = 3, steps: int = 6, seeds:
     axes = (
         Axis("refiner.schedule", ("cosine", "linear", "sigmoid")[:schedules]),
         Axis("refiner.guidance_width", (8, 16, 32)[:widths]),
-        Axis("sampler.steps", (1, 2, 3, 4, 5, 6)[:steps]),
+        Axis("sampler.steps", tuple(range(1, steps + 1))),
     )
     overrides = {k: v for k, v in TINY.items() if k not in {a.name for a in axes}}
     return Study(name, "synthetic", axes=axes, overrides=overrides, replicates=seeds, yardsticks=())
@@ -114,7 +120,7 @@ def simulated(trials: int, store: Store, placement: Placement) -> dict[str, Any]
 
     jobs = [made.jobs[t.jobs[-3].key] for t in made.trials]
     waiting = [Unit((Task(job, e),), name=job.key) for job, e in jobs]
-    with Claims(store, "simulated") as claims, cluster(placement) as nodes:
+    with Claims(store, "simulated") as claims, four_nodes() as address, cluster(Placement(address=address)) as nodes:
         places = slots(placement, nodes)
         schedule = Marked(made, waiting, store, claims, places, "")
         schedule.made |= {p for u in waiting for t in u.tasks for p in t.job.parents.values()}
@@ -132,6 +138,40 @@ def simulated(trials: int, store: Store, placement: Placement) -> dict[str, Any]
         "seconds_per_1000_trials": [round((marks[(i + 1) * quarter - 1] - marks[i * quarter]) / quarter * 1000, 1) for i in range(4)],
         "driver_mb_at_end": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
+
+
+@contextlib.contextmanager
+def four_nodes() -> Iterator[str]:
+    """Address of a cluster on loopback: a head and three nodes, one CPU each. Ports are chosen here, for a busy machine's sake."""
+    from ray.cluster_utils import Cluster
+
+    def settings() -> dict[str, Any]:
+        names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+        with contextlib.ExitStack() as held:
+            probes = {name: held.enter_context(socket.socket()) for name in names}
+            for probe in probes.values():
+                probe.bind(("", 0))
+            ports = {name: probe.getsockname()[1] for name, probe in probes.items()}
+        return {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False, **ports}
+
+    os.environ.update({"RAY_AUTH_MODE": "disabled", **QUIET})
+    nodes = Cluster(initialize_head=True, head_node_args=settings())
+    try:
+        for _ in range(3):
+            nodes.add_node(**settings())
+        yield nodes.address
+    finally:
+        nodes.shutdown()
+
+
+def planned(trials: int, store: Store) -> float:
+    """Seconds to plan so many trials: 50 step counts, the rest trainings."""
+    rates = tuple(1e-4 * (1 + i / trials) for i in range(trials // 50))
+    axes = (Axis("refiner.lr", rates), Axis("sampler.steps", tuple(range(1, 51))))
+    what = Study("planned", "synthetic", axes=axes, overrides=TINY, yardsticks=())
+    began = time.monotonic()
+    assert len(planning.make(what, store).trials) == trials
+    return time.monotonic() - began
 
 
 def no_op(unit: Any, desk: Any) -> Any:
@@ -157,22 +197,28 @@ def main() -> None:
         with cluster(placement, cores=options.cores) as nodes:
             places = slots(placement, nodes)
             bare = bare_tune(options.jobs, empty_trial, places) * places / options.jobs  # seconds of a worker a trial
+            whole = ours(study("whole"), Store(root / "whole"), placement, places)
             done = ours(toy, Store(root / "ours"), placement, places)
-            more = (
-                ours(study("toy", options.toy, options.toy, 6, 1), Store(root / "ours"), placement, places) if options.steps < 6 else None
+            few, many = (
+                ours(study("toy", options.toy, options.toy, options.steps + more, 1), Store(root / "ours"), placement, places)
+                for more in (2, 14)
             )
             experiments = [t.experiment for t in planning.make(toy, Store(root / "naive")).trials]
             wall_naive = bare_tune(len(experiments), lambda config: naive_trial(config, experiments, f"{folder}/naive"), places)
-        overhead = max(0.0, done["wall"] * places - done["inside"]) / done["jobs"]
+        # What two runs of different length share, their start, falls out.
+        warm = {name: many[name] - few[name] for name in few}
+        overhead = max(0.0, whole["wall"] * places - whole["inside"]) / whole["jobs"]
         found: dict[str, Any] = {
             "bare_tune_s_per_trial": round(bare, 3),
             "overhead_s_per_job": round(overhead, 3),
             "overhead_vs_bare_tune": round(overhead / bare, 3),
-            "overhead_s_per_sampling_job": round(max(0.0, more["wall"] * places - more["inside"]) / more["jobs"], 3) if more else None,
+            "overhead_s_per_sampling_job": round((warm["wall"] * places - warm["inside"]) / warm["jobs"], 3),
             "trainings": counted.stages()["refiner"]["unique"],
             "naive_trainings": counted.stages()["refiner"]["naive"],
-            "wall_over_ideal": round(done["wall"] / (done["inside"] / places), 3),
+            "wall_over_ideal": round(whole["wall"] / (whole["inside"] / places), 3),
+            "wall_s": round(whole["wall"], 1),
             "speedup_vs_naive": round(wall_naive / done["wall"], 2),
+            "plan_10000_s": round(planned(10_000, Store(root / "planned")), 2),
             "workers": places,
             "trials": len(experiments),
             "versions": json.loads(tables.versions()),
