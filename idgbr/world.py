@@ -135,9 +135,12 @@ class DistributedWorld(World):
 
     def wrap(self, module: nn.Module, runtime: Runtime) -> nn.Module:
         device = self.device(runtime)
-        synchronise_batch_norm(module, device)
+        if self.size > 1:
+            synchronise_batch_norm(module, device)
         if self.sharding == "fsdp":
             return shard(module, self.size, device, runtime.precision)
+        if self.size == 1:  # one worker of Ray: nobody to share gradients with
+            return module
         # No search for unused parameters: every parameter of a LossModule takes part in every step.
         # Buffers are not broadcast: batch norm is synchronised, so they are equal on all ranks as it is.
         return nn.parallel.DistributedDataParallel(
@@ -148,7 +151,7 @@ class DistributedWorld(World):
         if self.sharding == "fsdp":
             wrapped.set_requires_gradient_sync(is_last)  # type: ignore[operator]
             return contextlib.nullcontext()
-        return contextlib.nullcontext() if is_last else wrapped.no_sync()  # type: ignore[operator]
+        return contextlib.nullcontext() if is_last or self.size == 1 else wrapped.no_sync()  # type: ignore[operator]
 
     def broadcast(self, value: Any) -> Any:
         box = [value]
