@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from idgbr.errors import Disagreement, Missing
+from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store
 from sweeps.placement import Placement, slots
 
@@ -42,6 +42,7 @@ def cluster(placement: Placement, cores: int | None = None) -> Iterator[list[dic
 
     Raises:
         Missing: no cluster answers at the address.
+        BadRequest: this process is connected to another cluster already.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -53,6 +54,13 @@ def cluster(placement: Placement, cores: int | None = None) -> Iterator[list[dic
 
     _silence()
     if ray.is_initialized():  # a program that embeds a sweep
+        connected = ray.get_runtime_context().gcs_address
+        if placement.address not in ("", "auto", connected):
+            raise BadRequest(
+                "this process is connected to another Ray cluster",
+                value=f"{connected}, asked for {placement.address}",
+                hint="ray.shutdown() first, or give no address",
+            )
         yield node_resources()
         return
     _refuse_deaf(address)

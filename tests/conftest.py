@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,22 @@ def shared() -> Path:
     if not (SHARED / "README.md").is_file():
         pytest.skip(f"needs {SHARED} (real data and reference numbers for developers; not shipped)")
     return SHARED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaves_no_ray_behind() -> Iterator[None]:
+    """A module that stays connected to its cluster, or keeps Ray's settings, spoils those after it."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    yield
+    ray = sys.modules.get("ray")
+    connected = ray is not None and ray.is_initialized()
+    if connected:
+        ray.shutdown()
+    after = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    assert not connected, "this module leaves the process connected to a Ray cluster"
 
 
 def _own_address() -> str:

@@ -24,8 +24,8 @@ from cluster import here
 HEAD = "full"
 NODES = {
     "full": "mount -t tmpfs -o size=1m none {cache}; mount -t tmpfs -o size=200m none /dev/shm",
-    "nostore": "mount -t tmpfs -o ro,size=1m none {store}",
-    "other": "mount -t tmpfs -o size=8m none {store}; export PYTHONPATH={packages}:$PYTHONPATH",
+    "nostore": "mount -t tmpfs none {ray}; mount -t tmpfs -o ro,size=1m none {store}",
+    "other": "mount -t tmpfs none {ray}; mount -t tmpfs -o size=8m none {store}; export PYTHONPATH={packages}:$PYTHONPATH",
 }
 
 
@@ -81,7 +81,10 @@ class Net:
     def run(self, name: str, command: str) -> subprocess.Popen[bytes]:
         """`command` on the node, with its mounts and its host name."""
         prepared = NODES[name].format(
-            store=self.folder / "store", cache=self.folder / "home" / ".cache" / "idgbr", packages=self.folder / "packages"
+            ray=self.folder / "ray",
+            store=self.folder / "store",
+            cache=self.folder / "home" / ".cache" / "idgbr",
+            packages=self.folder / "packages",
         )
         script = f"hostname {name}; {prepared}\n{command}"
         words = ["ip", "netns", "exec", self.space(name), "unshare", "--mount", "--uts", "bash", "-ec", script]
@@ -89,9 +92,10 @@ class Net:
             return subprocess.Popen(words, env=self.environment(name), stdout=log, stderr=log, start_new_session=True)
 
     def environment(self, name: str) -> dict[str, str]:
-        # the nodes share one kernel and one /tmp, so each has a Ray folder of its own
+        # Every node uses the head's folder for Ray, as a disk of its own: two raylets that start at once in one folder may take the same
+        # socket for their object stores, and one aborts.
         more = {
-            "RAY_TMPDIR": str(self.folder / name),
+            "RAY_TMPDIR": str(self.folder / "ray"),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -103,10 +107,10 @@ class Net:
 
     def start(self) -> None:
         """The head, then the others at once. Ray gives each 30 s to register, which two busy cores may not manage: three tries."""
+        (self.folder / "ray").mkdir()
         # no CPUs, so that Ray starts no idle workers: the doctor's probes ask for none
         ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus=0 --object-store-memory=80000000 --disable-usage-stats"
         for name in NODES:
-            (self.folder / name).mkdir()
             more = "--head --port=6379 --include-dashboard=false" if name == HEAD else f"--address={self.ip(HEAD)}:6379"
             # ports that are known need not be waited for: Ray's agents would else report theirs before the node may register
             names = ("node-manager", "object-manager", "runtime-env-agent", "dashboard-agent-listen", "metrics-export")

@@ -1,4 +1,4 @@
-"""One loopback cluster of several raylets a session, small jobs, and the curve that one process gives."""
+"""One loopback cluster of several raylets a module, small jobs, and the curve that one process gives."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def node_arguments(n: int) -> dict[str, Any]:
     return {"num_cpus": 1, "object_store_memory": 80 * 2**20, **{f"{name}_port": first + i for i, name in enumerate(names)}}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loopback() -> Iterator[Any]:
     """A `ray.cluster_utils.Cluster` of two raylets with one CPU each: the head, and a node that may be lost (`workers`, `join()`)."""
     import ray
@@ -71,8 +71,8 @@ def loopback() -> Iterator[Any]:
 
     patience = pytest.MonkeyPatch()
     patience.setattr(services, "get_node", patient(services.get_node))
-    # A raylet dies with the thread that started it (PR_SET_PDEATHSIG), so a thread of the whole session starts them; only the main thread
-    # may set signal handlers, and this fixture ends the nodes itself
+    # A raylet dies with the thread that started it (PR_SET_PDEATHSIG), so a thread that outlives the tests starts them; only the main
+    # thread may set signal handlers, and this fixture ends the nodes itself
     starter = ThreadPoolExecutor(max_workers=1)
     patience.setattr(utils, "set_sigterm_handler", lambda handler: None)
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
