@@ -115,6 +115,28 @@ def test_two_drivers_on_one_study_and_one_of_another_share_the_work(made: Path, 
     assert counted(store) == once | {"refiner": once["refiner"] + 1, "refined": once["refined"] + 1, "counts": once["counts"] + 1}
 
 
+def test_a_store_on_s3_gives_the_same_table(made: Path, study_file: str, tmp_path: Path, ray_cluster: Any) -> None:
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir("bucket")
+        root = f"s3://bucket/store?endpoint_override={host}:{port}&scheme=http"
+        process = sweep(*words(study_file, ray_cluster.address), store=root, env={"HOME": str(tmp_path)})  # artefacts are cached there
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+        store = Store(root, cache=tmp_path / "cache")
+        same_tables(final_tables(Store(made)), final_tables(store))
+        assert counted(store) == counted(Store(made))
+        assert not store.names("claims", recursive=True)
+        assert not store.names("scratch", recursive=True)
+    finally:
+        server.stop()
+
+
 def test_a_driver_that_waits_for_another_holds_no_place_on_the_cluster(
     made: Path, study_file: str, tmp_path: Path, ray_cluster: Any
 ) -> None:
