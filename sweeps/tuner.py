@@ -22,6 +22,7 @@ from typing import Any
 
 from idgbr.errors import IdgbrError
 from idgbr.store import unwritable
+from sweeps.groups import patient_groups
 from sweeps.placement import Placement
 from sweeps.progress import Progress
 from sweeps.schedule import Schedule
@@ -135,7 +136,7 @@ def _tune(schedule: Schedule, first: Unit | None, progress: Progress, desk: Desk
                 failure_config=tune.FailureConfig(max_failures=placement.max_failures),
             ),
         )
-        with _discarded_stdout():
+        with _discarded_stdout(), patient_groups():
             tuner.fit()
     except OSError as error:
         raise unwritable(str(scratch), error) from error

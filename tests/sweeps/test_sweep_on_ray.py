@@ -113,6 +113,10 @@ def test_two_drivers_on_one_study_and_one_of_another_share_the_work(made: Path, 
     assert set(tables.statuses(store, "other").values()) == {"done"}
     once = counted(Store(made))
     assert counted(store) == once | {"refiner": once["refiner"] + 1, "refined": once["refined"] + 1, "counts": once["counts"] + 1}
+    with nodes.cluster(Placement(address=ray_cluster.address)):
+        import ray
+
+        assert ray.available_resources().get("CPU") == 2.0, "a node has lost a CPU for good (ray#64693; sweeps/groups.py)"
 
 
 def test_a_store_on_s3_gives_the_same_table(made: Path, study_file: str, tmp_path: Path, ray_cluster: Any) -> None:
