@@ -84,9 +84,9 @@ def summary(made: Plan, store: Store) -> dict[str, Any]:
         "stages": made.stages(),
         "trainings": made.trainings,
         "naive_trainings": made.naive_trainings,
-        "worker_hours": round(cost.seconds / 3600, 4),
-        "naive_worker_hours": round(cost.naive_seconds / 3600, 4),
-        "gigabytes": round(cost.size_bytes / 1e9, 4),
+        "worker_hours": round(cost.seconds / 3600, 7),
+        "naive_worker_hours": round(cost.naive_seconds / 3600, 7),
+        "gigabytes": round(cost.size_bytes / 1e9, 9),
         "without_past_timings": list(cost.unknown),
     }
 
