@@ -8,6 +8,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 demo: .venv/.installed
 	$(BIN)/python -m sweeps run quickstart --store $(STORE)
+	$(BIN)/python -m sweeps report quickstart --store $(STORE) -o $(STORE)/quickstart.html
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

@@ -129,7 +129,7 @@ def measure_ray(images: int) -> dict[str, float]:
 
     overrides = {
         "data.train_scenes": 4, "data.val_scenes": 1, "data.test_scenes": 0, "backbone.encoder": "resnet18", "backbone.decoder": "fpn",
-        "backbone.crop_px": 96, "backbone.batch_images": 8, "backbone.train_images": images, "backbone.warmup_images": 80,
+        "backbone.crop_px": 96, "backbone.batch_images": 32, "backbone.train_images": images, "backbone.warmup_images": 160,
         "coarse.source": "in_fold",
     }  # fmt: skip
     experiment = apply(Experiment(), overrides)
@@ -217,7 +217,7 @@ def measure_memory(layers: int = 40) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="store_true", help="the model alone")
-    parser.add_argument("--images", type=int, default=800, help="of each training")
+    parser.add_argument("--images", type=int, default=1600, help="of each training")
     given = parser.parse_args()
     print_model()
     if given.model:

@@ -6,7 +6,7 @@ overhead_vs_bare_tune        wall time a job beyond the job itself, ours over a 
                              imported); at most 1.3 is wanted, below 1 is better than bare
 overhead_s_per_sampling_job  worker seconds a sampling-and-scoring job beyond its own, once its actor is warm: a long run less a short one
 trainings, naive_trainings   refiners of a 3 schedules x 3 widths x 6 step counts x 2 seeds study: unique, and with nothing shared
-wall_over_ideal              wall time of that study over the sum of its unique jobs divided by the workers
+wall_over_ideal              wall time of that study (refiners of `--images`) over the sum of its unique jobs divided by the workers
 speedup_vs_naive             a toy study (`--toy` schedules and widths) by Ray Tune alone, a trial a grid point, nothing shared, over ours
 plan_10000_s                 seconds to plan 10,000 trials on an empty store
 driver_mb_at_end             memory of the driver after `--simulate` no-op trials on a cluster of four nodes on loopback, and
@@ -49,13 +49,13 @@ TINY = {
 }  # fmt: skip
 
 
-def study(name: str, schedules: int = 3, widths: int = 3, steps: int = 6, seeds: int = 2) -> Study:
+def study(name: str, schedules: int = 3, widths: int = 3, steps: int = 6, seeds: int = 2, images: int = 160) -> Study:
     axes = (
         Axis("refiner.schedule", ("cosine", "linear", "sigmoid")[:schedules]),
         Axis("refiner.guidance_width", (8, 16, 32)[:widths]),
         Axis("sampler.steps", tuple(range(1, steps + 1))),
     )
-    overrides = {k: v for k, v in TINY.items() if k not in {a.name for a in axes}}
+    overrides = {k: v for k, v in TINY.items() if k not in {a.name for a in axes}} | {"refiner.train_images": images}
     return Study(name, "synthetic", axes=axes, overrides=overrides, replicates=seeds, yardsticks=())
 
 
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=12, help="bare Tune trials to time")
     parser.add_argument("--simulate", type=int, default=0, help="no-op trials to schedule; 0: leave out")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--images", type=int, default=2400, help="that a refiner of the study of 18 sees; 2,400: some 12 s each")
     parser.add_argument("--toy", type=int, default=2, help="schedules and widths of the study that is really run")
     options = parser.parse_args()
     placement = Placement()
@@ -197,7 +198,7 @@ def main() -> None:
         with cluster(placement, cores=options.cores) as nodes:
             places = slots(placement, nodes)
             bare = bare_tune(options.jobs, empty_trial, places) * places / options.jobs  # seconds of a worker a trial
-            whole = ours(study("whole"), Store(root / "whole"), placement, places)
+            whole = ours(study("whole", images=options.images), Store(root / "whole"), placement, places)
             done = ours(toy, Store(root / "ours"), placement, places)
             few, many = (
                 ours(study("toy", options.toy, options.toy, options.steps + more, 1), Store(root / "ours"), placement, places)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 PLAIN_EVERY_S = 10.0
@@ -17,6 +18,7 @@ class Progress:
 
     Args:
         title: of the block. total: jobs (`noun`: or trials) to do. total_seconds: estimate of the whole by past timings, 0 if unknown.
+        stages: how many of the jobs are of which stage; a training takes minutes and a sampling seconds.
         workers: that share the work. why: one sentence when nothing moves, or an empty one. why_idle: what the cluster lacks.
     """
 
@@ -33,16 +35,19 @@ class Progress:
         quiet_s: float = QUIET_S,
         why_idle: Callable[[], str] | None = None,
         noun: str = "jobs",
+        stages: Mapping[str, int] | None = None,
     ):
         self.title, self.total, self.total_seconds, self.workers, self.why = title, total, total_seconds, workers, why
         self.higher_is_better, self.goal, self.quiet_s = higher_is_better, goal, quiet_s
         self.noun = noun
+        self.stages = dict(stages or {})
         self.why_idle = why_idle or (lambda: "")
         self.is_terminal = sys.stderr.isatty()
         self.started = self.last_event = time.monotonic()
         self.last_plain = 0.0
         self.done = self.failed = self.pruned = 0
-        self.seconds_done = 0.0
+        self.finished: Counter[str] = Counter()  # by stage
+        self.seconds: Counter[str] = Counter()
         self.running: dict[str, str] = {}  # unit -> its title
         self.beside: dict[str, str] = {}  # unit -> what it reports
         self.best: tuple[float, str] | None = None
@@ -73,14 +78,15 @@ class Progress:
             self.last_event = time.monotonic()
         self._plain(force=False)
 
-    def finish(self, status: str, seconds: float, label: str = "", score: float | None = None) -> None:
+    def finish(self, status: str, seconds: float, label: str = "", score: float | None = None, stage: str = "") -> None:
         """One job came to its end."""
         with self._lock:
             self.last_event = time.monotonic()
             self.done += status == "done"
             self.failed += status == "failed"
             self.pruned += status == "pruned"
-            self.seconds_done += seconds
+            self.finished[stage] += 1
+            self.seconds[stage] += seconds
             if score is not None and (self.best is None or (score > self.best[0]) == self.higher_is_better):
                 self.best = (score, label)
         self._plain(force=False)
@@ -118,23 +124,32 @@ class Progress:
             self._live.stop()
         print(self.summary(), file=sys.stderr, flush=True)
 
-    def eta_s(self) -> float | None:
-        """By past timings where there are some, else by the share of jobs done."""
-        elapsed = time.monotonic() - self.started
-        if self.total_seconds > 0 and self.seconds_done < self.total_seconds:
-            return (self.total_seconds - self.seconds_done) / max(1, self.workers)
+    def to_go(self) -> str:
+        """By past timings where there are some, else by what the finished jobs of each stage took, else by the share of what is done."""
+        spent = sum(self.seconds.values())
         finished = self.done + self.failed + self.pruned
-        return elapsed / finished * (self.total - finished) if finished else None
+        word = "about"
+        if spent < self.total_seconds:
+            left = (self.total_seconds - spent) / max(1, self.workers)
+        elif self.stages:
+            open_jobs = {stage: n - self.finished[stage] for stage, n in self.stages.items() if n > self.finished[stage]}
+            left = sum(n * self.seconds[s] / self.finished[s] for s, n in open_jobs.items() if self.finished[s]) / max(1, self.workers)
+            if not all(self.finished[s] for s in open_jobs):
+                word = "at least"  # of the other stages none has come to its end
+        elif finished:
+            left = (time.monotonic() - self.started) / finished * (self.total - finished)
+        else:
+            return ""
+        return f"{word} {_time(left)} to go" if left else ""
 
     def summary(self) -> str:
         waiting = max(0, self.total - self.done - self.failed - self.pruned - len(self.running))
-        eta = self.eta_s()
         counts = f"{self.done} of {self.total} {self.noun} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
         counts += f", {self.pruned} pruned" if self.pruned else ""
         parts = [f"{self.title}: {counts}"]
         parts.append(f"{_time(time.monotonic() - self.started)} elapsed")
-        if eta is not None and waiting + len(self.running):
-            parts.append(f"about {_time(eta)} to go")
+        if waiting + len(self.running) and (to_go := self.to_go()):
+            parts.append(to_go)
         if self.best is not None:
             parts.append(f"best {self.goal} {self.best[0]:.4f} ({self.best[1]})")
         return ", ".join(parts)

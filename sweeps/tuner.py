@@ -236,7 +236,8 @@ def told(outcome: Outcome, schedule: Schedule, progress: Progress) -> None:
         for observer in progress.observers:
             observer.trial(trial, outcome.score, progress.goal)
     if progress.noun == "jobs" or outcome.stage == "counts":  # the total of a search is one of trials: what comes before is not known
-        progress.finish(outcome.status, outcome.seconds, ended[0].label if ended else "", outcome.score)
+        label = ended[0].label if ended else ""
+        progress.finish(outcome.status, outcome.seconds, label, outcome.score, outcome.stage)
 
 
 def execute_here(schedule: Schedule, progress: Progress, desk: Desk) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,15 @@ class Workplace:
         return self.desk.commit
 
     def execute(
-        self, schedule: Any, total: int, *, noun: str = "jobs", total_seconds: float = 0.0, goal: str = "boundary_iou", higher: bool = True
+        self,
+        schedule: Any,
+        total: int,
+        *,
+        noun: str = "jobs",
+        total_seconds: float = 0.0,
+        stages: Mapping[str, int] | None = None,
+        goal: str = "boundary_iou",
+        higher: bool = True,
     ) -> bool:
         """Draw from `schedule` until it is finished. False: the user stopped it.
 
@@ -57,7 +66,7 @@ class Workplace:
         title = self.study.name
         progress = Progress(
             title, total, total_seconds=total_seconds, workers=self.slots, why=schedule.why_waiting, goal=goal, higher_is_better=higher,
-            why_idle=None if self.local else functools.partial(nodes.why_idle, self.placement), noun=noun,
+            why_idle=None if self.local else functools.partial(nodes.why_idle, self.placement), noun=noun, stages=stages,
         )  # fmt: skip
         progress.budget = self.budget
         progress.observers += started(self.callbacks, self.study.name, self.desk.store)
@@ -81,7 +90,8 @@ class Workplace:
         schedule = Schedule(made, waiting, self.desk.store, self.claims, self.slots, self.commit)
         cost = planning.cost(made, self.desk.store)
         seconds = 0.0 if cost.unknown else cost.seconds
-        return self.execute(schedule, sum(len(u.tasks) for u in waiting), total_seconds=seconds)
+        stages = Counter(task.job.stage for unit in waiting for task in unit.tasks)
+        return self.execute(schedule, stages.total(), total_seconds=seconds, stages=stages)
 
 
 def desk_of(store: Store, placement: Placement) -> Desk:

@@ -196,6 +196,19 @@ def test_progress_is_plain_lines_where_stderr_is_no_terminal(capsys: pytest.Capt
     assert "\x1b" not in told
 
 
+def test_time_to_go_is_counted_by_stage_for_a_training_takes_longer_than_a_sampling() -> None:
+    progress = Progress("s", 12, workers=2, stages={"data": 1, "refiner": 3, "counts": 8})
+    assert progress.to_go() == ""
+    progress.finish("done", 1.0, stage="data")
+    assert progress.to_go() == ""
+    progress.finish("done", 60.0, stage="refiner")
+    assert progress.to_go() == "at least 60 s to go"  # two more of 60 s on two workers; of the counts nothing is known
+    progress.finish("done", 2.0, stage="counts")
+    assert progress.to_go() == "about 67 s to go"
+    known = Progress("s", 12, total_seconds=100.0, workers=2, stages={"refiner": 3})
+    assert known.to_go() == "about 50 s to go"
+
+
 def test_halving_keeps_the_best_half_and_never_stops_the_first() -> None:
     assert survives(0.1, [], 2)
     assert survives(0.9, [0.1, 0.2, 0.3], 2)
