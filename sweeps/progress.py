@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,7 +47,7 @@ class Progress:
         self.last_plain = 0.0
         self.done = self.failed = self.pruned = 0
         self.finished: Counter[str] = Counter()  # by stage
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.running: dict[str, str] = {}  # unit -> its title
         self.beside: dict[str, str] = {}  # unit -> what it reports
         self.best: tuple[float, str] | None = None
