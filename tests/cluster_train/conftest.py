@@ -1,4 +1,4 @@
-"""One loopback cluster of several raylets a module, small jobs, and the curve that one process gives."""
+"""One loopback cluster of several raylets for a module."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 
 from cluster import here
-from idgbr import stages
-from idgbr.config import Experiment, Runtime, apply
 from idgbr.store import Store
 
 # Short, for socket paths end at 107 bytes; and no token file in the home folder of whoever runs the tests.
@@ -106,27 +104,6 @@ def loopback() -> Iterator[Any]:
                 os.environ[name] = value
 
 
-SMALL = {
-    "data.train_scenes": 3, "data.val_scenes": 1, "data.test_scenes": 0, "data.scene_px": 96,
-    "backbone.encoder": "test_resnet", "backbone.decoder": "fpn", "backbone.crop_px": 32, "backbone.batch_images": 4,
-    "backbone.train_images": 80, "backbone.warmup_images": 8, "backbone.checkpoint_images": 8, "backbone.lr": 3e-5,
-    "coarse.source": "in_fold",
-}  # fmt: skip
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
-
-
-def prepared(store: Store, **overrides: Any) -> tuple[Experiment, stages.Job]:
-    """An experiment whose data are in the store, and its backbone job."""
-    experiment = apply(Experiment(), SMALL | overrides)
-    data, backbone = stages.jobs(experiment)[:2]
-    stages.run(data, store, experiment)
-    return experiment, backbone
-
-
-def one_process(store: Store, experiment: Experiment, job: stages.Job, out: Path) -> Path:
-    stages.train_stage(job, store, experiment, out, runtime=Runtime(device="cpu", threads=1), scratch=out / "scratch")
-    return out

@@ -1,4 +1,4 @@
-"""A driver to be killed: `python driver.py ADDRESS STORE` trains the backbone of conftest.SMALL over two sharded workers."""
+"""A driver to be killed: `python driver.py ADDRESS STORE` trains the backbone of small_trainings.SMALL over two sharded workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def main(address: str, root: str, overrides: str) -> None:
     import ray
-    from conftest import prepared
+    from small_trainings import prepared
 
     from cluster.train import fit_sharded
     from idgbr import stages

@@ -22,7 +22,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import driver
-from conftest import one_process, prepared
+from small_trainings import one_process, prepared
 
 from cluster.session import check_storage
 from cluster.train import fit_sharded

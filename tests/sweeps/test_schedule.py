@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import tiny
+from tiny_sweeps import tiny
 
 from idgbr.errors import Missing
 from idgbr.store import Store

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import tiny
+from tiny_sweeps import tiny
 
 from idgbr.config import Experiment
 from idgbr.errors import BadRequest, Disagreement, Missing

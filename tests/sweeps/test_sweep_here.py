@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import STAGES, TINY, final_tables, same_tables, sweep, tiny
+from tiny_sweeps import STAGES, TINY, final_tables, same_tables, sweep, tiny
 
 from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
 from idgbr.store import Store

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import STAGES, final_tables, loopback_cluster, node_settings, same_tables, sweep
+from tiny_sweeps import STAGES, final_tables, loopback_cluster, node_settings, same_tables, sweep
 
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store

@@ -1,0 +1,176 @@
+"""A study of real stages small enough for tests: two scenes of 64 px, a tiny encoder, refiners that see 32 images."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from idgbr.store import Store
+from sweeps.study import Axis, Study
+
+TINY = {
+    "data.train_scenes": 2,
+    "data.val_scenes": 2,
+    "data.test_scenes": 1,
+    "data.scene_px": 64,
+    "backbone.crop_px": 64,
+    "backbone.train_images": 8,
+    "backbone.batch_images": 4,
+    "backbone.warmup_images": 4,
+    "coarse.source": "simulated",
+    "coarse.tile_px": 64,
+    "coarse.overlap_px": 16,
+    "refiner.channels": (16, 32),
+    "refiner.condition_channels": (16, 32),
+    "refiner.guidance_width": 16,
+    "refiner.crop_px": 32,
+    "refiner.batch_images": 8,
+    "refiner.train_images": 32,
+    "refiner.warmup_images": 8,
+    "refiner.checkpoint_images": 8,
+    "sampler.tile_px": 64,
+    "sampler.overlap_px": 16,
+    "score.tile_px": 64,
+}
+
+
+def tiny(name: str = "tiny", steps: tuple[int, ...] = (1, 2), schedules: tuple[str, ...] = ("cosine", "linear"), **more: object) -> Study:
+    axes = (Axis("refiner.schedule", schedules), Axis("sampler.steps", steps))
+    overrides = {**TINY, **more.pop("overrides", {})}  # type: ignore[dict-item]
+    return Study(name, "synthetic", axes=axes, overrides=overrides, **more)  # type: ignore[arg-type]
+
+
+STUDY_FILE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from tiny_sweeps import tiny
+
+def study(): return tiny()
+def other(): return tiny("other", schedules=("cosine", "sigmoid"), steps=(2,))
+def wide(): return tiny("wide", schedules=("scaled_linear", "sigmoid"), steps=(1,))
+def slow(): return tiny("slow", overrides={{"refiner.train_images": 400}})
+"""
+
+
+def sweep(*words: str, store: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """`python -m sweeps ...` as a process of its own group."""
+    command = [sys.executable, "-m", "sweeps", *words, "--store", str(store)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **(env or {})}
+    )
+
+
+STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
+
+# Times, and what is of the machine or of the repository: somebody may commit while the tests run.
+TIMES = ("host", "git_commit", "finished", *(f"seconds_{stage}" for stage in STAGES))
+
+
+def final_tables(store: Store, study: str = "tiny") -> dict[str, pa.Table]:
+    """All tables of a study, sorted, without what is a time or a machine."""
+    from sweeps import tables
+
+    out = {}
+    for name in ("trials", "counts", "bands", "curves"):
+        found = tables.scan(store, name, study)
+        if name == "curves":
+            found = found.filter(pa.compute.not_equal(found["name"], "images_per_s"))
+        found = found.drop_columns([c for c in TIMES if c in found.column_names])
+        keys = [(c, "ascending") for c in found.column_names if not pa.types.is_list(found.schema.field(c).type)]
+        out[name] = found.sort_by(keys).combine_chunks()
+    return out
+
+
+def same_tables(left: dict[str, pa.Table], right: dict[str, pa.Table]) -> None:
+    for name, table in left.items():
+        for column in table.column_names:  # NaN is NaN here; pyarrow's equality says otherwise
+            mine, theirs = table[column].to_pylist(), right[name][column].to_pylist()
+            assert list(map(repr, mine)) == list(map(repr, theirs)), f"{name}.{column}"
+
+
+# ---- Ray -----------------------------------------------------------------------------------------------------------------------
+
+RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_agent_register_timeout_ms": "600000",  # a raylet whose agents are late kills itself
+    "RAY_health_check_period_ms": "1000",  # a dead node is noticed in seconds, a slow one is left alone
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # who has lost the head gives up after 60 s otherwise
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "OMP_NUM_THREADS": "1",
+    # keys of a store on S3 are a node's own, not the driver's
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def _patient(look: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray gives a node 30 s to register, which two busy cores may not manage; here it has five minutes."""
+
+    def patient(*args: Any, **kwargs: Any) -> Any:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                return look(*args, **kwargs)
+            except (RuntimeError, TimeoutError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return patient
+
+
+def node_settings() -> dict[str, Any]:
+    """Of one node. Ports are chosen here: a raylet that waits for its agents to choose theirs dies after 15 s."""
+    ports = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with contextlib.ExitStack() as held:
+        chosen = {}
+        for name in ports:
+            probe = held.enter_context(socket.socket())
+            probe.bind(("", 0))
+            chosen[name] = probe.getsockname()[1]
+    return {"object_store_memory": 80 * 2**20, "include_dashboard": False, **chosen}
+
+
+@contextlib.contextmanager
+def loopback_cluster(port: int = 0) -> Iterator[Any]:
+    """A head without CPUs and two nodes with one each, real raylets on loopback. `port` of the head; 0: any."""
+    from ray._private import services
+    from ray.cluster_utils import Cluster
+
+    from sweeps.nodes import QUIET
+
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, for socket paths end at 107 bytes
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**QUIET, **RAY_ENVIRONMENT}.items():
+            patch.setenv(name, value)
+        patch.setattr(services, "get_node", _patient(services.get_node))
+        patch.setattr(services, "wait_for_node", _patient(services.wait_for_node))
+        cluster = None
+        try:
+            head = {"num_cpus": 0, "temp_dir": folder, **({"gcs_server_port": port} if port else {}), **node_settings()}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            for _ in range(2):
+                cluster.add_node(num_cpus=1, **node_settings())
+            yield cluster
+        finally:
+            if cluster is not None:
+                cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
