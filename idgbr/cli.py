@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -235,7 +236,14 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 part failed, 2 bad request, 3 missing, 4 disagreement, 130 stopped by the user."""
-    sys.exit(run_verbs(VERBS, "idgbr", EXAMPLES, argv))
+    leave(run_verbs(VERBS, "idgbr", EXAMPLES, argv))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. After a Ctrl-C, another while the interpreter ends would put death by signal in the place of exit code 130."""
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def run_verbs(verbs: dict[str, Callable[..., None]], prog: str, examples: str, argv: list[str] | None = None) -> int:

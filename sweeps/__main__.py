@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from idgbr.cli import run_verbs
+from idgbr.cli import leave, run_verbs
 
 EXAMPLES = """Examples:
   python -m sweeps plan   quickstart                       what would run, what is stored, time, disk
@@ -311,7 +310,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    sys.exit(run_verbs(VERBS, "python -m sweeps", EXAMPLES, argv))
+    leave(run_verbs(VERBS, "python -m sweeps", EXAMPLES, argv))
 
 
 if __name__ == "__main__":
