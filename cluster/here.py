@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import math
 import os
 import secrets
 import socket
@@ -82,16 +83,18 @@ def interface_of(ip: str) -> str:
 
 
 def free_ports(seed: int, low: int, high: int) -> int:
-    """First port of a block of 16 free ports in [low, high): block `seed` modulo the number of blocks, or the next that is free.
+    """First port of a block of 16 free ports in [low, high): block `seed` modulo the number of blocks, or another that is free.
 
-    Jobs whose numbers differ by less than the number of blocks never even try the same block.
+    Jobs whose numbers differ by less than the number of blocks begin with blocks of their own. Where one is in use the search goes on far
+    away: the next block is that of the next job, which may be starting at this moment.
 
     Raises:
         Missing: every block has a port in use.
     """
     blocks = (high - low) // BLOCK
-    for offset in range(blocks):
-        first = low + (seed + offset) % blocks * BLOCK
+    stride = next(s for s in range(max(1, round(0.618 * blocks)), 2 * blocks + 2) if math.gcd(s, blocks) == 1)  # meets every block
+    for turn in range(blocks):
+        first = low + (seed + turn * stride) % blocks * BLOCK
         if all(_is_free(port) for port in range(first, first + BLOCK)):
             return first
     raise Missing(
