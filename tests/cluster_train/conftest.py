@@ -6,51 +6,26 @@ import itertools
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import RAY_ENVIRONMENT, patient
 
 from cluster import here
 from idgbr.store import Store
 
-# Short, for socket paths end at 107 bytes; and no token file in the home folder of whoever runs the tests.
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    **RAY_ENVIRONMENT,
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # patience: the machine may be busy
     "RAY_worker_register_timeout_seconds": "600",
-    "RAY_agent_register_timeout_ms": "600000",  # a raylet whose agents are late kills itself
     "RAY_worker_niceness": "0",
-    "RAY_prestart_worker_first_driver": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_health_check_period_ms": "1000",  # a dead node is noticed in seconds, a slow one is left alone
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(Path(__file__).parent),
 }
-
-
-def patient(look: Callable[..., Any]) -> Callable[..., Any]:
-    """Ray gives a node 30 s to register, which two busy cores may not manage; here it has five minutes."""
-
-    def get_node(*args: Any, **kwargs: Any) -> Any:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                return look(*args, **kwargs)
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-
-    return get_node
 
 
 def node_arguments(n: int) -> dict[str, Any]:
@@ -75,7 +50,7 @@ def loopback() -> Iterator[Any]:
     patience.setattr(utils, "set_sigterm_handler", lambda handler: None)
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
-    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, for socket paths end at 107 bytes
     cluster: Any = None
     numbers = itertools.count()
     try:

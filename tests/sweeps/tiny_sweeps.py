@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from loopback import RAY_ENVIRONMENT, patient
 
 from idgbr.store import Store
 from sweeps.study import Axis, Study
@@ -102,39 +102,15 @@ def same_tables(left: dict[str, pa.Table], right: dict[str, pa.Table]) -> None:
 
 # ---- Ray -----------------------------------------------------------------------------------------------------------------------
 
-RAY_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_agent_register_timeout_ms": "600000",  # a raylet whose agents are late kills itself
-    "RAY_health_check_period_ms": "1000",  # a dead node is noticed in seconds, a slow one is left alone
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
+NODE_ENVIRONMENT = {
+    **RAY_ENVIRONMENT,
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # who has lost the head gives up after 60 s otherwise
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "OMP_NUM_THREADS": "1",
     # keys of a store on S3 are a node's own, not the driver's
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-
-
-def _patient(look: Callable[..., Any]) -> Callable[..., Any]:
-    """Ray gives a node 30 s to register, which two busy cores may not manage; here it has five minutes."""
-
-    def patient(*args: Any, **kwargs: Any) -> Any:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                return look(*args, **kwargs)
-            except (RuntimeError, TimeoutError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-
-    return patient
 
 
 def node_settings() -> dict[str, Any]:
@@ -159,10 +135,10 @@ def loopback_cluster(port: int = 0) -> Iterator[Any]:
 
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, for socket paths end at 107 bytes
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**QUIET, **RAY_ENVIRONMENT}.items():
+        for name, value in {**QUIET, **NODE_ENVIRONMENT}.items():
             patch.setenv(name, value)
-        patch.setattr(services, "get_node", _patient(services.get_node))
-        patch.setattr(services, "wait_for_node", _patient(services.wait_for_node))
+        patch.setattr(services, "get_node", patient(services.get_node))
+        patch.setattr(services, "wait_for_node", patient(services.wait_for_node))
         cluster = None
         try:
             head = {"num_cpus": 0, "temp_dir": folder, **({"gcs_server_port": port} if port else {}), **node_settings()}
