@@ -55,7 +55,7 @@ class Probe:
         found = {}
         try:
             filesystem, base = _open(store)
-        except Exception:
+        except Exception:  # `write` has told why, and is asked first
             return {}
         for name in names:
             # a file that is not there is an answer, and the caller compares
