@@ -12,7 +12,8 @@ import pytest
 from idgbr.store import Store
 
 pytest.register_assert_rewrite("tiny_sweeps")
-from tiny_sweeps import STUDY_FILE, loopback_cluster, tiny  # noqa: E402
+from ray_clusters import loopback_cluster  # noqa: E402
+from tiny_sweeps import STUDY_FILE, tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_sweeps import STAGES, final_tables, loopback_cluster, node_settings, same_tables, sweep
+from ray_clusters import loopback_cluster, node_settings
+from tiny_sweeps import STAGES, final_tables, same_tables, sweep
 
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store
