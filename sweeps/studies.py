@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,14 @@ _PARTS: tuple[dict[str, Any], ...] = (
 )
 
 
-def choices(recipe: str = "oam_buildings", train_images: int = 4800, process: Sequence[Mapping[str, Any]] = _PROCESS) -> Study:
+def choices(recipe: str = "oam_buildings", train_images: int = 4800) -> Study:
     """What each choice of the refiner buys: noise schedules and parameterisations over step counts, and every part left out in turn."""
     steps = (4, 1, 2, 8, 25)
     fast = {"refiner.one_step_images": train_images // 3, "sampler.sampler": "one_step", "sampler.steps": 1}
     return Study(
         name="choices" if recipe == "oam_buildings" else f"choices_{recipe}",
         recipe=recipe,
-        points=(*({**arm, "sampler.steps": n} for arm in process for n in steps), *({**arm, "sampler.steps": 4} for arm in _PARTS), fast),
+        points=(*({**arm, "sampler.steps": n} for arm in _PROCESS for n in steps), *({**arm, "sampler.steps": 4} for arm in _PARTS), fast),
         overrides={"refiner.train_images": train_images},
         baseline={"sampler.steps": 4},
         yardsticks=("coarse", "one_pass"),
@@ -109,7 +109,7 @@ def choices(recipe: str = "oam_buildings", train_images: int = 4800, process: Se
 
 def choices_dubai() -> Study:
     """`choices` on land cover of five classes."""
-    return choices("dubai_landcover", 3200, _PROCESS[:2] + _PROCESS[4:5])
+    return choices("dubai_landcover", 3200)
 
 
 def schedules(recipe: str = "oam_buildings") -> Study:
