@@ -107,7 +107,7 @@ def choices(recipe: str = "oam_buildings", train_images: int = 4800) -> Study:
     )
 
 
-def choices_dubai() -> Study:
+def choices_dubai_landcover() -> Study:
     """`choices` on land cover of five classes."""
     return choices("dubai_landcover", 3200)
 
@@ -238,7 +238,7 @@ BUILT_IN: dict[str, Callable[[], Study]] = {
         oam,
         oam_test,
         choices,
-        choices_dubai,
+        choices_dubai_landcover,
         schedules,
         guidance,
         steps,
