@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ def tiles_figure(panels: Sequence[Panel], table: ClassTable, title: str = "") ->
     handles += [Patch(facecolor=c, edgecolor="#555555", label=n) for n, c in zip(CHANGES, CHANGE_COLORS)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(textwrap.fill(title, 140, break_long_words=False), fontsize=10)
     return figure
 
 
