@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from idgbr.config import RefinerConfig
 from idgbr.datasets import BandStats
 from idgbr.labels import ClassTable, LabelClass
-from idgbr.refiner import Refiner
-from idgbr.stable_diffusion import Parts
+from idgbr.refiner.refiner import Refiner
+from idgbr.refiner.stable_diffusion import Parts
 
 SIDE_PX = 512
 STEPS = 4

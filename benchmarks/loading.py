@@ -23,10 +23,11 @@ import numpy as np
 import rasterio
 import torch
 
-from idgbr import backbone, datasets
+from idgbr.coarse import backbone
+from idgbr import datasets
 from idgbr.config import BackboneConfig, DataConfig
-from idgbr.raster import Reader
-from idgbr.samples import TrainSamples
+from idgbr.rasters.read import Reader
+from idgbr.training.samples import TrainSamples
 
 CROP_PX = 192
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.datasets import BandStats
-from idgbr.diffusion import Sampler, noise_like
+from idgbr.refiner.diffusion import Sampler, noise_like
 from idgbr.labels import ClassTable, LabelClass
-from idgbr.refiner import Refiner
+from idgbr.refiner.refiner import Refiner
 
 
 def small_refiner() -> Refiner:

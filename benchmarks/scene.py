@@ -31,7 +31,7 @@ def make(folder: Path, side: int) -> None:
     from affine import Affine
     from rasterio.crs import CRS
 
-    from idgbr.raster import Grid, RasterWriter
+    from idgbr.rasters.read import Grid, RasterWriter
 
     grid = Grid(side, side, Affine(0.1, 0, 400000, 0, -0.1, 5000000), CRS.from_epsg(32633))
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def refiner() -> tuple[Any, Any]:
     from idgbr.config import RefinerConfig
     from idgbr.datasets import BandStats
     from idgbr.labels import ClassTable, LabelClass
-    from idgbr.refiner import Refiner
+    from idgbr.refiner.refiner import Refiner
 
     torch.manual_seed(0)
     table = ClassTable((LabelClass("background", (0,), (40, 40, 40)), LabelClass("building", (1,), (255, 80, 40))))
@@ -69,8 +69,8 @@ def refiner() -> tuple[Any, Any]:
 
 def in_strips(folder: Path) -> Any:
     from idgbr.config import SamplerConfig
-    from idgbr.refine_command import Model, refine_scene
-    from idgbr.scene import TorchTiles
+    from idgbr.commands.refine import Model, refine_scene
+    from idgbr.scene.strips import TorchTiles
 
     network, table = refiner()
     sampler = SamplerConfig(tile_px=256, overlap_px=64, steps=STEPS, reach_px=12, batch_tiles=4)
@@ -81,12 +81,12 @@ def in_strips(folder: Path) -> Any:
 
 def in_memory(folder: Path) -> Any:
     """The plain way: everything read, every sum kept for the whole scene. The same tiles are computed."""
-    from idgbr.coarse_map import CoarseMap
+    from idgbr.rasters.coarse_map import CoarseMap
     from idgbr.config import SamplerConfig
-    from idgbr.raster import Reader, write_class_map
-    from idgbr.samples import tile_seed
-    from idgbr.scene import Tally, TorchTiles, within_reach
-    from idgbr.tiling import hann, windows
+    from idgbr.rasters.read import Reader, write_class_map
+    from idgbr.training.samples import tile_seed
+    from idgbr.scene.strips import Tally, TorchTiles, within_reach
+    from idgbr.rasters.tiling import hann, windows
 
     network, table = refiner()
     tiles, sampler = TorchTiles(network), SamplerConfig(tile_px=256, overlap_px=64, steps=STEPS, reach_px=12)
@@ -112,7 +112,7 @@ def in_memory(folder: Path) -> Any:
 
 
 def same(one: Path, other: Path) -> bool:
-    from idgbr.raster import Reader
+    from idgbr.rasters.read import Reader
 
     return all(
         (a == b).all()

@@ -29,15 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.store import Store
-from sweeps import plan as planning
-from sweeps import tables, tuner
-from sweeps.claims import Claims
-from sweeps.nodes import QUIET, cluster
-from sweeps.placement import Placement, slots
-from sweeps.progress import Progress
-from sweeps.schedule import Schedule
+from sweeps.run import plan as planning
+from sweeps import tables
+from sweeps.run import tuner
+from sweeps.run.claims import Claims
+from sweeps.run.nodes import QUIET, cluster
+from sweeps.run.placement import Placement, slots
+from sweeps.run.progress import Progress
+from sweeps.run.schedule import Schedule
 from sweeps.study import Axis, Study
-from sweeps.workplace import Workplace, desk_of
+from sweeps.run.driver import Workplace, desk_of
 
 TINY = {
     "data.train_scenes": 2, "data.val_scenes": 2, "data.test_scenes": 1, "data.scene_px": 64,
@@ -116,7 +117,7 @@ def simulated(trials: int, store: Store, placement: Placement) -> dict[str, Any]
             super().complete(unit_id, error)
             marks.append(time.monotonic())
 
-    from sweeps.work import Task, Unit
+    from sweeps.run.worker import Task, Unit
 
     jobs = [made.jobs[t.jobs[-3].key] for t in made.trials]
     waiting = [Unit((Task(job, e),), name=job.key) for job, e in jobs]
@@ -175,7 +176,7 @@ def planned(trials: int, store: Store) -> float:
 
 
 def no_op(unit: Any, desk: Any) -> Any:
-    from sweeps.work import Outcome
+    from sweeps.run.worker import Outcome
 
     for task in unit.tasks:
         yield Outcome(task.job.key, task.job.stage, "done", 0.0)

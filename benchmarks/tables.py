@@ -62,7 +62,7 @@ def write(root: Path, n_trials: int) -> None:
 
 def measure(root: Path) -> None:
     """The table, in this process; prints what it took."""
-    from sweeps.analysis_commands import table
+    from sweeps.report.commands import table
 
     started, cpu = time.perf_counter(), time.process_time()
     table(["large"], stores=[str(root)], form="json", out=str(root / "table.json"))

@@ -122,8 +122,8 @@ def _is_address(target: str) -> bool:
 
 def _open(given: argparse.Namespace) -> tuple[Any, str]:
     """(launcher, slug the jobs are remembered under)."""
-    from cluster.launchers import Running, launcher
-    from cluster.spec import load, slug
+    from cluster.launch.launchers import Running, launcher
+    from cluster.launch.spec import load, slug
 
     if _is_address(given.target):
         token = given.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or None
@@ -139,8 +139,8 @@ def _open(given: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _render(given: argparse.Namespace, command: list[str]) -> None:
-    from cluster.render import PLACEHOLDER, render
-    from cluster.spec import load
+    from cluster.launch.render import PLACEHOLDER, render
+    from cluster.launch.spec import load
 
     files = render(load(given.target), command or PLACEHOLDER)
     if given.file:
@@ -164,8 +164,8 @@ def _render(given: argparse.Namespace, command: list[str]) -> None:
 
 
 def _submit(given: argparse.Namespace, command: list[str]) -> int:
-    from cluster.launchers import job_name, remember
-    from cluster.spec import with_program
+    from cluster.launch.launchers import job_name, remember
+    from cluster.launch.spec import with_program
 
     with_program(command, "python")  # refuses an empty command before anything is asked of the cluster
     launcher, slug = _open(given)
@@ -189,7 +189,7 @@ def _write(text: str) -> None:
 def _ended(launcher: Any, job_id: str) -> int:
     import time
 
-    from cluster.jobs import ENDED
+    from cluster.launch.jobs import ENDED
 
     deadline = time.monotonic() + 60
     while (job := launcher.job(job_id)).state not in ENDED and time.monotonic() < deadline:
@@ -202,7 +202,7 @@ def _ended(launcher: Any, job_id: str) -> int:
 
 
 def _which(given: argparse.Namespace, slug: str) -> str:
-    from cluster.launchers import last_job
+    from cluster.launch.launchers import last_job
 
     return given.job or last_job(slug)
 
@@ -230,7 +230,7 @@ def _down(given: argparse.Namespace, command: list[str]) -> None:
 
 
 def _doctor(given: argparse.Namespace, command: list[str]) -> int:
-    from cluster import doctor
+    from cluster.doctor import doctor
 
     limits = doctor.Limits(
         free_gb=given.free_gb, shared_memory_gb=given.shared_memory_gb, clock_skew_s=given.clock_skew_s, seconds=given.seconds
@@ -254,7 +254,7 @@ def _doctor(given: argparse.Namespace, command: list[str]) -> int:
         return doctor.verdict(checks)
     words = ["cluster", "doctor", "here", "--seconds", str(given.seconds), *(["--json"] if given.json else [])]
     if not _is_address(given.target):
-        from cluster.spec import load
+        from cluster.launch.spec import load
 
         spec = load(given.target)
         doctor.before(spec)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.here import refusal
+from cluster.node import refusal
 from idgbr.errors import Disagreement, Missing
 from idgbr.store import Store
 

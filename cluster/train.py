@@ -27,7 +27,7 @@ from cluster.mailbox import Mailbox, Postman
 from cluster.session import check_room, check_storage, connected, environment, not_shared, root_for_all
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
-from idgbr.processes import check_batch
+from idgbr.commands.train import check_batch
 from idgbr.store import Store
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def fit_sharded(
             raise
         ending = result.return_value or {}
         if ending.get("interrupted"):
-            from idgbr.train import Interrupted
+            from idgbr.training.loop import Interrupted
 
             raise Interrupted(ending["interrupted"])
         _raise_own(ray.get(mailbox.failure.remote()), None, name, workers, max_failures)
@@ -154,7 +154,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray.train as rt
 
     from idgbr.stages import Job, scratch_name, train_stage
-    from idgbr.train import Interrupted
+    from idgbr.training.loop import Interrupted
 
     mailbox = settings["mailbox"]
     if ray.get(mailbox.failure.remote()) is not None:
@@ -216,7 +216,7 @@ def ray_world(sharding: str) -> Any:
     from ray.train import Checkpoint, CheckpointUploadMode
     from ray.train.torch import get_device
 
-    from idgbr.world import DistributedWorld, Save
+    from idgbr.training.distributed import DistributedWorld, Save
 
     class RayWorld(DistributedWorld):
         """Ranks of torch.distributed as Ray set them up; checkpoints travel through `ray.train.report`."""

@@ -39,14 +39,14 @@ def _store_default() -> str:
 
 def demo(*, store: StorePath = "") -> None:
     """Synthetic scenes, both stages small on the CPU, scores of coarse and refined side by side."""
-    from idgbr import demo as demo_
+    from idgbr.commands import demo as demo_
 
     demo_.demo(store or _store_default())
 
 
 def doctor(*, store: StorePath = "") -> None:
     """What is installed, missing, reachable; exit code 3 if something needed is not there."""
-    from idgbr.doctor import doctor as check
+    from idgbr.commands.doctor import doctor as check
 
     check(store or _store_default())
 
@@ -82,7 +82,7 @@ def prepare(
     sheet: Annotated[str, arg(help="write a contact sheet in class colours to this PNG")] = "",
 ) -> None:
     """Index the scenes of a recipe, check every pair, show the class histogram."""
-    from idgbr.prepare_command import prepare as run
+    from idgbr.commands.prepare import prepare as run
 
     run(_experiment(recipe, overrides), store or _store_default(), sheet=Path(sheet) if sheet else None)
 
@@ -129,7 +129,7 @@ def predict(
     overwrite: bool = False,
 ) -> None:
     """Coarse map of a scene by the recipe's trained backbone."""
-    from idgbr.predict_command import predict as run
+    from idgbr.commands.predict import predict as run
 
     run(_experiment(recipe, overrides), scene, out, store=store or _store_default(), probabilities=probabilities, overwrite=overwrite)
 
@@ -158,7 +158,7 @@ def refine(
     store: StorePath = "",
 ) -> None:
     """Sharpen any model's class map of a scene. CRS, grid, nodata and colours are kept."""
-    from idgbr.refine_command import refine as run
+    from idgbr.commands.refine import refine as run
 
     store = store or _store_default()
     run(
@@ -190,7 +190,7 @@ def align(
     overwrite: bool = False,
 ) -> None:
     """Bring a class map onto another grid, by nearest neighbour."""
-    from idgbr.align import align as run
+    from idgbr.commands.align import align as run
 
     run(map, like, out, overwrite=overwrite)
 
@@ -219,7 +219,7 @@ def score(
     overwrite: bool = False,
 ) -> None:
     """Scores of any two class maps (files, or folders matched by name): IoU, boundaries, frequency bands, repair ledger."""
-    from idgbr.score_command import score as run
+    from idgbr.commands.score import score as run
 
     run(
         pred, target, coarse=coarse, eroded=eroded, classes=classes, ignore=ignore, tolerance_px=tolerance_px, tolerance_m=tolerance_m,
@@ -295,8 +295,8 @@ def _run_until(
         )
     fit: Callable[..., None] | None = None
     if workers != 1 or sharding != "ddp":
-        from idgbr.processes import check_workers, fit_processes
-        from idgbr.world import device_of
+        from idgbr.commands.train import check_workers, fit_processes
+        from idgbr.training.distributed import device_of
 
         check_workers(workers, sharding, device_of(runtime).type)
         fit = functools.partial(fit_processes, workers=workers, sharding=sharding)

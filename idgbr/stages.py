@@ -21,7 +21,7 @@ from idgbr.errors import Missing
 from idgbr.store import Store
 
 if TYPE_CHECKING:
-    from idgbr.train import World
+    from idgbr.training.loop import World
 
 STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
 
@@ -171,8 +171,11 @@ def train_stage(
     scratch: Path | None = None,
 ) -> None:
     """One training on this process; `world` says which share of every batch is this process's (none: all of it)."""
-    from idgbr import backbone, datasets, kept_refiner, refiner
-    from idgbr.train import World
+    from idgbr.coarse import backbone
+    from idgbr import datasets
+    from idgbr.scene import tiles as kept_refiner
+    from idgbr.refiner import refiner
+    from idgbr.training.loop import World
 
     kept_refiner.forget()
     world, runtime = world or World(), runtime or Runtime()
@@ -205,14 +208,14 @@ def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtim
         return
     dataset = datasets.load(store.path("data", job.parents["data"]), experiment.data)
     if job.stage == "coarse":
-        from idgbr import coarse
+        from idgbr.coarse import stage as coarse
 
         backbones = {name: store.path("backbone", key) for name, key in job.parents.items() if name != "data"}
         coarse.write(experiment.coarse, dataset, backbones, seed=job.seed or 0, out=out, runtime=runtime, report=report)
         return
     coarse_dir = store.path("coarse", job.parents["coarse"])
     if job.stage == "refined":
-        from idgbr import scene
+        from idgbr.scene import strips as scene
 
         refiner_dir = store.path("refiner", job.parents["refiner"]) if "refiner" in job.parents else None
         scene.refine_split(

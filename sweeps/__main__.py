@@ -49,8 +49,8 @@ def plan(
 ) -> None:
     """What would run, what is stored, what it costs, what cannot be built. Starts nothing."""
     from idgbr.store import Store
-    from sweeps import commands
-    from sweeps.placement import Placement
+    from sweeps.run import commands
+    from sweeps.run.placement import Placement
 
     placement = Placement(address=address, cpus=cpus, gpus=gpus, workers=workers)
     commands.plan(commands.study_of(study, overrides), Store(_store(store)), placement, as_json=json, preflight=preflight)
@@ -80,8 +80,8 @@ def run(
 ) -> None:
     """Do what is missing. Stop it any time; the same line resumes."""
     from idgbr.store import Store
-    from sweeps import commands
-    from sweeps.placement import Placement
+    from sweeps.run import commands
+    from sweeps.run.placement import Placement
 
     placement = Placement(
         address=address,
@@ -110,7 +110,7 @@ def run(
 def status(study: Study, /, *, store: StorePath = "", json: bool = False) -> None:
     """Where a study stands: rows, failures, who works on it."""
     from idgbr.store import Store
-    from sweeps import commands
+    from sweeps.run import commands
 
     commands.status(commands.name_of(study), Store(_store(store)), as_json=json)
 
@@ -125,7 +125,7 @@ def gc(
 ) -> None:
     """Free disk: leftovers first, then artefacts by policy (published, then best, then newest stay)."""
     from idgbr.store import Store
-    from sweeps.gc import collect
+    from sweeps.run.gc import collect
 
     collect(Store(_store(store)), budget_gb=budget_gb, keep=keep, dry_run=dry_run, as_json=json)
 
@@ -133,7 +133,7 @@ def gc(
 def explain(key: Positional[str], overrides: Overrides = (), /, *, store: StorePath = "", json: bool = False) -> None:
     """What made an artefact; with overrides, which stages would be made anew."""
     from idgbr.store import Store
-    from sweeps.explain import explain as tell
+    from sweeps.run.explain import explain as tell
 
     tell(key, Store(_store(store)), overrides, as_json=json)
 
@@ -141,8 +141,8 @@ def explain(key: Positional[str], overrides: Overrides = (), /, *, store: StoreP
 def search(study: Study, /, *, store: StorePath = "", json: bool = False) -> None:
     """Best trial or front of an adaptive study, and the storage that optuna-dashboard opens."""
     from idgbr.store import Store
-    from sweeps import commands
-    from sweeps.search import show
+    from sweeps.run import commands
+    from sweeps.run.search import show
 
     show(commands.study_of(study), Store(_store(store)), as_json=json)
 
@@ -161,7 +161,7 @@ def _form(md: bool, latex: bool, json: bool, csv: bool) -> str:
 
 def _names(studies: tuple[str, ...]) -> tuple[str, ...]:
     from idgbr.errors import BadRequest
-    from sweeps import commands
+    from sweeps.run import commands
 
     if not studies:
         raise BadRequest("no study was named", hint="python -m sweeps table STUDY")
@@ -192,7 +192,7 @@ def table(
     out: Annotated[str, arg(aliases=["-o"])] = "",
 ) -> None:
     """Scores of every variant and its effect against the baseline, with intervals, from Parquet alone."""
-    from sweeps import analysis_commands
+    from sweeps.report import commands as analysis_commands
 
     analysis_commands.table(
         _names(studies), stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by,
@@ -220,7 +220,7 @@ def ablate(
     out: Annotated[str, arg(aliases=["-o"])] = "",
 ) -> None:
     """Contrasts with Holm, main effects, interactions, cost, importance."""
-    from sweeps import analysis_commands
+    from sweeps.report import commands as analysis_commands
 
     analysis_commands.ablate(
         _names(studies), stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by,
@@ -244,7 +244,7 @@ def report(
     tile_images: Annotated[bool, arg(help="pictures of tiles; needs the artefacts, not only the tables")] = True,
 ) -> None:
     """One self-contained HTML page."""
-    from sweeps import analysis_commands
+    from sweeps.report import commands as analysis_commands
 
     print(analysis_commands.report(
         _names(studies), stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, where=where,
@@ -265,7 +265,7 @@ def tiles(
     out: Annotated[str, arg(aliases=["-o"])] = "tiles.png",
 ) -> None:
     """PNG of best, median and worst tiles: image, coarse, refined, target, change."""
-    from sweeps import analysis_commands
+    from sweeps.report import commands as analysis_commands
 
     print(analysis_commands.tiles(
         _names(studies), stores=_stores(store), split=split, labels=labels, metric=metric, where=where, each=each, out=out,
@@ -288,7 +288,7 @@ def publish(
     tile_images: Annotated[bool, arg(help="pictures of tiles in the report; needs the artefacts, not only the tables")] = True,
 ) -> None:
     """Copy a study's small tables to a folder that is kept with the code."""
-    from sweeps import analysis_commands
+    from sweeps.report import commands as analysis_commands
 
     print(analysis_commands.publish(
         _names((study,))[0], stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline,
@@ -298,7 +298,7 @@ def publish(
 
 def verify(studies: Studies = (), /, *, results: str = "results/published") -> None:
     """Recompute every published number from its rows; without a name, of all that is published."""
-    from sweeps import analysis_commands
+    from sweeps.report import commands as analysis_commands
 
     for study in _names(studies) if studies else analysis_commands.published(results):
         analysis_commands.verify(study, results=results)

@@ -87,7 +87,7 @@ def _potsdam(root: Path, config: DataConfig) -> Found:
 
 def _has_table_colours(path: Path) -> bool:
     """Whether the middle of a label file is in the table's colours."""
-    from idgbr.raster import Grid, read_labels
+    from idgbr.rasters.read import Grid, read_labels
 
     grid = Grid.of(path)
     side = min(256, grid.height, grid.width)

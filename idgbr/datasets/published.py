@@ -263,7 +263,7 @@ def _dubai(root: Path, config: DataConfig) -> Found:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    from idgbr.raster import Grid
+    from idgbr.rasters.read import Grid
 
     grid = Grid.of(path)
     return grid.width, grid.height

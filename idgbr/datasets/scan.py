@@ -189,7 +189,7 @@ def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...], samples: in
     Raises:
         Missing, Disagreement: see `prepare`.
     """
-    from idgbr.raster import Grid, Reader, opened, read_labels
+    from idgbr.rasters.read import Grid, Reader, opened, read_labels
 
     reader = Reader(entry.image, bands)
     grid = reader.grid

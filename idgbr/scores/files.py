@@ -100,8 +100,8 @@ def look(path: Path) -> Values:
     """
     from rasterio.enums import ColorInterp
 
-    from idgbr.grid import opened
-    from idgbr.raster_output import PREFIX
+    from idgbr.rasters.grid import opened
+    from idgbr.rasters.write import PREFIX
 
     with opened(path) as source:
         tags, dtype = source.tags(), np.dtype(source.dtypes[0])
@@ -223,11 +223,11 @@ class Side:
 
     def read(self, path: Path, row: int, col: int, height: int, width: int) -> Map:
         """Class indices of a window uint8 [height, width]; ignored pixels 255 (in predictions OUTSIDE wherever there is no class)."""
-        from idgbr.raster import read_labels
+        from idgbr.rasters.read import read_labels
 
         if self.is_target or self.colours:
             return read_labels(path, self.table, row, col, height, width)
-        from idgbr.grid import opened
+        from idgbr.rasters.grid import opened
 
         with opened(path) as source:
             window = ((row, row + height), (col, col + width))
@@ -268,7 +268,7 @@ def side_of(side: str, files: Sequence[Values], table: ClassTable, mask: bool, i
         names = next(iter(written))
         if len(written) > 1 or names != table.names:
             raise Disagreement(f"{side}: written with other classes than these", value=", ".join(names), allowed=", ".join(table.names))
-        from idgbr.coarse_map import index_table
+        from idgbr.rasters.coarse_map import index_table
 
         return Side(index_table(table), is_target, False, ignore)
     colours = any(f.bands >= 3 for f in files) or (any(f.palette for f in files) and table.has_colors)

@@ -130,8 +130,8 @@ def dataset_pairs(dataset: Dataset, split: str, refined_dir: Path, coarse_dir: P
 
 
 def _dataset_pair(dataset: Dataset, raster: Raster, refined_dir: Path, coarse_dir: Path) -> Pair:
-    from idgbr.coarse_map import index_table
-    from idgbr.raster import Grid, read_labels
+    from idgbr.rasters.coarse_map import index_table
+    from idgbr.rasters.read import Grid, read_labels
 
     refined, coarse = refined_dir / f"{raster.id}.tif", coarse_dir / f"{raster.id}.tif"
     for path in (refined, coarse):
@@ -171,7 +171,7 @@ def read_argmax(path: Path, n_classes: int, row: int, col: int, height: int, wid
     Raises:
         Disagreement: another number of bands.
     """
-    from idgbr.raster import Reader
+    from idgbr.rasters.read import Reader
 
     reader = Reader(path, ())
     if reader.n_bands != n_classes:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from idgbr import datasets, stages
-from idgbr.corrupt import corrupt
-from idgbr.raster import Reader, read_labels, write_class_map, write_probabilities
+from idgbr.coarse.simulate import corrupt
+from idgbr.rasters.read import Reader, read_labels, write_class_map, write_probabilities
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.study import Axis, Study, Trial, expand

@@ -16,12 +16,13 @@ import polars as pl
 import pytest
 from scipy import stats as ss
 
-from sweeps import ablation, breakdowns, formats, stats
-from sweeps.ablation_tables import ablation_tables, costs
-from sweeps.analysis_commands import ablate, score_tables, table, views
-from sweeps.scan import load_trials
-from sweeps.score_tables import SHOWN, number
-from sweeps.variants import baseline_of, conditions, populations
+from sweeps.analysis import contrasts as ablation, breakdowns, stats
+from sweeps.report import formats
+from sweeps.report.ablation_tables import ablation_tables, costs
+from sweeps.report.commands import ablate, score_tables, table, views
+from sweeps.analysis.trials import load_trials
+from sweeps.report.score_tables import SHOWN, number
+from sweeps.analysis.variants import baseline_of, conditions, populations
 
 SUMS = """
 create view unit as

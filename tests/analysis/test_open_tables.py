@@ -10,9 +10,10 @@ import duckdb
 import pytest
 
 from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA
-from sweeps import formats, tables
-from sweeps.analysis_commands import score_tables, views
-from sweeps.scan import load_trials
+from sweeps.report import formats
+from sweeps import tables
+from sweeps.report.commands import score_tables, views
+from sweeps.analysis.trials import load_trials
 
 DOCS = Path(__file__).parents[2] / "docs" / "tables.md"
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from idgbr.errors import BadRequest, Disagreement, Missing
-from sweeps.analysis_commands import publish, verify
-from sweeps.analysis_commands import published as all_published
+from sweeps.report.commands import publish, verify
+from sweeps.report.commands import published as all_published
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sweeps.analysis_commands import report, tiles
+from sweeps.report.commands import report, tiles
 
 PROBE = """<script>
 window.found = {errors: [], blocked: []};

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats as ss
 
-from sweeps import stats
+from sweeps.analysis import stats
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "scores"
 

@@ -11,12 +11,12 @@ import subprocess
 
 import pytest
 
-from sweeps import formats
-from sweeps.ablation_tables import ablation_tables
-from sweeps.analysis_commands import views
-from sweeps.formats import Cell, Column, Table
-from sweeps.scan import load_trials
-from sweeps.score_tables import score_table
+from sweeps.report import formats
+from sweeps.report.ablation_tables import ablation_tables
+from sweeps.report.commands import views
+from sweeps.report.formats import Cell, Column, Table
+from sweeps.analysis.trials import load_trials
+from sweeps.report.score_tables import score_table
 
 NASTY = Table(
     "nasty",

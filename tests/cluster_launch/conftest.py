@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from launch_runs import RunningHead, environment, toml
 
-from cluster import here
-from cluster.spec import parse, temp_dir
+from cluster import node as here
+from cluster.launch.spec import parse, temp_dir
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def short_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def head(short_folder: Path) -> Iterator[RunningHead]:
     """One Ray head with a dashboard and a token, started by the rendered head.sh."""
-    from cluster.render import render
+    from cluster.launch.render import render
 
     home = short_folder / "home"
     home.mkdir()
@@ -56,7 +56,7 @@ def head(short_folder: Path) -> Iterator[RunningHead]:
         process = subprocess.Popen(["bash", str(home / "head.sh")], env=environment(home), stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port + 1}"
     try:
-        from cluster.jobs import Cluster
+        from cluster.launch.jobs import Cluster
         from idgbr.errors import Missing
 
         deadline = time.monotonic() + 240

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.spec import ClusterSpec
+from cluster.launch.spec import ClusterSpec
 
 FOLDER = Path(__file__).parent
 QUIET = {"OMP_NUM_THREADS": "1", "RAY_health_check_initial_delay_ms": "5000"}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cluster import here
+from cluster import node as here
 from cluster.__main__ import main
-from cluster.launchers import last_job, remember
-from cluster.spec import load, parse, slug, with_program
+from cluster.launch.launchers import last_job, remember
+from cluster.launch.spec import load, parse, slug, with_program
 from idgbr.errors import BadRequest, Disagreement, Missing
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "cluster" / "examples").glob("*.toml"))

@@ -15,8 +15,8 @@ import yaml
 from launch_runs import FOLDER, RunningHead, toml
 
 from cluster.__main__ import main
-from cluster.spec import load
-from cluster.vm import remote_token
+from cluster.launch.spec import load
+from cluster.launch.vm import remote_token
 
 EXAMPLES = FOLDER.parents[1] / "cluster" / "examples"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.findings import Check, Limits, Node, as_text, judge, rounds, skew, verdict
+from cluster.doctor.checks import Check, Limits, Node, as_text, judge, rounds, skew, verdict
 
 SPACE = {"free_gb": 100.0, "total_gb": 200.0, "device": 1}
 FACTS: dict[str, Any] = {

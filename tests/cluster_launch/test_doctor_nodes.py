@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from launch_runs import environment
 
-from cluster import here
+from cluster import node as here
 
 HEAD = "full"
 NODES = {

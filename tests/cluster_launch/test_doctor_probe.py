@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch_runs import environment
 
-from cluster.probe import Probe
+from cluster.doctor.probe import Probe
 
 PAIR = """
 import json, sys

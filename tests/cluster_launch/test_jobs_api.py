@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from launch_runs import RunningHead
 
-from cluster import here
-from cluster.jobs import Cluster
+from cluster import node as here
+from cluster.launch.jobs import Cluster
 from idgbr.errors import BadRequest, Disagreement, Missing
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.kube import ray_job
-from cluster.render import render
-from cluster.spec import ClusterSpec, load, parse
-from cluster.vm import launcher
+from cluster.launch.kube import ray_job
+from cluster.launch.render import render
+from cluster.launch.spec import ClusterSpec, load, parse
+from cluster.launch.vm import launcher
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "cluster" / "examples").glob("*.toml"))

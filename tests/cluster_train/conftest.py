@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from loopback import RAY_ENVIRONMENT, patient
 
-from cluster import here
+from cluster import node as here
 from idgbr.store import Store
 
 ENVIRONMENT = {

@@ -26,11 +26,12 @@ from small_trainings import one_process, prepared
 
 from cluster.session import check_storage
 from cluster.train import fit_sharded
-from idgbr import backbone, stages
+from idgbr.coarse import backbone
+from idgbr import stages
 from idgbr.config import Runtime
 from idgbr.errors import Missing
 from idgbr.store import Store
-from idgbr.train import Interrupted, read_curve
+from idgbr.training.loop import Interrupted, read_curve
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 CPU = Runtime(device="cpu", threads=1)

@@ -14,7 +14,7 @@ from idgbr import datasets
 from idgbr.config import DataConfig
 from idgbr.datasets import index
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.raster import Reader, read_labels
+from idgbr.rasters.read import Reader, read_labels
 
 
 @pytest.fixture(scope="module")

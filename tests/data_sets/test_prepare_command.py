@@ -12,7 +12,7 @@ from PIL import Image
 
 from idgbr.config import DataConfig, Experiment
 from idgbr.errors import BadRequest, Missing
-from idgbr.prepare_command import prepare
+from idgbr.commands.prepare import prepare
 from idgbr.store import Store
 
 

@@ -18,8 +18,8 @@ from idgbr.config import DataConfig
 from idgbr.datasets import BandStats, Dataset, Raster
 from idgbr.errors import BadRequest
 from idgbr.labels import IGNORE, binary
-from idgbr.raster import Reader, read_labels
-from idgbr.samples import TrainSamples, class_edges, dihedral, radiometric, sample_seed, tile_seed
+from idgbr.rasters.read import Reader, read_labels
+from idgbr.training.samples import TrainSamples, class_edges, dihedral, radiometric, sample_seed, tile_seed
 
 
 @pytest.fixture

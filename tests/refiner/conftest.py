@@ -10,7 +10,7 @@ from small_refiner import TINY, band_stats, class_table
 from torch import Tensor
 
 from idgbr.config import RefinerConfig
-from idgbr.refiner import Refiner
+from idgbr.refiner.refiner import Refiner
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgbr.datasets import BandStats
-from idgbr.guidance import GuidanceBlock
+from idgbr.refiner.guidance import GuidanceBlock
 from idgbr.labels import ClassTable, LabelClass
 
 TINY = {

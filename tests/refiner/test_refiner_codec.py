@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idgbr.codec import AnalogCodec, colour_codes, corner_codes
+from idgbr.refiner.codec import AnalogCodec, colour_codes, corner_codes
 from idgbr.errors import BadRequest
 
 

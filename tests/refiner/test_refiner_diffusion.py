@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
-from idgbr.diffusion import Diffusion, Sampler, betas, noise_like
+from idgbr.refiner.diffusion import Diffusion, Sampler, betas, noise_like
 from idgbr.errors import BadRequest
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")

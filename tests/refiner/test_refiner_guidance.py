@@ -10,8 +10,8 @@ from small_refiner import plain_guidance
 from torch import Tensor, nn
 
 from idgbr.errors import BadRequest
-from idgbr.guidance import GuidanceBlock
-from idgbr.refiner import Refiner
+from idgbr.refiner.guidance import GuidanceBlock
+from idgbr.refiner.refiner import Refiner
 
 
 @pytest.mark.parametrize(("window", "size"), [(0, (8, 8)), (0, (6, 9)), (4, (8, 8)), (4, (6, 9)), (4, (3, 2))])

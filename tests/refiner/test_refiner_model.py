@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.refiner import Refined, Refiner, keeps_coarse
+from idgbr.refiner.refiner import Refined, Refiner, keeps_coarse
 
 Build = Callable[..., Refiner]
 Batch = Callable[..., dict[str, Tensor]]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from idgbr.config import RefinerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.refiner import Refiner
-from idgbr.refiner_training import Numbered, RefinerTraining, cached_encoder
-from idgbr.stable_diffusion import clip_empty_prompt, empty_prompt
+from idgbr.refiner.refiner import Refiner
+from idgbr.refiner.loss import Numbered, RefinerTraining, cached_encoder
+from idgbr.refiner.stable_diffusion import clip_empty_prompt, empty_prompt
 
 Build = Callable[..., Refiner]
 Batch = Callable[..., dict[str, Tensor]]
@@ -141,7 +141,7 @@ def test_a_refiner_from_a_stable_diffusion_folder_trains_saves_and_refines(folde
 
 def test_sharded_it_has_the_same_loss_and_gradients(folder: Path, batch: Batch, tmp_path: Path) -> None:
     """FSDP2 in one process: parameters become DTensors that must be gathered whenever they are used, in forward and backward."""
-    from idgbr.world import shard
+    from idgbr.training.distributed import shard
 
     samples = batch(2, side=64)
 

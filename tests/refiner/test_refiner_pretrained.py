@@ -12,7 +12,7 @@ from small_refiner import TINY, band_stats, class_table
 
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.refiner import Refiner
+from idgbr.refiner.refiner import Refiner
 
 
 @pytest.fixture

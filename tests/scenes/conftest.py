@@ -13,7 +13,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from idgbr.labels import ClassTable, LabelClass
-from idgbr.raster import Grid
+from idgbr.rasters.read import Grid
 
 UTM = CRS.from_epsg(32633)
 

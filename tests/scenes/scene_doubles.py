@@ -52,7 +52,7 @@ def small_refiner(folder: Path) -> Path:
     import torch
 
     from idgbr.datasets import BandStats
-    from idgbr.refiner import Refiner
+    from idgbr.refiner.refiner import Refiner
 
     torch.manual_seed(0)
     table = ClassTable((LabelClass("land", (0,), (40, 40, 40)), LabelClass("building", (1, 255), (255, 80, 40))))

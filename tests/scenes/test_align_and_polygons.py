@@ -16,11 +16,11 @@ from rasterio.features import rasterize
 from scene_doubles import blobs
 from scipy import ndimage
 
-from idgbr.align import align
+from idgbr.commands.align import align
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import binary
-from idgbr.polygons import check_polygons, write_polygons
-from idgbr.raster import IGNORE, Grid, read_labels, write_class_map, write_probabilities
+from idgbr.rasters.polygons import check_polygons, write_polygons
+from idgbr.rasters.read import IGNORE, Grid, read_labels, write_class_map, write_probabilities
 
 # ---- align -------------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from scene_doubles import blobs, small_refiner
 from cluster.scenes import SceneWorker, main, orders
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Missing, SomeFailed
-from idgbr.refine_command import refine
+from idgbr.commands.refine import refine
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from affine import Affine
 from scene_doubles import KnowingRefiner, blobs
 from scipy.ndimage import distance_transform_edt
 
-from idgbr.coarse_map import CoarseMap, MemoryCoarse
+from idgbr.rasters.coarse_map import CoarseMap, MemoryCoarse
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement
-from idgbr.raster import IGNORE, Grid, Reader, write_class_map, write_probabilities
-from idgbr.scene import Tally, refine_raster, refine_rows
+from idgbr.rasters.read import IGNORE, Grid, Reader, write_class_map, write_probabilities
+from idgbr.scene.strips import Tally, refine_raster, refine_rows
 
 SAMPLER = SamplerConfig(tile_px=64, overlap_px=16, batch_tiles=5)
 
@@ -87,10 +87,10 @@ def test_tiles_left_out_by_gating_change_nothing(scene, monkeypatch):
         def any(self, *args, **kwargs):
             return True if not args and not kwargs else super().any(*args, **kwargs)
 
-    import idgbr.scene
+    from idgbr.scene import strips
 
-    plain = idgbr.scene._tile_row
-    monkeypatch.setattr(idgbr.scene, "_tile_row", lambda *a: dataclasses.replace(r := plain(*a), open=r.open.view(Everywhere)))
+    plain = strips._tile_row
+    monkeypatch.setattr(strips, "_tile_row", lambda *a: dataclasses.replace(r := plain(*a), open=r.open.view(Everywhere)))
     full, tally_full, _ = run(reader, coarse, KnowingRefiner(3, noise=1.0), sampler)
     assert tally_full.computed == tally_full.tiles
     assert (gated == full).all()

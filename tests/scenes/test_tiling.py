@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idgbr.errors import BadRequest
-from idgbr.tiling import Strip, hann, windows
+from idgbr.rasters.tiling import Strip, hann, windows
 
 sizes = st.tuples(st.integers(1, 150), st.integers(1, 150), st.integers(2, 50)).flatmap(
     lambda t: st.tuples(st.just(t[0]), st.just(t[1]), st.just(t[2]), st.integers(0, t[2] - 1))

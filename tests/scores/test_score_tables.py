@@ -13,8 +13,8 @@ import pytest
 from idgbr.config import DataConfig, ScoreConfig
 from idgbr.datasets import Dataset, load, prepare
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.raster import Grid, read_labels
-from idgbr.raster_output import write_class_map, write_probabilities
+from idgbr.rasters.read import Grid, read_labels
+from idgbr.rasters.write import write_class_map, write_probabilities
 from idgbr.scores import BANDS_SCHEMA, COUNTS_SCHEMA, METRICS, count_rasters, count_tile, evaluate, read_counts, score_table
 from idgbr.scores import read as reading
 from idgbr.scores.counts import TablesWriter
@@ -53,7 +53,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path, di
 
 
 def _index_table(dataset: Dataset):
-    from idgbr.coarse_map import index_table
+    from idgbr.rasters.coarse_map import index_table
 
     return index_table(dataset.table)
 

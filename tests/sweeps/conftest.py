@@ -26,8 +26,8 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the tiny study done, undisturbed, in this process. Not to be written to: see `store`."""
-    from sweeps import commands
-    from sweeps.placement import Placement
+    from sweeps.run import commands
+    from sweeps.run.placement import Placement
 
     root = tmp_path_factory.mktemp("made") / "store"
     commands.run(tiny(), Store(root), Placement(), local=True, preflight=False, show=False)

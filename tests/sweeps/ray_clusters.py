@@ -41,7 +41,7 @@ def loopback_cluster(port: int = 0) -> Iterator[Any]:
     from ray._private import services
     from ray.cluster_utils import Cluster
 
-    from sweeps.nodes import QUIET
+    from sweeps.run.nodes import QUIET
 
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, for socket paths end at 107 bytes
     with pytest.MonkeyPatch.context() as patch:

@@ -14,15 +14,15 @@ from tiny_sweeps import tiny
 
 from idgbr.errors import Missing
 from idgbr.store import Store
-from sweeps import plan as planning
+from sweeps.run import plan as planning
 from sweeps import tables
-from sweeps.claims import Claims
-from sweeps.placement import Placement, slots
-from sweeps.plan import Plan
-from sweeps.progress import Progress
-from sweeps.pruning import survives
-from sweeps.schedule import Schedule, units
-from sweeps.work import Outcome, Unit
+from sweeps.run.claims import Claims
+from sweeps.run.placement import Placement, slots
+from sweeps.run.plan import Plan
+from sweeps.run.progress import Progress
+from sweeps.run.pruning import survives
+from sweeps.run.schedule import Schedule, units
+from sweeps.run.worker import Outcome, Unit
 
 
 def simulate(made: Plan, store: Store, places: int, *, fail: str = "", rng: random.Random | None = None) -> tuple[Schedule, list[str]]:

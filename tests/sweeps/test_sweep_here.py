@@ -14,11 +14,12 @@ from tiny_sweeps import STAGES, TINY, final_tables, same_tables, sweep, tiny
 
 from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
 from idgbr.store import Store
-from sweeps import commands, gc, plan, tables
-from sweeps.claims import Claims
-from sweeps.explain import explained
-from sweeps.placement import Placement
-from sweeps.search import result
+from sweeps.run import commands, gc, plan
+from sweeps import tables
+from sweeps.run.claims import Claims
+from sweeps.run.explain import explained
+from sweeps.run.placement import Placement
+from sweeps.run.search import result
 from sweeps.study import Axis, Search, Study
 
 
@@ -54,8 +55,8 @@ def test_one_more_step_count_trains_nothing(store: Store) -> None:
 
 
 def test_step_counts_share_the_loaded_weights_and_the_condition_features(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from idgbr import kept_refiner
-    from idgbr.refiner import Refiner
+    from idgbr.scene import tiles as kept_refiner
+    from idgbr.refiner.refiner import Refiner
 
     loaded, seen, load = [], [], Refiner.load
     monkeypatch.setattr(Refiner, "load", lambda folder: loaded.append(folder) or load(folder))
@@ -369,7 +370,7 @@ def test_wandb_writes_its_offline_runs(store: Store) -> None:
 def test_wilcoxon_stops_a_worse_sampler_and_lets_an_equal_one_go_on() -> None:
     import random
 
-    from sweeps.pruning import Watch, _paired_trial
+    from sweeps.run.pruning import Watch, _paired_trial
 
     watch = Watch("s", "t", "boundary_iou", True, wilcoxon=0.05)
     rng = random.Random(0)

@@ -17,9 +17,10 @@ from tiny_sweeps import STAGES, final_tables, same_tables, sweep
 
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store
-from sweeps import nodes, tables
-from sweeps.claims import Claims
-from sweeps.placement import Placement
+from sweeps.run import nodes
+from sweeps import tables
+from sweeps.run.claims import Claims
+from sweeps.run.placement import Placement
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

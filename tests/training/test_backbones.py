@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from idgbr import backbone
+from idgbr.coarse import backbone
 from idgbr.config import BackboneConfig
 from idgbr.datasets import Dataset
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.raster import Reader
-from idgbr.train import Interrupted, read_curve
+from idgbr.rasters.read import Reader
+from idgbr.training.loop import Interrupted, read_curve
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "data" / "weights"
 TINY = BackboneConfig(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from idgbr import backbone, coarse
+from idgbr.coarse import backbone, stage as coarse
 from idgbr.config import BackboneConfig, CoarseConfig
-from idgbr.corrupt import class_iou
+from idgbr.coarse.simulate import class_iou
 from idgbr.datasets import Dataset
 from idgbr.errors import Disagreement, Missing
-from idgbr.raster import Grid, Reader, read_labels, write_class_map, write_probabilities
+from idgbr.rasters.read import Grid, Reader, read_labels, write_class_map, write_probabilities
 
 WINDOW = CoarseConfig(tile_px=64, overlap_px=16, folds=2)
 TINY = BackboneConfig(encoder="test_resnet", decoder="fpn", crop_px=64, batch_images=2, train_images=2)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idgbr.corrupt import MODES, corrupt, soften
+from idgbr.coarse.simulate import MODES, corrupt, soften
 from idgbr.errors import BadRequest
 
 

@@ -21,10 +21,10 @@ import worlds
 from idgbr import stages
 from idgbr.config import Experiment, Runtime, apply
 from idgbr.errors import BadRequest, SomeFailed
-from idgbr.processes import check_batch, check_workers, fit_processes
+from idgbr.commands.train import check_batch, check_workers, fit_processes
 from idgbr.store import Store
-from idgbr.train import Interrupted, read_curve, train
-from idgbr.world import DistributedWorld, shard_units
+from idgbr.training.loop import Interrupted, read_curve, train
+from idgbr.training.distributed import DistributedWorld, shard_units
 
 
 @pytest.fixture(scope="module")

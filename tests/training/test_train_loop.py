@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from idgbr.batches import slice_of
+from idgbr.training.batches import slice_of
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.train import Interrupted, NotFinite, read_curve, train
+from idgbr.training.loop import Interrupted, NotFinite, read_curve, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +144,8 @@ def test_the_average_forgets_by_half_life(tmp_path: Path) -> None:
         def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             return self.network(batch["x"]).sum(1) * 0 + 1.0, {}
 
-    from idgbr.train import _Run
-    from idgbr.world import World
+    from idgbr.training.loop import _Run
+    from idgbr.training.distributed import World
 
     run = _Run(Jump(), None, Settings(batch_images=1, ema_images=10.0), 0, World(), Runtime(), torch.device("cpu"))
     run.step = 10_000

@@ -17,10 +17,10 @@ cd -- /nfs/idgbr || exit 3
 python=/nfs/idgbr/.venv/bin/python
 mkdir -p -- "$RAY_TMPDIR"
 if [ ! -O "$RAY_TMPDIR" ]; then echo "$RAY_TMPDIR belongs to another user: set script.scratch" >&2; exit 3; fi
-ip=$("$python" -m cluster.here address --interface '')
-name=$("$python" -m cluster.here interface "$ip")
+ip=$("$python" -m cluster.node address --interface '')
+name=$("$python" -m cluster.node interface "$ip")
 export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$name}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$name}"
-"$python" -m cluster.here token "$RAY_AUTH_TOKEN_PATH" >/dev/null
+"$python" -m cluster.node token "$RAY_AUTH_TOKEN_PATH" >/dev/null
 echo "head: $ip:6379; dashboard and jobs: http://127.0.0.1:8265 (this machine only)"
 echo "on each worker: copy $RAY_AUTH_TOKEN_PATH there (mode 0600), then: bash worker.sh $ip:6379"
 printf "%s\n" "$$" >"$RAY_TMPDIR/head.pid"

@@ -17,8 +17,8 @@ cd -- /nfs/idgbr || exit 3
 python=/nfs/idgbr/.venv/bin/python
 mkdir -p -- "$RAY_TMPDIR"
 if [ ! -O "$RAY_TMPDIR" ]; then echo "$RAY_TMPDIR belongs to another user: set script.scratch" >&2; exit 3; fi
-ip=$("$python" -m cluster.here address --interface '')
-name=$("$python" -m cluster.here interface "$ip")
+ip=$("$python" -m cluster.node address --interface '')
+name=$("$python" -m cluster.node interface "$ip")
 export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$name}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$name}"
 head="${1:?bash worker.sh HEAD_IP:PORT}"
 if [ ! -r "$RAY_AUTH_TOKEN_PATH" ]; then echo "no token $RAY_AUTH_TOKEN_PATH: copy it from the head (mode 0600)" >&2; exit 3; fi

@@ -1,0 +1,215 @@
+"""Can these nodes work together? One probe a node (`probe.py`) gathers facts, `findings.py` judges them.
+
+checks = examine("10.0.0.10:6379", "/shared/store")
+print(as_text(checks)); verdict(checks)        # 0, 3 (something missing) or 4 (nodes disagree)
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.doctor.checks import Check, Limits, Node, as_text, judge, rounds, skew, verdict
+from cluster.node import refusal
+from cluster.launch.spec import ClusterSpec
+from idgbr.errors import BadRequest, Disagreement, Missing
+
+__all__ = ["Check", "Limits", "as_text", "before", "examine", "join", "verdict"]
+
+PATIENCE_S = 90.0  # first answer of a probe: a Python process must start there, on a slow file system
+
+
+def before(spec: ClusterSpec) -> None:
+    """What can be seen without a node, where this machine shares storage with them (Slurm's login nodes do).
+
+    Raises:
+        Missing: the store or the folder for jobs cannot be written from here.
+    """
+    from idgbr.store import Store
+
+    if spec.kind == "slurm" and spec.store_is_path and Path(spec.store).parent.is_dir():
+        Store(spec.store).check_writable()
+    for path in spec.doctor.weights:
+        if spec.kind == "slurm" and os.path.isabs(path) and not os.path.exists(path):
+            raise Missing(f"the weights {path} are not there", hint="doctor.weights in the spec")
+
+
+def join(address: str) -> None:
+    """`ray.init` with errors that say what to do.
+
+    Raises:
+        BadRequest: `auto`, which on a shared node may be another user's cluster.
+        Missing: nothing answers there.
+        Disagreement: the token is refused, or Python or Ray is of another version.
+    """
+    import ray
+
+    if address == "auto":
+        raise BadRequest("`auto` joins whatever Ray runs on this machine, perhaps another user's", allowed="IP:PORT")
+    if why := refusal(address):
+        raise _refused(address, why)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:
+        text = str(error)
+        first = text.strip().partition("\n")[0][:300]
+        if "ersion mismatch" in text or "Python version" in text:
+            raise Disagreement(
+                f"the cluster at {address} runs other versions than this machine",
+                value=" ".join(text.split())[:400],
+                hint="run the doctor inside the cluster: python -m cluster doctor SPEC",
+            ) from error
+        if "uthentication" in text or "token" in text.lower():
+            raise _refused(address, first) from error
+        raise Missing(
+            f"no Ray cluster answers at {address}: {first}", hint="IP:PORT as the head printed it; are you on the same network?"
+        ) from error
+
+
+def _refused(address: str, why: str) -> Disagreement:
+    return Disagreement(
+        f"the cluster at {address} refuses us: it is another user's, or our token is old",
+        value=why,
+        hint="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or --token-file) of the cluster you started",
+    )
+
+
+def examine(
+    address: str, store: str, *, limits: Limits | None = None, nodes: int = 0, weights: Sequence[str] = (), folders: Sequence[str] = ()
+) -> list[Check]:
+    """Joins the cluster at `address` (IP:PORT) as a driver and checks every node that is alive.
+
+    Takes about `limits.seconds` + 2 s for each of the n - 1 rounds of pairs.
+
+    Raises:
+        BadRequest: no store given.
+        Missing, Disagreement: the cluster cannot be joined.
+    """
+    if not store:
+        raise BadRequest("no store to check", hint="--store FOLDER or IDGBR_STORE")
+    limits = limits or Limits()
+    join(address)
+    import ray
+
+    try:
+        return _examine(store, limits, nodes, list(weights), list(folders))
+    finally:
+        ray.shutdown()
+
+
+def _examine(store: str, limits: Limits, expected: int, weights: list[str], folders: list[str]) -> list[Check]:
+    import ray
+    from ray import cloudpickle
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from cluster.doctor import probe
+
+    cloudpickle.register_pickle_by_value(probe)  # a node may hold another idgbr, or none
+    actor = ray.remote(num_cpus=0, max_restarts=0)(probe.Probe)
+    alive = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: n["NodeManagerAddress"])
+    nodes, probes = {}, {}
+    for n in alive:
+        ip = n["NodeManagerAddress"]
+        label = f"{n.get('NodeManagerHostname') or 'node'} ({ip})"
+        label = label if label not in nodes else f"{label} {n['NodeID'][:6]}"
+        nodes[label] = Node(label, ip)
+        probes[label] = actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote()
+    ask = _asker(nodes, probes)
+
+    ask("ping", lambda label: ())  # starts the processes; what takes long once does not count as clock skew below
+    for label, facts in ask(
+        "facts", lambda label: (store, weights, [_RAY_FOLDER, "~/.cache/idgbr", *([] if "://" in store else [store]), *folders])
+    ).items():
+        nodes[label].facts = facts
+    for label in list(probes):
+        samples = []
+        for _ in range(3):
+            asked = time.time()
+            answer = ask("ping", lambda label: (), only=[label])
+            if label in answer:
+                samples.append((asked, answer[label], time.time()))
+        if samples:
+            nodes[label].skew_s, nodes[label].skew_error_s = skew(samples)
+
+    _compare_store(store, nodes, ask)
+    targets = {
+        n["NodeManagerAddress"]: [(n["NodeManagerAddress"], n["NodeManagerPort"]), (n["NodeManagerAddress"], n["ObjectManagerPort"])]
+        for n in alive
+    }
+    others = {label: [t for ip, ts in targets.items() if ip != nodes[label].ip for t in ts] for label in probes}
+    for label, failed in ask("connect", lambda label: (others[label], 5.0)).items():
+        nodes[label].unreachable = failed
+    return judge(list(nodes.values()), _reduce(nodes, probes, limits), limits, store, expected)
+
+
+_RAY_FOLDER = os.environ.get("RAY_TMPDIR", "/tmp")
+
+Ask = Callable[..., dict[str, Any]]
+
+
+def _asker(nodes: dict[str, Node], probes: dict[str, Any]) -> Ask:
+    """A function that calls one method on all probes at once; a probe that does not answer is taken off, with the reason."""
+    import ray
+
+    def ask(method: str, arguments: Callable[[str], tuple[Any, ...]], only: Sequence[str] | None = None) -> dict[str, Any]:
+        refs = {label: getattr(probes[label], method).remote(*arguments(label)) for label in (only or list(probes))}
+        ray.wait(list(refs.values()), num_returns=len(refs), timeout=PATIENCE_S)
+        answers = {}
+        for label, ref in refs.items():
+            try:
+                answers[label] = ray.get(ref, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                nodes[label].silent = f"no answer to {method!r} within {PATIENCE_S:.0f} s"
+            except ray.exceptions.RayError as error:
+                nodes[label].silent = f"{method!r} failed: {str(error).strip().splitlines()[-1][:300]}"
+            if nodes[label].silent:
+                probes.pop(label)
+        return answers
+
+    return ask
+
+
+def _compare_store(store: str, nodes: dict[str, Node], ask: Ask) -> None:
+    """Each node writes a file with a text of its own, then reads everybody's: only then is it one place."""
+    mark = secrets.token_hex(6)
+    names = {label: f"_doctor-{mark}-{i}" for i, label in enumerate(nodes)}
+    for label, error in ask("write", lambda label: (store, names[label], f"{mark} {label}")).items():
+        nodes[label].store_error = error
+    wrote = [label for label in nodes if not nodes[label].silent and not nodes[label].store_error]
+    for label, found in ask(
+        "read", lambda label: (store, list(names.values())), only=[label for label in nodes if not nodes[label].silent]
+    ).items():
+        nodes[label].seen = {other for other in wrote if found.get(names[other]) == f"{mark} {other}"} | {
+            n for n in nodes if n not in wrote
+        }
+    if wrote:
+        ask("remove", lambda label: (store, list(names.values())), only=[label for label in wrote if not nodes[label].silent])
+
+
+def _reduce(nodes: dict[str, Node], probes: dict[str, Any], limits: Limits) -> dict[tuple[str, str], dict[str, Any]]:
+    import ray
+
+    results: dict[tuple[str, str], dict[str, Any]] = {}
+    wait = 20.0
+    for meeting in rounds(sorted(probes)):
+        refs = {}
+        for a, b in meeting:
+            port = ray.get(probes[a].free_port.remote(), timeout=PATIENCE_S)
+            refs[a, b] = [
+                probes[label].all_reduce.remote(rank, nodes[a].ip, port, limits.seconds, wait) for rank, label in enumerate((a, b))
+            ]
+        everything = list(itertools.chain.from_iterable(refs.values()))
+        ray.wait(everything, num_returns=len(everything), timeout=limits.seconds + 2 * wait + PATIENCE_S)
+        for pair, both in refs.items():
+            try:
+                answers = ray.get(both, timeout=0)
+                results[pair] = next((r for r in answers if "error" in r), answers[0])
+            except ray.exceptions.RayError as error:
+                results[pair] = {"error": str(error).strip().splitlines()[-1][:300] or type(error).__name__}
+    return results

@@ -1,0 +1,1 @@
+"""Cluster specifications, the files rendered from them, and how jobs are submitted."""

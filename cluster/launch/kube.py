@@ -1,0 +1,175 @@
+"""KubeRay manifests of a `ClusterSpec`: a RayCluster, a RayJob, and the network policy that keeps others out.
+
+Fields of `ray.io/v1` as of KubeRay 1.6 (`authOptions` came with 1.5.1). Values go through a YAML writer, never into a text template.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.launch.slurm import SETTINGS
+from cluster.launch.spec import ClusterSpec, with_program
+
+KUBERAY_VERSION = "1.6"
+RAY_VERSION = "2.60.0"
+LABEL = "idgbr/cluster"
+
+
+def dump(documents: Sequence[dict[str, Any]], heading: str) -> str:
+    """YAML documents below a comment."""
+    import yaml
+
+    lines = "".join(f"# {line}\n" for line in heading.splitlines())
+    return lines + yaml.safe_dump_all(list(documents), sort_keys=False, width=1000, allow_unicode=True, explicit_start=True)
+
+
+def ray_cluster_spec(spec: ClusterSpec) -> dict[str, Any]:
+    """`spec` of a RayCluster, and `rayClusterSpec` of a RayJob: a head that only directs, `nodes` workers that compute."""
+    k = spec.kuberay
+    most = max(k.max_nodes, spec.nodes)
+    cluster: dict[str, Any] = {"rayVersion": RAY_VERSION, "authOptions": {"mode": "token"}}
+    if most > spec.nodes:
+        cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": {"upscalingMode": "Default", "idleTimeoutSeconds": 600}}
+    # The operator and the service reach the dashboard on the pod's address, so it listens on all of the pod's; the network
+    # policy and the token keep others out. num-cpus 0: no training lands on the head.
+    cluster["headGroupSpec"] = {
+        "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+        "template": _pod(
+            spec,
+            "ray-head",
+            cpus=k.head_cpus,
+            memory_gb=k.head_memory_gb,
+            gpus=0,
+            ports=[("gcs-server", spec.ports.gcs), ("dashboard", spec.ports.dashboard), ("client", spec.ports.client)],
+        ),
+    }
+    cluster["headGroupSpec"]["rayStartParams"] |= {
+        "port": str(spec.ports.gcs),
+        "dashboard-port": str(spec.ports.dashboard),
+        "ray-client-server-port": str(spec.ports.client),
+    }
+    cluster["workerGroupSpecs"] = [
+        {
+            "groupName": "workers",
+            "replicas": spec.nodes,
+            "minReplicas": spec.nodes,
+            "maxReplicas": most,
+            "rayStartParams": {"num-cpus": str(spec.cpus_per_node), "num-gpus": str(spec.gpus_per_node)},
+            "template": _pod(
+                spec, "ray-worker", cpus=spec.cpus_per_node, memory_gb=spec.memory_gb_per_node, gpus=spec.gpus_per_node, ports=[]
+            ),
+        }
+    ]
+    return cluster
+
+
+def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, ports: list[tuple[str, int]]) -> dict[str, Any]:
+    k = spec.kuberay
+    amounts: dict[str, str] = {"cpu": str(cpus), "memory": f"{memory_gb}Gi"}
+    if gpus:
+        amounts[k.gpu_resource] = str(gpus)
+    variables = {**SETTINGS, "IDGBR_STORE": spec.store, **spec.env}
+    if spec.network_interface:
+        variables |= {"GLOO_SOCKET_IFNAME": spec.network_interface, "NCCL_SOCKET_IFNAME": spec.network_interface}
+    container: dict[str, Any] = {
+        "name": name,
+        "image": k.image,
+        "env": [{"name": n, "value": v} for n, v in variables.items()],
+        "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+        "securityContext": {"allowPrivilegeEscalation": False},
+    }
+    if ports:
+        container["ports"] = [{"name": n, "containerPort": p} for n, p in ports]
+    if spec.workdir:
+        container["workingDir"] = spec.workdir
+    # /dev/shm of a container is 64 MB by default, too little for Ray's object store
+    volumes: list[dict[str, Any]] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{k.shared_memory_gb}Gi"}}]
+    if k.claim:
+        container["volumeMounts"].append({"name": "store", "mountPath": spec.store if spec.store_is_path else "/store"})
+        volumes.append({"name": "store", "persistentVolumeClaim": {"claimName": k.claim}})
+    pod: dict[str, Any] = {"containers": [container], "volumes": volumes}
+    if k.service_account:
+        pod["serviceAccountName"] = k.service_account
+    if k.image_pull_secret:
+        pod["imagePullSecrets"] = [{"name": k.image_pull_secret}]
+    if k.node_selector and name == "ray-worker":
+        pod["nodeSelector"] = dict(k.node_selector)
+    return {"metadata": {"labels": {LABEL: spec.slug}}, "spec": pod}
+
+
+def _metadata(spec: ClusterSpec) -> dict[str, Any]:
+    # the name as it was written: labels cannot hold it, annotations can
+    return {"name": spec.slug, "namespace": spec.kuberay.namespace, "labels": {LABEL: spec.slug}, "annotations": {"idgbr/name": spec.name}}
+
+
+def network_policy(spec: ClusterSpec) -> dict[str, Any]:
+    """Pods of the cluster talk to each other; besides them only the KubeRay operator reaches the dashboard."""
+    operator: dict[str, Any] = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    names = {"matchLabels": {"kubernetes.io/metadata.name": spec.kuberay.operator_namespace}} if spec.kuberay.operator_namespace else {}
+    operator = {"namespaceSelector": names, **operator}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(spec),
+        "spec": {
+            "podSelector": {"matchLabels": {LABEL: spec.slug}},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"from": [{"podSelector": {"matchLabels": {LABEL: spec.slug}}}]},
+                {"from": [operator], "ports": [{"protocol": "TCP", "port": spec.ports.dashboard}]},
+            ],
+        },
+    }
+
+
+def ray_cluster(spec: ClusterSpec) -> dict[str, Any]:
+    """A cluster that stays until `down`."""
+    return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": _metadata(spec), "spec": ray_cluster_spec(spec)}
+
+
+def ray_job(spec: ClusterSpec, command: Sequence[str]) -> dict[str, Any]:
+    """One command on a cluster of its own, which goes when the command has ended.
+
+    KubeRay splits `entrypoint` like a shell and the job runs it in one, so the words are quoted once, as a shell would want them.
+    """
+    job: dict[str, Any] = {
+        "entrypoint": shlex.join(with_program(command, spec.python)),
+        "submissionMode": "K8sJobMode",
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 3600,
+        "backoffLimit": spec.kuberay.backoff_limit,
+    }
+    if spec.wall_time:
+        job["activeDeadlineSeconds"] = spec.wall_seconds
+    job["rayClusterSpec"] = ray_cluster_spec(spec)
+    # the pod that submits needs the label too, or the network policy would keep it from the dashboard
+    job["submitterPodTemplate"] = {
+        "metadata": {"labels": {LABEL: spec.slug}},
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [
+                {
+                    "name": "ray-job-submitter",
+                    "image": spec.kuberay.image,
+                    "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+                }
+            ],
+            **({"imagePullSecrets": [{"name": spec.kuberay.image_pull_secret}]} if spec.kuberay.image_pull_secret else {}),
+        },
+    }
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": _metadata(spec), "spec": job}
+
+
+def render(spec: ClusterSpec, command: Sequence[str]) -> dict[str, str]:
+    """File name -> text: rayjob.yaml (one command, then gone) and raycluster.yaml (stays); apply one of the two."""
+    about = (
+        f"KubeRay {KUBERAY_VERSION} or later (authOptions), Ray {RAY_VERSION}. Every port wants the cluster's token, which the operator\n"
+        "keeps in a Secret; the NetworkPolicy lets in the cluster's own pods, and the operator to the dashboard."
+    )
+    return {
+        "rayjob.yaml": dump([network_policy(spec), ray_job(spec, command)], about),
+        "raycluster.yaml": dump([network_policy(spec), ray_cluster(spec)], about),
+    }

@@ -1,0 +1,26 @@
+"""All files of a spec: a pure function from `ClusterSpec` and a command to texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.launch import image, kube, slurm, vm
+from cluster.launch.spec import ClusterSpec
+
+PLACEHOLDER = ("sweeps", "run", "schedules")
+
+
+def render(spec: ClusterSpec, command: Sequence[str] = PLACEHOLDER) -> dict[str, str]:
+    """File name -> text. Slurm and RayJob files hold the command; the others start a cluster that jobs are sent to."""
+    match spec.kind:
+        case "slurm":
+            files = {"job.sbatch": slurm.render(spec, command)}
+        case "kuberay":
+            files = kube.render(spec, command) | {"Dockerfile": image.dockerfile(spec)}
+        case "script":
+            files = vm.render_scripts(spec)
+        case _:
+            files = {"cluster.yaml": vm.render_launcher(spec)}
+            if spec.container:
+                files["Dockerfile"] = image.dockerfile(spec)
+    return files

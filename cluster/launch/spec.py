@@ -1,0 +1,280 @@
+"""`ClusterSpec`: which machines, how many, where the store is. One TOML file; the renderers are functions of it.
+
+name = "schedules"                    # any text; file, host and Kubernetes names use its slug
+kind = "slurm"                        # slurm, kuberay, aws, gcp, onprem, script
+nodes = 4                             # machines that compute
+cpus_per_node = 16
+gpus_per_node = 4
+wall_time = "12:00:00"
+store = "/lustre/project/idgbr-store" # a folder all nodes share, or a URI (s3://, gs://)
+
+[slurm]                               # one section, named like the kind
+account = "project-1"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.launch.spec_file import KINDS, check
+from idgbr.errors import BadRequest, Missing, nearest
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports of the head. On Slurm every job takes a block of 16 between `low` and `high`, so that two jobs on a node never meet."""
+
+    low: int = 20000
+    high: int = 32000
+    gcs: int = 6379
+    dashboard: int = 8265
+    client: int = 10001
+
+
+@dataclass(frozen=True)
+class Slurm:
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    constraint: str = ""
+    reservation: str = ""
+    exclusive: bool = False
+    extra: tuple[str, ...] = ()  # further options of sbatch, one `--name=value` each
+    launcher: str = "srun"  # srun, or symmetric: `ray symmetric-run`, whole nodes only
+    requeue: bool = True
+    max_requeues: int = 20
+    warn_s: int = 120  # this long before the wall time the command is told to stop, and the job queued again
+    scratch: str = "/tmp"  # on each node; Ray's folder is SCRATCH/r-JOBID
+    job_dir: str = ""  # on shared storage: token, addresses, logs. Default: WORKDIR/.cluster
+
+
+@dataclass(frozen=True)
+class Kuberay:
+    image: str = ""
+    namespace: str = "default"
+    claim: str = ""  # PersistentVolumeClaim (ReadWriteMany) mounted at the store's path
+    service_account: str = ""
+    shared_memory_gb: int = 8
+    head_cpus: int = 4
+    head_memory_gb: int = 16
+    max_nodes: int = 0  # above `nodes`: KubeRay's autoscaler may add up to this many
+    gpu_resource: str = "nvidia.com/gpu"
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    image_pull_secret: str = ""
+    backoff_limit: int = 3  # of the RayJob: the same command again on a new cluster, which resumes
+    operator_namespace: str = ""  # where the KubeRay operator runs; empty: any namespace
+
+
+@dataclass(frozen=True)
+class Aws:
+    region: str = ""
+    zone: str = ""
+    instance_type: str = ""
+    head_instance_type: str = "m5.2xlarge"
+    image_id: str = ""  # AMI; empty: Ray's own choice for the region
+    instance_profile: str = ""  # ARN, for a store on S3
+    disk_gb: int = 200
+    spot: bool = False
+    max_nodes: int = 0
+    ssh_user: str = "ubuntu"
+    idle_minutes: int = 15
+
+
+@dataclass(frozen=True)
+class Gcp:
+    project: str = ""
+    region: str = ""
+    zone: str = ""
+    machine_type: str = ""
+    head_machine_type: str = "n1-standard-8"
+    accelerator: str = ""  # e.g. nvidia-tesla-t4
+    image: str = ""  # projects/PROJECT/global/images/family/FAMILY
+    disk_gb: int = 200
+    spot: bool = False
+    max_nodes: int = 0
+    ssh_user: str = "ubuntu"
+    idle_minutes: int = 15
+
+
+@dataclass(frozen=True)
+class Onprem:
+    head: str = ""
+    workers: tuple[str, ...] = ()
+    ssh_user: str = ""
+    ssh_key: str = ""
+
+
+@dataclass(frozen=True)
+class Script:
+    head: str = ""  # address of the head as its workers see it; empty: the head finds out and prints it
+    address: str = ""  # of the dashboard as seen from here; empty: http://127.0.0.1:PORT (on the head, or an ssh tunnel to it)
+    scratch: str = "/tmp"
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Least values the doctor accepts."""
+
+    free_gb: float = 10.0
+    shared_memory_gb: float = 1.0
+    clock_skew_s: float = 2.0
+    weights: tuple[str, ...] = ()  # files each node must have
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    name: str
+    kind: str
+    store: str
+    nodes: int = 1
+    cpus_per_node: int = 1
+    gpus_per_node: int = 0
+    memory_gb_per_node: int = 0  # 0: not asked for
+    wall_time: str = ""  # HH:MM:SS or D-HH:MM:SS
+    workdir: str = ""  # folder the command runs in, on every node
+    python: str = "python"
+    setup: tuple[str, ...] = ()  # lines of shell run on each node before Ray starts: these, alone, are code, not values
+    container: str = ""  # Slurm: Apptainer image; aws, gcp, onprem: Docker image
+    network_interface: str = ""  # e.g. ib0; empty: the one that holds the node's address
+    token_file: str = ""  # default: ~/.idgbr/SLUG.token
+    gpus_per_trial: int = 0  # what the study will ask for; checked against a node
+    env: Mapping[str, str] = field(default_factory=dict)
+    ports: Ports = Ports()
+    slurm: Slurm = Slurm()
+    kuberay: Kuberay = Kuberay()
+    aws: Aws = Aws()
+    gcp: Gcp = Gcp()
+    onprem: Onprem = Onprem()
+    script: Script = Script()
+    doctor: Doctor = Doctor()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def slug(self) -> str:
+        return slug(self.name)
+
+    @property
+    def store_is_path(self) -> bool:
+        return "://" not in self.store
+
+    @property
+    def job_dir(self) -> str:
+        """Slurm: the folder on shared storage for tokens, addresses and logs."""
+        return self.slurm.job_dir or f"{self.workdir.rstrip('/')}/.cluster"
+
+    @property
+    def token_path(self) -> str:
+        return self.token_file or f"~/.idgbr/{self.slug}.token"
+
+    @property
+    def wall_seconds(self) -> int:
+        days, _, clock = self.wall_time.rpartition("-")
+        hours, minutes, seconds = (int(part) for part in clock.split(":"))
+        return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def slug(name: str) -> str:
+    """`name` as a DNS label of at most 40 characters; two names that differ get two slugs (a digest is added where text was lost)."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if plain == name and len(plain) <= 40 and plain[0].isalpha():
+        return plain
+    short = hashlib.sha256(name.encode()).hexdigest()[:6]
+    stem = plain[:30].strip("-")
+    return f"{stem}-{short}" if stem and stem[0].isalpha() else f"c-{stem}-{short}".replace("--", "-")
+
+
+def load(path: str | Path) -> ClusterSpec:
+    """Raises:
+    Missing: no such file.
+    BadRequest: not TOML, an unknown key, a value of another type, an impossible cluster.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise Missing(f"no cluster spec {path}", hint="copy one of cluster/examples/*.toml") from error
+    except IsADirectoryError as error:
+        raise Missing(f"{path} is a folder, not a cluster spec", hint="copy one of cluster/examples/*.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path} is not TOML: {error}", hint="compare with cluster/examples/*.toml") from error
+    return parse(data, str(path))
+
+
+def parse(data: Mapping[str, Any], where: str = "spec") -> ClusterSpec:
+    """A spec from its plain form. `where` is named in errors."""
+    for needed, example in (("name", 'name = "schedules"'), ("kind", 'kind = "slurm"'), ("store", 'store = "/shared/idgbr-store"')):
+        if needed not in data:
+            unknown = nearest(needed, set(data) - {f.name for f in dataclasses.fields(ClusterSpec)})
+            raise BadRequest(
+                f"{where} has no {needed}",
+                allowed=f"kinds: {', '.join(KINDS)}" if needed == "kind" else None,
+                hint=f"add {example}" + (f"; {unknown.replace('did you mean', 'or rename')}".rstrip("?") if unknown else ""),
+            )
+    return _build(ClusterSpec, data, where)
+
+
+def _build(cls: type, data: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in hints:
+            raise BadRequest(f"{where}: unknown key {name!r}", allowed=", ".join(hints), hint=nearest(name, hints) or None)
+        values[name] = _typed(value, hints[name], f"{where}: {name}")
+    return cls(**values)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise BadRequest(f"{where} is a section", value=repr(value), hint=f"[{where.rpartition(': ')[2]}] on a line of its own")
+        return _build(typing.cast(type, hint), value, where)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed='a list of texts, e.g. ["a", "b"]')
+        return tuple(_typed(item, str, where) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed='a table of texts, e.g. {NAME = "value"}')
+        return types.MappingProxyType({name: _typed(item, str, f"{where}.{name}") for name, item in value.items()})
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed=hint.__name__)
+    return value
+
+
+def temp_dir(spec: ClusterSpec) -> str:
+    """Ray's folder of a `script` cluster: short, one a name."""
+    return f"{spec.script.scratch.rstrip('/')}/r-{hashlib.sha256(spec.name.encode()).hexdigest()[:8]}"
+
+
+def with_program(command: typing.Sequence[str], python: str) -> list[str]:
+    """The command of `submit`: `sweeps run X` is short for `python -m sweeps run X`.
+
+    Raises:
+        BadRequest: an empty command.
+    """
+    if not command:
+        raise BadRequest("no command to run", hint="python -m cluster submit SPEC -- sweeps run STUDY")
+    for word in command:
+        if any(ord(c) < 32 or ord(c) == 127 for c in word):
+            raise BadRequest(
+                "the command holds a control character",
+                value=repr(word),
+                allowed="words of printable text",
+                hint="put the program into a file and run that",
+            )
+    if command[0] in ("sweeps", "cluster", "idgbr"):
+        return [python, "-m", *command]
+    return list(command)

@@ -1,0 +1,235 @@
+"""Is the cluster of a spec possible? Everything here is known before anything is asked of a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from idgbr.errors import BadRequest, nearest
+
+if TYPE_CHECKING:
+    from cluster.launch.spec import ClusterSpec
+
+KINDS = ("slurm", "kuberay", "aws", "gcp", "onprem", "script")
+
+# Ray puts its sockets at <temporary folder>/ray/session_<date>_<pid>/sockets/plasma_store; a Unix socket's path ends at
+# 107 bytes, which leaves 36 for the folder (measured with Ray 2.60).
+TEMP_DIR_LIMIT = 36
+
+
+# GPUs of machine types in use for training; types that are not here are not checked.
+MACHINE_GPUS = {
+    "g4dn.xlarge": 1, "g4dn.2xlarge": 1, "g4dn.12xlarge": 4, "g4dn.metal": 8, "g5.xlarge": 1, "g5.2xlarge": 1, "g5.4xlarge": 1,
+    "g5.8xlarge": 1, "g5.12xlarge": 4, "g5.24xlarge": 4, "g5.48xlarge": 8,
+    "g6.xlarge": 1, "g6.2xlarge": 1, "g6.12xlarge": 4, "g6.48xlarge": 8,
+    "p3.2xlarge": 1, "p3.8xlarge": 4, "p3.16xlarge": 8, "p4d.24xlarge": 8, "p4de.24xlarge": 8, "p5.48xlarge": 8,
+    "g2-standard-4": 1, "g2-standard-8": 1, "g2-standard-24": 2, "g2-standard-48": 4, "g2-standard-96": 8,
+}  # fmt: skip
+
+
+def machine_gpus(machine: str) -> int | None:
+    """GPUs of a cloud's machine type, None where unknown. GCP's a2 and a3 types carry the number in their name."""
+    named = re.fullmatch(r"a[23]-(?:high|ultra|mega|edge)gpu-(\d+)g(?:-nolssd)?", machine)
+    return int(named[1]) if named else MACHINE_GPUS.get(machine)
+
+
+def check(spec: ClusterSpec) -> None:
+    if spec.kind not in KINDS:
+        raise BadRequest(f"unknown kind of cluster {spec.kind!r}", allowed=", ".join(KINDS), hint=nearest(spec.kind, KINDS) or None)
+    if not spec.name.strip():
+        raise BadRequest("the cluster has no name", value=repr(spec.name), hint='name = "schedules"')
+    if not spec.store.strip():
+        raise BadRequest(
+            "the cluster has no store: nodes would have nowhere to put results",
+            value=repr(spec.store),
+            hint='store = "/a/folder/all/nodes/share" or "s3://bucket/folder"',
+        )
+    for where, text in _texts(spec):
+        if any(ord(c) < 32 or ord(c) == 127 for c in text):  # a line break would start a line of its own in a rendered file
+            raise BadRequest(f"{where} holds a control character", value=repr(text), allowed="one line of printable text")
+    for name in spec.env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise BadRequest(f"env: {name!r} is no name of a variable", allowed="letters, digits and _")
+        if re.search(r"TOKEN|SECRET|PASSWORD|ACCESS_KEY", name):
+            raise BadRequest(
+                f"env: {name} looks like a secret, and rendered files are readable",
+                allowed="names of files, settings",
+                hint="put it into a file with mode 0600 that `setup` reads, or give the node a role",
+            )
+    _whole_numbers(spec)
+    if spec.store_is_path and not os.path.isabs(spec.store):
+        raise BadRequest(
+            "the store is a relative path, which means another folder on each node", value=spec.store, allowed="an absolute path or a URI"
+        )
+    if spec.workdir and not os.path.isabs(spec.workdir):
+        raise BadRequest("workdir is a relative path", value=spec.workdir, allowed="an absolute path")
+    if spec.wall_time and not re.fullmatch(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", spec.wall_time):
+        raise BadRequest("wall_time cannot be read", value=spec.wall_time, allowed="HH:MM:SS or D-HH:MM:SS", hint='wall_time = "12:00:00"')
+    if spec.gpus_per_trial > spec.gpus_per_node:
+        raise BadRequest(
+            "a trial asks for more GPUs than a node has",
+            value=f"gpus_per_trial={spec.gpus_per_trial}, gpus_per_node={spec.gpus_per_node}",
+            hint=f"gpus_per_trial = {spec.gpus_per_node}, or nodes with more GPUs",
+        )
+    if spec.cpus_per_node < spec.gpus_per_node:
+        raise BadRequest(
+            "a node has fewer CPUs than GPUs",
+            value=f"cpus_per_node={spec.cpus_per_node}, gpus_per_node={spec.gpus_per_node}",
+            hint=f"cpus_per_node = {spec.gpus_per_node * 4}",
+        )
+    if spec.ports.high - spec.ports.low < 16:
+        raise BadRequest(
+            "the range of ports is too small",
+            value=f"ports.low={spec.ports.low}, ports.high={spec.ports.high}",
+            allowed="at least 16 ports",
+        )
+    _KIND_CHECKS[spec.kind](spec)
+
+
+def _texts(spec: ClusterSpec) -> typing.Iterator[tuple[str, str]]:
+    def walk(where: str, value: Any) -> typing.Iterator[tuple[str, str]]:
+        if isinstance(value, str):
+            yield where, value
+        elif dataclasses.is_dataclass(value):
+            for f in dataclasses.fields(value):
+                yield from walk(f"{where}.{f.name}".lstrip("."), getattr(value, f.name))
+        elif isinstance(value, Mapping):
+            for name, item in value.items():
+                yield from walk(f"{where}.{name}", item)
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                yield from walk(f"{where}[{i}]", item)
+
+    return walk("", spec)
+
+
+def _whole_numbers(spec: ClusterSpec) -> None:
+    bounds = {
+        "nodes": (1, 10_000),
+        "cpus_per_node": (1, 4096),
+        "gpus_per_node": (0, 64),
+        "memory_gb_per_node": (0, 65_536),
+        "gpus_per_trial": (0, 64),
+    }
+    for name, (low, high) in bounds.items():
+        if not low <= getattr(spec, name) <= high:
+            raise BadRequest(f"{name} is out of range", value=getattr(spec, name), allowed=f"{low} to {high}")
+    for section in (getattr(spec, spec.kind), spec.doctor):
+        for f in dataclasses.fields(section):
+            value = getattr(section, f.name)
+            if isinstance(value, int | float) and not 0 <= value < 1e6:
+                raise BadRequest(f"{type(section).__name__.lower()}.{f.name} is out of range", value=value, allowed="0 to 1,000,000")
+    for name, port in dataclasses.asdict(spec.ports).items():
+        if not 1024 <= port <= 65535:
+            raise BadRequest(f"ports.{name} is out of range", value=port, allowed="1024 to 65535")
+
+
+def _need(spec: ClusterSpec, names: tuple[str, ...], why: str = "") -> None:
+    section = getattr(spec, spec.kind)
+    for name in names:
+        if not getattr(section, name):
+            raise BadRequest(f"kind {spec.kind} needs {spec.kind}.{name}{why}", hint=f"[{spec.kind}] with {name} = ...")
+
+
+def _slurm(spec: ClusterSpec) -> None:
+    if not spec.workdir and not spec.slurm.job_dir:
+        raise BadRequest(
+            "kind slurm needs workdir (or slurm.job_dir): a folder on shared storage for the job's token, addresses and logs",
+            hint='workdir = "/home/me/project"',
+        )
+    if not spec.wall_time:
+        raise BadRequest("kind slurm needs wall_time", hint='wall_time = "12:00:00"')
+    if spec.slurm.launcher not in ("srun", "symmetric"):
+        raise BadRequest(
+            f"unknown slurm.launcher {spec.slurm.launcher!r}",
+            allowed="srun, symmetric",
+            hint=nearest(spec.slurm.launcher, ("srun", "symmetric")) or None,
+        )
+    if spec.slurm.launcher == "symmetric" and not spec.slurm.exclusive:
+        raise BadRequest(
+            "slurm.launcher = symmetric ends with `ray stop`, which stops all your Ray processes on the node",
+            value="slurm.exclusive = false",
+            hint='slurm.exclusive = true, or launcher = "srun"',
+        )
+    if spec.slurm.launcher == "symmetric" and spec.container:
+        raise BadRequest(
+            "slurm.launcher = symmetric runs the command inside Ray's own process, and cannot enter a container",
+            value=spec.container,
+            hint='launcher = "srun"',
+        )
+    if spec.slurm.warn_s >= spec.wall_seconds:
+        raise BadRequest("slurm.warn_s is longer than the wall time", value=f"warn_s={spec.slurm.warn_s}, wall_time={spec.wall_time}")
+    for option in spec.slurm.extra:
+        if not re.match(r"--[a-z][a-z0-9-]*(=|$)", option):
+            raise BadRequest("slurm.extra holds something that is no option", value=option, allowed="--name or --name=value")
+        if re.match(r"--(array|nodes|ntasks|job-name|signal|output|requeue|no-requeue)\b", option):
+            raise BadRequest(f"slurm.extra may not set {option.partition('=')[0]}: the script depends on it", value=option)
+    longest = f"{spec.slurm.scratch.rstrip('/')}/r-4294967295"
+    if not os.path.isabs(spec.slurm.scratch) or len(longest) > TEMP_DIR_LIMIT:
+        raise BadRequest(
+            "slurm.scratch is too long for Ray's sockets, or not absolute",
+            value=spec.slurm.scratch,
+            allowed=f"an absolute path of at most {TEMP_DIR_LIMIT - len('/r-4294967295')} characters, local to the node",
+            hint='scratch = "/tmp"',
+        )
+
+
+def _kuberay(spec: ClusterSpec) -> None:
+    _need(spec, ("image",))
+    if spec.store_is_path:
+        _need(spec, ("claim",), ": the store is a path, so a volume must be mounted there")
+    if spec.memory_gb_per_node < 1:
+        raise BadRequest(
+            "kind kuberay needs memory_gb_per_node: a pod without a limit is the first to be evicted", hint="memory_gb_per_node = 64"
+        )
+    for where, name in (("kuberay.namespace", spec.kuberay.namespace), ("kuberay.claim", spec.kuberay.claim)):
+        if name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", name):
+            raise BadRequest(f"{where} is no Kubernetes name", value=name, allowed="lower-case letters, digits and -")
+    if 0 < spec.kuberay.max_nodes < spec.nodes:
+        raise BadRequest("kuberay.max_nodes is below nodes", value=f"{spec.kuberay.max_nodes} < {spec.nodes}")
+
+
+def _cloud(spec: ClusterSpec) -> None:
+    section: Any = getattr(spec, spec.kind)
+    _need(spec, ("region", "zone", "instance_type") if spec.kind == "aws" else ("project", "region", "zone", "machine_type"))
+    if not section.zone.startswith(section.region):
+        raise BadRequest(f"{spec.kind}.zone is not in {spec.kind}.region", value=f"{section.zone}, {section.region}")
+    if spec.kind == "gcp" and spec.gpus_per_node and not spec.gcp.accelerator and not re.match(r"(a2|a3|a4|g2)-", spec.gcp.machine_type):
+        raise BadRequest(
+            "gpus_per_node without a GPU: the machine type has none of its own",
+            value=spec.gcp.machine_type,
+            hint='accelerator = "nvidia-tesla-t4"',
+        )
+    machine = section.instance_type if spec.kind == "aws" else section.machine_type
+    known = machine_gpus(machine)
+    if known is not None and spec.gpus_per_node > known:
+        raise BadRequest(
+            f"gpus_per_node is more than the machine type {machine} has: {known} GPU(s)",
+            value=spec.gpus_per_node,
+            hint=f"gpus_per_node = {known}, or a larger machine type",
+        )
+    if 0 < section.max_nodes < spec.nodes:
+        raise BadRequest(f"{spec.kind}.max_nodes is below nodes", value=f"{section.max_nodes} < {spec.nodes}")
+
+
+def _onprem(spec: ClusterSpec) -> None:
+    _need(spec, ("head", "ssh_user"))
+    if spec.nodes != 1 + len(spec.onprem.workers):
+        raise BadRequest(
+            "nodes is not the head and the workers together",
+            value=f"nodes={spec.nodes}, 1 head, {len(spec.onprem.workers)} workers",
+            hint=f"nodes = {1 + len(spec.onprem.workers)}",
+        )
+
+
+def _script(spec: ClusterSpec) -> None:
+    longest = f"{spec.script.scratch.rstrip('/')}/r-{spec.slug}"
+    if not os.path.isabs(spec.script.scratch) or len(f"{spec.script.scratch.rstrip('/')}/r-00000000") > TEMP_DIR_LIMIT:
+        raise BadRequest("script.scratch is too long for Ray's sockets, or not absolute", value=longest, hint='scratch = "/tmp"')
+
+
+_KIND_CHECKS = {"slurm": _slurm, "kuberay": _kuberay, "aws": _cloud, "gcp": _cloud, "onprem": _onprem, "script": _script}

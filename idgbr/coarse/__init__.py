@@ -1,0 +1,1 @@
+"""Stage I: backbones and the coarse maps they make, or simulated ones."""

@@ -1,0 +1,222 @@
+"""`idgbr score`: any two class maps, files or folders, to counts and scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_format
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idgbr.config import ScoreConfig
+from idgbr.errors import BadRequest, Disagreement
+from idgbr.labels import ClassTable
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from idgbr.scores.rasters import Pair
+
+TILE_PX = 1024  # images up to this size are scored whole; larger rasters in tiles of it
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files that are scored, and how they are read. maps: name of the map (pred, coarse) -> pairs."""
+
+    table: ClassTable
+    maps: dict[str, list[Pair]]
+    notes: tuple[str, ...]
+
+
+def score(
+    pred: Path,
+    target: Path,
+    *,
+    coarse: Path | None = None,
+    eroded: Path | None = None,
+    classes: Path | None = None,
+    ignore: int = 255,
+    tolerance_px: float = 3.0,
+    tolerance_m: float = 0.0,
+    boundary_ratio: float = 0.005,
+    boundary_px: float = 0.0,
+    boundary_m: float = 0.0,
+    trimap_px: int = 3,
+    tile_px: int = TILE_PX,
+    band_levels: int = 4,
+    iou_imp_k: float = 1.0,
+    surface: bool = False,
+    json: bool = False,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Score `pred` against `target` and print a table, or JSON.
+
+    Args:
+        coarse: the map before refinement: adds the repair ledger, and every score of the coarse map beside it.
+        eroded: a second set of targets with eroded object borders (ISPRS), scored in the same pass and shown apart.
+        classes: class table (JSON); without it the values decide (indices, or 0/255 masks).
+        ignore: target value that is not scored.
+        out: also write the counts here (Parquet, both label sets, `trial` pred or coarse) and the bands beside it (`<name>.bands.parquet`).
+
+    Raises:
+        BadRequest: a setting out of range, a file against a folder, an output that is there already.
+        Missing: no such path, an empty folder. Disagreement: grids, sizes, codes or names that do not agree.
+    """
+    config = ScoreConfig(
+        tile_px=tile_px, boundary_ratio=boundary_ratio, boundary_px=boundary_px, boundary_m=boundary_m, tolerance_px=tolerance_px,
+        tolerance_m=tolerance_m, trimap_px=trimap_px, band_levels=band_levels, surface=surface,
+    )  # fmt: skip
+    if out is not None:
+        _check_out(Path(out), overwrite)
+    inputs = open_inputs(pred, target, coarse, eroded, classes, ignore)
+    counts, bands = _count(inputs, config, None if out is None else Path(out))
+    result: dict[str, Any] = {
+        "version": VERSION, "pred": str(pred), "target": str(target), "coarse": None if coarse is None else str(coarse),
+        "classes": list(inputs.table.names), "ignore": ignore, "rasters": len(inputs.maps["pred"]), "settings": dataclasses.asdict(config),
+        "widths": _widths(inputs.maps["pred"], config), "notes": list(inputs.notes), "label_sets": {},
+    }  # fmt: skip
+    from idgbr.scores.summary import summarise
+
+    for label_set in counts["label_set"].unique(maintain_order=True).to_list():
+        result["label_sets"][label_set] = summarise(counts, bands, label_set, iou_imp_k)
+    if json:
+        print(json_format.dumps(_plain(result), allow_nan=False))
+    else:
+        from idgbr.scores.show import show
+
+        show(result)
+    if out is not None:
+        print(f"counts: {out}, bands: {bands_path(Path(out))}", file=sys.stderr)
+
+
+def _widths(pairs: list[Pair], config: ScoreConfig) -> dict[str, list[float]]:
+    """Settings in px as they came out: (least, largest) over the rasters."""
+    from idgbr.scores.tile import Widths
+
+    found = [Widths.of(config, p.height, p.width, p.gsd_m) for p in pairs]
+    each: dict[str, list[float]] = {
+        "boundary_px": [w.boundary_px for w in found],
+        "tolerance_px": [w.tolerance_px for w in found],
+        "trimap_px": [w.trimap_px for w in found],
+        "band_px": [2**w.band_levels for w in found],
+        "tile_px": [min(config.tile_px, max(p.height, p.width)) for p in pairs],
+    }
+    return {name: [float(min(values)), float(max(values))] for name, values in each.items()}
+
+
+def bands_path(counts: Path) -> Path:
+    return counts.with_name(f"{counts.stem}.bands.parquet")
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.suffix != ".parquet":
+        raise BadRequest("counts are written as Parquet", value=out, allowed="a name that ends in .parquet")
+    for path in (out, bands_path(out)):
+        if path.exists() and not overwrite:
+            raise BadRequest("the output is there already", value=path, hint="another --out, or --overwrite")
+
+
+# ---- what is scored ---------------------------------------------------------------------------------------------------------
+
+
+def open_inputs(
+    pred: Path, target: Path, coarse: Path | None = None, eroded: Path | None = None, classes: Path | None = None, ignore: int = 255
+) -> Inputs:
+    """Match files, compare grids, find out what the values mean.
+
+    Raises: as `score`.
+    """
+    from idgbr.rasters.grid import Grid, require_same_grid
+    from idgbr.scores.files import guess_table, look, matched, side_of
+    from idgbr.scores.rasters import Pair
+
+    sides = {"pred": pred, "target": target, "coarse": coarse, "target (eroded)": eroded}
+    found = matched({side: Path(path) for side, path in sides.items() if path is not None})
+    grids = {}
+    for name, files in found:
+        grids[name] = Grid.of(files["target"])
+        for side, path in files.items():
+            if side != "target":
+                require_same_grid(grids[name], Grid.of(path), str(files["target"]), str(path))
+    values = {side: [look(files[side]) for _, files in found] for side in found[0][1]}
+    notes = []
+    if classes is not None:
+        table, masks = ClassTable.load(classes), dict.fromkeys(values, False)
+        if table.n_classes < 2:
+            raise Disagreement(
+                "scoring needs at least two classes", value=f"{classes}: {', '.join(table.names)}", hint="add a background class"
+            )
+    else:
+        table, masks = guess_table(values, ignore)
+        notes = [f"{side}: read as a 0/255 mask, 255 is `{table.names[1]}` (--classes decides otherwise)" for side, m in masks.items() if m]
+    reading = {side: side_of(side, files, table, masks[side], ignore) for side, files in values.items()}
+
+    def reader(side: str, path: Path) -> Callable[..., Any]:
+        return lambda *window: reading[side].read(path, *window)
+
+    maps: dict[str, list[Pair]] = {side: [] for side in ("pred", "coarse") if side in values}
+    for name, files in found:
+        targets = {"full": reader("target", files["target"])}
+        if eroded is not None:
+            targets["eroded"] = reader("target (eroded)", files["target (eroded)"])
+        before = reader("coarse", files["coarse"]) if coarse is not None else None
+        for side, pairs in maps.items():
+            pairs.append(
+                Pair(name, name, "all", grids[name].height, grids[name].width, table.n_classes, reader(side, files[side]), targets,
+                     before if side == "pred" else None, grids[name].metres())
+            )  # fmt: skip
+    return Inputs(table, maps, tuple(notes))
+
+
+# ---- counting ---------------------------------------------------------------------------------------------------------------
+
+
+def _count(inputs: Inputs, config: ScoreConfig, out: Path | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All counts of all maps, with `trial` pred or coarse; written to `out` too if given, whole or not at all."""
+    import contextlib
+
+    from idgbr.progress import Progress
+    from idgbr.scores.counts import Collected, TablesWriter
+    from idgbr.scores.rasters import n_tiles, tiles_of
+
+    collected = Collected()
+    todo = [(trial, pair) for trial, pairs in inputs.maps.items() for pair in pairs]
+    total = sum(n_tiles(pair, config) for _, pair in todo)
+    large = any(p.height * p.width > 4 * TILE_PX**2 for _, p in todo)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(TablesWriter(out, bands_path(out))) if out is not None else None
+        report = stack.enter_context(Progress("score")) if len(todo) > 2 or large else None
+        done = 0
+        for trial, pair in todo:
+            for counts, bands in _named(tiles_of(pair, config), trial):
+                collected.write(counts, bands)
+                if writer is not None:
+                    writer.write(counts, bands)
+                done += 1
+                if report is not None:
+                    report(done=done, total=total, raster=pair.raster)
+    return collected.frames()
+
+
+def _named(tiles: Iterator[tuple[list[dict], list[dict]]], trial: str) -> Iterator[tuple[list[dict], list[dict]]]:
+    for counts, bands in tiles:
+        for row in (*counts, *bands):
+            row["trial"] = trial
+        yield counts, bands
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: undefined is null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

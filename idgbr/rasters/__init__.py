@@ -1,0 +1,1 @@
+"""Rasters in and out: grids, labels, probabilities, windows, edges."""

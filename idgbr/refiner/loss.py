@@ -1,0 +1,276 @@
+"""What the refiner learns from a batch, and `fit`, which runs the one training loop on it.
+
+Everything random in a sample (timestep, noise, dropped condition) comes from a generator seeded by the sample's own seed, so the loss
+of a sample is the same in any batch, on any number of workers, and after a resume.
+
+Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w latent grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idgbr.config import RefinerConfig, Runtime
+from idgbr.errors import BadRequest
+from idgbr.refiner.refiner import Refiner
+
+IGNORE = 255
+BOUNDARY_PX = 3  # boundary weighting: pixels this near a target boundary ...
+BOUNDARY_WEIGHT = 5.0  # ... count this often
+FREQUENCY_POWER = 1.0  # frequency weighting: the squared error at frequency f counts (f / f_max + 0.1) ** power
+
+
+class RefinerTraining(nn.Module):
+    """forward(batch) -> (loss [B], parts {name: [B]}).
+
+    Args:
+        refiner: trained in place, as `.network`.
+
+    A batch has image [B,C,H,W] raw, coarse [B,K,H,W], target [B,H,W] (255 ignored), valid [B,H,W], seed [B], and, where a setting asks
+    for it, index [B]: how many images came before (fast track, alignment), and cached image_input, coarse_latent, target_latent, tokens.
+    """
+
+    def __init__(self, refiner: Refiner):
+        super().__init__()
+        self.network = refiner
+        config = refiner.config
+        self.needs_index = bool(config.one_step_images or (config.alignment and config.alignment_images))
+        if config.target_loss == "cross_entropy" and config.kind == "diffusion" and config.parameterisation != "x0":
+            raise BadRequest(
+                "cross-entropy reads the network's output as class logits",
+                value=f"refiner.parameterisation={config.parameterisation}",
+                allowed="refiner.parameterisation=x0",
+            )
+        if config.loss_weighting == "frequency" and config.kind == "diffusion" and config.target_loss == "cross_entropy":
+            raise BadRequest(
+                "frequency weighting is a squared error's",
+                value=f"refiner.target_loss={config.target_loss}",
+                allowed="refiner.target_loss=mse",
+            )
+        if config.alignment:
+            from idgbr.refiner.teacher import Aligner
+
+            self.aligner: Aligner | None = Aligner(config, refiner.denoiser.skip_channels[-1], refiner.stats)
+        else:
+            self.aligner = None
+
+    def shard_units(self) -> list[nn.Module]:
+        """Blocks FSDP gathers one at a time: those of the U-Nets. `prepare` enters guidance blocks too: the whole gathers them."""
+        units: list[nn.Module] = []
+        for half in (self.network.denoiser, self.network.condition_encoder.encoder):
+            units += [*half.down_blocks, half.mid_block, *(half.up_blocks if half.has_decoder else [])]
+        return units
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        network, config = self.network, self.network.config
+        target, valid = batch["target"], batch["valid"]
+        mask = valid & (target != IGNORE)
+        image_input, coarse_latent, z0 = self._latents(batch, mask)
+        weight_BHW = _pad_zero(self._pixel_weights(target, mask), network.multiple)
+        t, noise, keep, fast = self._draw(batch, z0)
+        prepared = network.guide(image_input, coarse_latent)
+        if config.kind == "one_pass":
+            z = torch.zeros_like(z0)
+        else:
+            z = network.diffusion.noised(z0, noise, t) * (~fast).view(-1, 1, 1, 1)
+        features = network.denoiser.encode(z, t)
+        guidance = network.guidance((*features.skips, features.middle), prepared)
+        led = features.with_guidance([g * keep.view(-1, 1, 1, 1) for g in guidance])
+        noisy = config.kind == "diffusion"
+        prior = network.prior(coarse_latent, z if noisy else None, network.diffusion.abar_at(t) if noisy else None)
+        output = network.denoiser.decode(led).float() + prior
+
+        labels = _pad_value(torch.where(mask, target, IGNORE).long(), network.multiple)
+        if network.reads_logits:
+            loss = self._cross_entropy(output, labels, weight_BHW)
+        else:
+            loss = self._squared_error(output, network.diffusion.target(z0, noise, t), weight_BHW)
+        if config.kind == "diffusion":
+            loss = loss * network.diffusion.loss_weight(t)
+            if bool(fast.any()) and not network.reads_logits:
+                x0 = network.diffusion.x0(output, z, network.diffusion.abar_at(t))
+                loss = torch.where(fast, self._cross_entropy(x0, labels, weight_BHW), loss)
+        parts: dict[str, Tensor] = {}
+        if self.aligner is not None:
+            aligned = self.aligner(led.middle, batch)
+            parts["alignment"] = aligned.detach()
+            active = batch["index"] < config.alignment_images if config.alignment_images else torch.ones_like(fast)
+            loss = loss + config.alignment * aligned * active  # times 0 rather than left out: DDP wants every parameter used
+        return loss, parts
+
+    def _latents(self, batch: dict[str, Tensor], mask: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Condition input, coarse latent, target latent; read from the batch where they were cached."""
+        network = self.network
+        with torch.no_grad():
+            if "target_latent" in batch:
+                return batch.get("image_input"), batch["coarse_latent"], batch["target_latent"]
+            return encode_sample(network, batch["image"], batch["coarse"], batch["target"], batch["valid"], mask)
+
+    def _pixel_weights(self, target: Tensor, mask: Tensor) -> Tensor:
+        """[B,1,H,W]: 0 where unlabelled; near target boundaries `BOUNDARY_WEIGHT` where asked."""
+        weight = mask.float()[:, None]
+        if self.network.config.loss_weighting != "boundary" or self.network.config.kind == "one_pass":
+            return weight  # the yardstick is plain cross-entropy, whatever the axis says
+        known = torch.where(mask, target.float(), torch.nan)[:, None]
+        padded = F.pad(known, (1, 1, 1, 1), mode="replicate")
+        # NaN compares unequal to nothing here: `>` and `<` are both false, so ignored pixels make no boundary
+        edge = torch.zeros_like(weight)
+        for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
+            other = padded[..., dy : dy + known.shape[-2], dx : dx + known.shape[-1]]
+            edge = torch.maximum(edge, ((other > known) | (other < known)).float())
+        near = F.max_pool2d(edge, 2 * BOUNDARY_PX + 1, stride=1, padding=BOUNDARY_PX)
+        return weight * (1 + (BOUNDARY_WEIGHT - 1) * near)
+
+    def _draw(self, batch: dict[str, Tensor], z0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Per sample: timestep [B], noise like z0, condition kept [B] (1 or 0), fast track [B] (bool)."""
+        config, diffusion = self.network.config, self.network.diffusion
+        device, n = z0.device, len(z0)
+        last = torch.full((n,), diffusion.steps - 1, device=device)
+        fast = torch.zeros(n, dtype=torch.bool, device=device)
+        if config.kind == "one_pass":
+            return last, torch.zeros_like(z0), torch.ones(n, device=device), fast
+        t, noise, keep = [], [], []
+        for seed in batch["seed"].tolist():
+            generator = torch.Generator().manual_seed(seed % (1 << 63))
+            t.append(diffusion.draw_timestep(generator))
+            keep.append(float(torch.rand(1, generator=generator).item() >= config.condition_dropout))
+            noise.append(torch.randn(z0.shape[1:], generator=generator))
+        t_B = torch.tensor(t, device=device)
+        if config.one_step_images:
+            fast = batch["index"].to(device) >= config.train_images - config.one_step_images
+            t_B = torch.where(fast, last, t_B)
+        return t_B, torch.stack(noise).to(device), torch.where(fast, 1.0, torch.tensor(keep, device=device)), fast
+
+    def _cross_entropy(self, output: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        each = F.cross_entropy(self.network.codec.logits(output), labels, ignore_index=IGNORE, reduction="none")
+        weight = weight[:, 0]
+        return (each * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1)
+
+    def _squared_error(self, output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        w = self.network.codec.weights(weight).expand_as(target)
+        error = output - target
+        if self.network.config.loss_weighting != "frequency":
+            return (error.square() * w).flatten(1).sum(1) / w.flatten(1).sum(1).clamp_min(1)
+        # Parseval: the mean squared error is the mean of the power spectrum, which is then weighed by frequency (mean weight 1)
+        spectrum = torch.fft.fft2(self.network.codec.to_pixels(error * w), norm="ortho").abs().square()
+        fy, fx = (torch.fft.fftfreq(side, device=error.device).abs() for side in spectrum.shape[-2:])
+        by_frequency = ((fy[:, None].square() + fx[None].square()).sqrt() / 0.5**0.5 + 0.1) ** FREQUENCY_POWER
+        return (spectrum * by_frequency / by_frequency.mean()).flatten(1).sum(1) / w.flatten(1).sum(1).clamp_min(1)
+
+
+def encode_sample(
+    network: Refiner, image: Tensor, coarse: Tensor, target: Tensor, valid: Tensor, mask: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Frozen codes of a batch: condition input (None without image), coarse latent, target latent; padded."""
+    # nothing is known about ignored pixels: the coarse map stands in, and the loss leaves them out
+    n_classes = network.codec.n_classes
+    hot = F.one_hot(torch.where(mask, target, 0).long(), n_classes).movedim(-1, 1).to(coarse.dtype)
+    truth = torch.where(mask[:, None], hot, coarse)
+    seen = None
+    if network.config.use_image:
+        seen = network.image_input(network.pad(image), network.pad(valid[:, None].float())[:, 0] > 0)
+    return seen, network.codec.encode(network.pad(coarse)), network.codec.encode(network.pad(truth))
+
+
+def _pad_zero(x: Tensor, multiple: int) -> Tensor:
+    return F.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple))
+
+
+def _pad_value(labels: Tensor, multiple: int) -> Tensor:
+    return F.pad(labels, (0, -labels.shape[-1] % multiple, 0, -labels.shape[-2] % multiple), value=IGNORE)
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Adds `index`, the number of images before this one, and lets crops repeat after `pool` (0: never), with their frozen codes cached.
+
+    A repeated crop keeps the seed of its own place in the stream: only what the codec and the teacher see repeats.
+    """
+
+    def __init__(self, samples: Any, pool: int = 0, encode: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None):
+        self.samples, self.pool, self.encode = samples, pool, encode
+        self.cache: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        place = i % self.pool if self.pool else i
+        sample = self.cache.get(place)
+        if sample is None:
+            sample = self.samples[place]
+            if self.encode is not None:
+                sample = self.encode(sample)
+            if self.pool:
+                self.cache[place] = sample
+        # the multiplier is odd and large: seeds of later rounds never meet those of the first
+        seed = (sample["seed"] + (i - place) * 0x9E3779B97F4A7C1) % (1 << 62)
+        return {**sample, "seed": torch.as_tensor(seed), "index": torch.tensor(i)}
+
+
+def fit(
+    config: RefinerConfig,
+    dataset: Any,
+    coarse_dir: Path,
+    *,
+    seed: int,
+    out: Path,
+    scratch: Path | None = None,
+    world: Any = None,
+    runtime: Runtime | None = None,
+    report: Any = None,
+    stop: Any = None,
+    max_images: int | None = None,
+) -> None:
+    """Train a refiner on the training rasters of `dataset` and their coarse maps; leaves a folder that `Refiner.load` reads.
+
+    Args:
+        coarse_dir: folder of the coarse stage. seed: of the replicate: initial weights, crops, noise.
+        max_images: train on fewer images than `config.train_images` (quick looks, early rungs); the schedule is shortened too.
+        scratch, world, runtime, report, stop: see `idgbr.train.train`.
+
+    Raises:
+        BadRequest, Missing, Disagreement: settings or inputs that cannot be used. Interrupted: `stop` said so.
+    """
+    from idgbr.training.samples import TrainSamples
+    from idgbr.training.loop import train
+    from idgbr.training.distributed import World
+
+    if max_images is not None:
+        config = dataclasses.replace(config, train_images=min(max_images, config.train_images))
+    world = world or World()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the same start on every rank
+        refiner = Refiner.build(config, len(dataset.stats.mean), dataset.table, dataset.stats)
+        module = RefinerTraining(refiner)
+    samples = TrainSamples(dataset, dataset.of("train"), config.crop_px, seed, coarse_dir=coarse_dir, boundary_share=config.boundary_share)
+    stream = Numbered(samples, config.crop_pool, cached_encoder(module) if config.crop_pool else None)
+    train(module, stream, config, seed=seed, out=out, scratch=scratch, world=world, runtime=runtime, report=report, stop=stop)
+    if world.rank == 0:
+        refiner.save_config(out)
+
+
+def cached_encoder(module: RefinerTraining) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """What is frozen about a sample, computed once: latents of a VAE (analog codes cost less than their copies), teacher tokens."""
+    network = module.network
+
+    @torch.no_grad()
+    def encode(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+        added: dict[str, Tensor] = {}
+        batch = {k: torch.as_tensor(v)[None].to(network.device) for k, v in sample.items()}
+        if network.config.codec == "vae":
+            mask = batch["valid"] & (batch["target"] != IGNORE)
+            latents = encode_sample(network, batch["image"], batch["coarse"], batch["target"], batch["valid"], mask)
+            names = ("image_input", "coarse_latent", "target_latent")
+            added |= {name: value[0].cpu() for name, value in zip(names, latents, strict=True) if value is not None}
+        if module.aligner is not None:
+            added["tokens"] = module.aligner.tokens(batch["image"])[0].cpu()
+        return {**sample, **added}
+
+    return encode

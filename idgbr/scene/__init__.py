@@ -1,0 +1,1 @@
+"""A scene of any size, refined in strips of tiles."""

@@ -1,0 +1,367 @@
+"""Refining a scene of any size: rows of tiles stream through, memory is set by the strip and not by the scene.
+
+    coarse strip (with halo) -> which pixels may change -> tiles that hold such pixels -> refiner -> Hann blending -> finished rows
+
+A pixel may change if it is valid, within `reach_px` of a coarse boundary, and not surer than `keep_confidence`; all others keep the coarse
+class, whatever a tile says. So a tile without such a pixel need not be computed, and leaving it out changes nothing (band gating).
+Every tile draws from its own seed, hash(seed, raster id, row, col): batches, workers and order of tiles have no influence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
+from idgbr.config import Runtime, SamplerConfig
+from idgbr.errors import BadRequest
+from idgbr.labels import ClassTable
+from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, require_same_grid
+from idgbr.rasters.write import class_colours, class_tags, quantise
+from idgbr.rasters.tiling import Strip, Window, starts
+
+Report = Callable[..., None]
+MAX_OPEN_ROWS = 4  # rows of tiles kept while a batch fills up
+
+
+class TileRefiner(Protocol):
+    """What computes tiles. `TorchTiles` wraps the trained refiner; tests bring their own."""
+
+    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+        """Image raw [B,C,T,T], coarse probabilities [B,K,T,T], valid [B,T,T] -> what `draw` needs, computed once for all samples."""
+
+    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+        """All samples of all tiles: probabilities [S,B,K,T,T]. `seeds` has one number a tile."""
+
+
+@dataclass
+class Tally:
+    """What was done to a scene."""
+
+    tiles: int = 0
+    computed: int = 0
+    pixels: int = 0
+    changed: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        share = self.changed / self.pixels if self.pixels else 0.0
+        return f"{self.computed} of {self.tiles} tiles computed, {self.tiles - self.computed} copied; {share:.2%} of the pixels changed"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished rows: classes uint8 [n, W], 255 where nothing is known; bands uint8 [b, n, W] as `band_names`, or none (b = 0)."""
+
+    row: int
+    index: NDArray[np.uint8]
+    bands: NDArray[np.uint8]
+
+
+@dataclass
+class _TileRow:
+    """What must be remembered of a row of tiles until its pixels are final."""
+
+    row: int
+    coarse: CoarseStrip
+    open: NDArray[np.bool_]  # may change, [h, W]
+    valid: NDArray[np.bool_]
+    tiles: int = 0
+    computed: int = 0
+
+
+def band_names(samples: int) -> tuple[str, ...]:
+    """Of the confidence file: probability of the class given; with several samples also the share of them that voted for the most frequent
+    class, and the entropy of the mean probabilities in units of log K."""
+    return ("confidence", "agreement", "entropy") if samples > 1 else ("confidence",)
+
+
+def refine_rows(
+    tiles: TileRefiner | None,
+    sampler: SamplerConfig,
+    image: Reader,
+    coarse: CoarseMap | MemoryCoarse,
+    n_classes: int,
+    *,
+    raster_id: str,
+    seed: int,
+    bands: bool = False,
+    mask_nodata: bool = True,
+    first_row: int = 0,
+    tally: Tally | None = None,
+    report: Report | None = None,
+) -> Iterator[Rows]:
+    """Rows of the refined map from top to bottom.
+
+    Args:
+        tiles: None gives the coarse map back.
+        bands: also the bands named by `band_names`, quantised to 0..255, all 0 where nothing is known.
+        mask_nodata: 255 where the image has no data; else the coarse class is kept there.
+        first_row: leave out what lies above (an earlier run delivered it). The rest is bitwise the same.
+        tally: counted up in place.
+
+    Raises:
+        Disagreement: image and coarse map are on different grids.
+        BadRequest: `keep_confidence` with a class map, whose confidence is always 1.
+    """
+    from idgbr.training.samples import tile_seed
+
+    grid = image.grid
+    if sampler.keep_confidence > 0 and not coarse.is_probabilities:
+        raise BadRequest(
+            "sampler.keep_confidence needs coarse probabilities; a class map says nothing about confidence",
+            value=f"sampler.keep_confidence={sampler.keep_confidence}",
+            hint="sampler.keep_confidence=0, or a coarse file with one probability band a class",
+        )
+    tally = tally if tally is not None else Tally()
+    size, n_samples = sampler.tile_px, sampler.samples if tiles is not None else 1
+    with_votes = bands and n_samples > 1
+    strip = Strip(n_classes * (2 if with_votes else 1), grid.height, grid.width, size, sampler.overlap_px)
+    strip.restart(first_row)
+    cols = starts(grid.width, size, sampler.overlap_px)
+    total, done = len(strip.rows) * len(cols), (len(strip.rows) - len(strip.due)) * len(cols)
+    opened: dict[int, _TileRow] = {}
+    queue: list[tuple[Window, NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]] = []
+
+    def finish(window: Window, values: NDArray[np.float32] | None) -> Iterator[Rows]:
+        nonlocal done
+        done += 1
+        for row, blend in strip.add(window, values):
+            rows = _finished(opened.pop(row), row, blend, n_classes, bands, n_samples, mask_nodata, first_row, tally)
+            if rows is not None:
+                yield rows
+            if report:
+                report(stage="refined", done=done, total=total, computed=tally.computed)
+
+    def run_queue() -> Iterator[Rows]:
+        if tiles is None or not queue:
+            return
+        condition = tiles.condition(*(np.stack([q[i] for q in queue]) for i in (1, 2, 3)))
+        draws = tiles.draw(condition, [tile_seed(seed, raster_id, q[0].row, q[0].col) for q in queue], sampler)
+        results = draws.mean(axis=0)
+        if with_votes:
+            votes = draws.argmax(axis=2)[:, :, None] == np.arange(n_classes)[:, None, None]
+            results = np.concatenate([results, votes.mean(axis=0, dtype=np.float32)], axis=1)
+        finished = [q[0] for q in queue]
+        queue.clear()
+        for window, values in zip(finished, results, strict=True):
+            yield from finish(window, values)
+
+    for row in strip.due:
+        context = _tile_row(image, coarse, sampler, row, tiles is not None)
+        opened[row] = context
+        skipped = []
+        for col in cols:
+            window = Window(row, col, size, size)
+            context.tiles += 1
+            if context.open[:, col : col + size].any():
+                context.computed += 1
+                pixels, valid = image.read(*window)
+                queue.append((window, pixels, context.coarse.probabilities(0, col, size, size), valid))
+            else:
+                skipped.append(window)
+            if len(queue) == sampler.batch_tiles:
+                yield from run_queue()
+        for window in skipped:
+            yield from finish(window, None)
+        if len(opened) > MAX_OPEN_ROWS:
+            yield from run_queue()
+    yield from run_queue()
+
+
+def _tile_row(image: Reader, coarse: CoarseMap | MemoryCoarse, sampler: SamplerConfig, row: int, may_change: bool) -> _TileRow:
+    grid = image.grid
+    height = min(sampler.tile_px, grid.height - row)
+    halo = math.ceil(sampler.reach_px) + 1  # the row beyond tells whether a pixel at distance reach_px touches another class
+    top = min(halo, row)
+    wide = coarse.strip(row - top, top + height + halo)
+    inner = wide.rows(top, top + height)
+    valid = image.valid(row, 0, height, grid.width)
+    if not may_change or sampler.strength == 0:
+        return _TileRow(row, inner, np.zeros(inner.index.shape, bool), valid)
+    may = valid & (inner.index != IGNORE)
+    if sampler.reach_px > 0:
+        may &= within_reach(wide.index, sampler.reach_px)[top : top + height]
+    if sampler.keep_confidence > 0:
+        may &= inner.confidence() <= sampler.keep_confidence
+    return _TileRow(row, inner, may, valid)
+
+
+def within_reach(index: NDArray[np.uint8], reach_px: float) -> NDArray[np.bool_]:
+    """Pixels no farther than `reach_px` (centre to centre) from a pixel that touches another class; 255 is no class."""
+    from idgbr.scores.boundary import distance_bands, label_edges
+
+    return distance_bands(label_edges(index, IGNORE), (reach_px + 1,)) == 0  # the scores call the touching pixels' distance 1
+
+
+def _finished(
+    context: _TileRow,
+    row: int,
+    blend: NDArray[np.float32],
+    n_classes: int,
+    bands: bool,
+    n_samples: int,
+    mask_nodata: bool,
+    first_row: int,
+    tally: Tally,
+) -> Rows | None:
+    if row >= first_row:  # rows of tiles above were counted by the run that delivered them
+        tally.tiles += context.tiles
+        tally.computed += context.computed
+    skip = max(first_row - row, 0)
+    n = blend.shape[1]
+    if skip >= n:
+        return None
+    rows = slice(skip, n)
+    blend, may, coarse, valid = blend[:, rows], context.open[rows], context.coarse.rows(skip, n), context.valid[rows]
+    index = coarse.index.copy()
+    chosen = blend[:n_classes, may].argmax(axis=0).astype(np.uint8)
+    index[may] = chosen
+    tally.pixels += index.size
+    tally.changed += int((index != coarse.index).sum())
+    if mask_nodata:
+        index[~valid] = IGNORE
+    out = np.zeros((0, *index.shape), np.uint8)
+    if bands:
+        known = index != IGNORE
+        values = np.zeros((len(band_names(n_samples)), *index.shape), np.float32)
+        values[0] = coarse.confidence()
+        values[0][may] = np.take_along_axis(blend[:n_classes, may], chosen[None], axis=0)[0]
+        if n_samples > 1:
+            values[1] = 1
+            values[1][may] = blend[n_classes:, may].max(axis=0)
+            mean = np.where(may, blend[:n_classes], coarse.probabilities(0, 0, *index.shape)).clip(1e-12)
+            values[2] = -(mean * np.log(mean)).sum(axis=0) / math.log(n_classes)
+        out = quantise(values)
+        out[:, ~known] = 0
+    return Rows(row + skip, index, out)
+
+
+def refine_raster(
+    tiles: TileRefiner | None,
+    sampler: SamplerConfig,
+    image: Reader,
+    coarse: CoarseMap | MemoryCoarse,
+    out: Path,
+    *,
+    raster_id: str,
+    seed: int,
+    table: ClassTable,
+    mask_nodata: bool = True,
+    confidence: Path | None = None,
+    tags: dict[str, str] | None = None,
+    cog: bool = False,
+    report: Report | None = None,
+) -> Tally:
+    """Refine one raster and write the class map (and the confidence bands) on the same grid; whole or nothing.
+
+    Raises:
+        Disagreement: the grids differ. BadRequest, Missing: `out` cannot be written.
+    """
+    require_same_grid(image.grid, coarse.grid, str(image.path), str(getattr(coarse, "path", "coarse map")))
+    tally, started = Tally(), time.perf_counter()
+    bands = confidence is not None
+    settings: Any = {"raster_id": raster_id, "seed": seed, "bands": bands, "mask_nodata": mask_nodata}
+    rows = refine_rows(tiles, sampler, image, coarse, table.n_classes, **settings, tally=tally, report=report)
+    write_rows(rows, out, image.grid, table, confidence=confidence, samples=sampler.samples, tags=tags, cog=cog)
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+def write_rows(
+    rows: Iterator[Rows],
+    out: Path,
+    grid: Grid,
+    table: ClassTable,
+    *,
+    confidence: Path | None = None,
+    samples: int = 1,
+    tags: dict[str, str] | None = None,
+    cog: bool = False,
+) -> None:
+    """Rows into the class map `out` and, if asked for, the confidence bands; both appear at the end or neither does."""
+    with RasterWriter(
+        out, grid, nodata=IGNORE, colours=class_colours(table), tags={**class_tags(table), **(tags or {})}, descriptions=("class",), cog=cog
+    ) as writer:
+        if confidence is None:
+            for part in rows:
+                writer.write(part.row, part.index)
+            return
+        names = band_names(samples)
+        with RasterWriter(confidence, grid, len(names), tags=tags, descriptions=names, cog=cog) as beside:
+            for part in rows:
+                writer.write(part.row, part.index)
+                beside.write(part.row, part.bands)
+
+
+class TorchTiles:
+    """The trained refiner behind the `TileRefiner` interface: numpy in, numpy out, on one device."""
+
+    def __init__(self, refiner: Any, runtime: Runtime | None = None):
+        from idgbr.training.distributed import device_of
+
+        runtime = runtime or Runtime()
+        self.device = device_of(runtime)
+        self.bf16 = runtime.precision == "bf16"
+        self.refiner = refiner.to(self.device).eval()
+
+    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.refiner.condition(*(torch.from_numpy(x).to(self.device) for x in (image, coarse, valid)))
+
+    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            values: NDArray[np.float32] = self.refiner.draw(condition, seeds, sampler).float().cpu().numpy()
+        return values
+
+
+def refine_split(
+    sampler: SamplerConfig,
+    refiner_dir: Path | None,
+    dataset: Any,
+    coarse_dir: Path,
+    split: str,
+    *,
+    seed: int,
+    out: Path,
+    runtime: Runtime | None = None,
+    report: Report | None = None,
+) -> None:
+    """Stage "refined": `out/<raster id>.tif` class maps of all rasters of a split, and `out/tiles.json` with what was done.
+
+    Without a refiner the maps are the argmax of the coarse probabilities.
+
+    Raises:
+        Missing: no raster in the split, or a coarse map is not there.
+    """
+    import json
+
+    rasters = dataset.of(split)
+    tiles: TileRefiner | None = None
+    if refiner_dir is not None:
+        from idgbr.scene import tiles as kept_refiner
+
+        tiles = kept_refiner.tiles_of(refiner_dir, runtime)
+    done: dict[str, Any] = {}
+    for i, raster in enumerate(rasters):
+        image = Reader(raster.image, dataset.bands)
+        coarse = CoarseMap(Path(coarse_dir) / f"{raster.id}.tif", dataset.table)
+        path = Path(out) / f"{raster.id}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)  # ids may name folders
+        tally = refine_raster(tiles, sampler, image, coarse, path, raster_id=raster.id, seed=seed, table=dataset.table, mask_nodata=False)
+        done[raster.id] = dataclasses.asdict(tally)
+        if report:
+            report(stage="refined", done=i + 1, total=len(rasters), tiles=tally.tiles, computed=tally.computed)
+    (Path(out) / "tiles.json").write_text(json.dumps(done, indent=1))

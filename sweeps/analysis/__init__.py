@@ -1,0 +1,1 @@
+"""From Parquet to numbers: trials, variants, statistics, contrasts. No torch, no Ray."""

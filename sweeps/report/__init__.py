@@ -1,0 +1,1 @@
+"""Numbers to tables, figures, one HTML page and published results."""

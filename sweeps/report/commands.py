@@ -1,0 +1,294 @@
+"""table, ablate, report, publish, verify: plain functions behind `python -m sweeps`. They import neither torch nor ray.
+
+Arguments that `sweeps/__main__.py` passes on (all keyword, all with defaults but `studies`):
+
+    studies   tuple of study names (publish and verify: one name)
+    stores    tuple of folders or URIs, merged                         --store, may be repeated
+    split     "" = every split there is, else "val", "test", ...       --split
+    labels    "" = every label set, one table each; "full", "eroded"   --labels
+    metric    primary metric                                           --metric boundary_iou
+    metrics   metrics shown, comma separated; "" = the usual three     --metrics miou,boundary_iou,wfm_edge
+    baseline  "coarse", "one_pass", "steps=1", "resnet50", or a label  --baseline
+    by        axis or stage: one table a level (ablate: refined        --by backbone
+              against coarse, one row a level)
+    where     tuple of filters, "steps<=8 and schedule=cosine"         --where, may be repeated
+    unit      "auto", "scene" or "block"                               --unit
+    form      "rich", "md", "latex", "json" or "csv"                   --md | --latex | --json | --csv
+    out       file to write instead of standard output                 -o
+
+    table(studies, ...)                  -> None; prints
+    ablate(studies, ...)                 -> None; prints contrasts, main effects, interactions, refined against coarse, cost, importance
+    tiles(studies, ..., out="tiles.png") -> Path; best / median / worst tiles by improvement
+    report(studies, ..., out="report.html", tile_images=True) -> Path
+    publish(study, ..., results="results/published") -> Path
+    verify(study, results="results/published")       -> None; raises Disagreement when a published number is not what its rows give
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from idgbr.errors import BadRequest, Missing
+from idgbr.scores.read import metric as metric_named
+from sweeps.report import formats
+from sweeps.report.ablation_tables import ablation_tables
+from sweeps.report.formats import Table
+from sweeps.analysis.trials import Trials, load_trials, resolve
+from sweeps.report.score_tables import PRIMARY, SHOWN, View, score_table
+from sweeps.report.tile_panels import panels_of
+from sweeps.analysis.unit_sums import label_sets
+from sweeps.analysis.variants import Population, populations
+from sweeps.written import write_bytes
+
+STORES = (os.environ.get("IDGBR_STORE", "store"),)
+
+
+def table(
+    studies: Sequence[str],
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    by: str = "",
+    where: Sequence[str] = (),
+    unit: str = "auto",
+    form: str = "rich",
+    out: str = "",
+) -> None:
+    """Scores of every variant and its effect against the baseline, from Parquet alone."""
+    trials = load_trials(stores, studies, where)
+    emit(score_tables(trials, split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by, unit=unit), form, out)
+
+
+def ablate(
+    studies: Sequence[str],
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    by: str = "",
+    where: Sequence[str] = (),
+    unit: str = "auto",
+    form: str = "rich",
+    out: str = "",
+) -> None:
+    """The main table, then refined against coarse, diffusion against one_pass, main effects, interactions, cost, importance."""
+    trials = load_trials(stores, studies, where)
+    found: list[Table] = []
+    shown = wanted_metrics(metrics, metric)
+    for view in views(trials, shown, split=split, labels=labels, unit=unit):
+        found.append(score_table(view, metrics=shown, primary=metric, baseline=baseline, name=f"scores-{view.name}"))
+        found += ablation_tables(view, metric, baseline, by)
+    emit(found, form, out)
+
+
+def score_tables(
+    trials: Trials,
+    *,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    by: str = "",
+    unit: str = "auto",
+) -> list[Table]:
+    shown = wanted_metrics(metrics, metric)
+    out = []
+    for view in views(trials, shown, split=split, labels=labels, unit=unit):
+        for level, part in by_level(view, by):
+            name = "-".join(["scores", view.name, *([level] if level else [])])
+            out.append(score_table(part, metrics=shown, primary=metric, baseline=baseline, name=name))
+    return out
+
+
+def views(
+    trials: Trials,
+    metrics: Sequence[str],
+    *,
+    split: str = "",
+    labels: str = "",
+    unit: str = "auto",
+    columns: Sequence[str] = ("valid", "ignored"),
+) -> Iterator[View]:
+    """One view a population, split and label set: what may stand in one table.
+
+    Raises:
+        BadRequest: no counts of the wanted split or label set.
+    """
+    there = [(p, s, label_set) for p in populations(trials) for s, label_set in label_sets(p.parts)]
+    chosen = [(p, s, label_set) for p, s, label_set in there if split in ("", s) and labels in ("", label_set)]
+    if not chosen:
+        raise BadRequest(
+            "no counts of that split and label set",
+            value=f"split {split or 'any'}, labels {labels or 'any'}",
+            allowed="; ".join(sorted({f"split {s}, labels {label_set}" for _, s, label_set in there})),
+        )
+    for population, s, label_set in chosen:
+        yield View.of(trials, population, metrics, s, label_set, unit, columns)
+
+
+def wanted_metrics(metrics: str, primary: str) -> list[str]:
+    """Raises:
+    BadRequest: no such metric; names the nearest.
+    """
+    names = [m.strip() for m in metrics.split(",") if m.strip()] or list(SHOWN)
+    return [metric_named(m).name for m in dict.fromkeys([*names, primary])]
+
+
+def by_level(view: View, by: str) -> Iterator[tuple[str, View]]:
+    """The view itself, or one for each level of an axis (`by` may name a stage: its axes together)."""
+    if not by:
+        yield "", view
+        return
+    population = view.population
+    axes = [a for a in population.axes if a.partition(".")[0] == by] or [resolve(by, population.axes)]
+    for values in dict.fromkeys(tuple(v.axes[a] for a in axes) for v in population.variants):
+        if None in values:
+            continue
+        chosen = tuple(v for v in population.variants if all(v.axes[a] in (None, x) for a, x in zip(axes, values)))
+        rest = tuple(a for a in population.axes if a not in axes)
+        part = Population(chosen, rest, population.parts, population.frame, population.notes, population.number)
+        level = ", ".join(f"{a.rpartition('.')[2]}={x}" for a, x in zip(axes, values))
+        yield level, View(part, view.split, view.label_set, view.sums, view.scorer, view.trials)
+
+
+def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
+    """To a file (whole or not at all) or to standard output; "rich" in colour where that is a terminal."""
+    if form not in formats.FORMATS:
+        raise BadRequest("unknown table format", value=form, allowed=", ".join(formats.FORMATS))
+    if out:
+        write_bytes(Path(out), formats.render(tables, form).encode())
+        print(out, file=sys.stderr)
+    elif form == "rich" and sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console()
+        for t in tables:
+            for part in formats.rich_renderables(t, console.width):
+                console.print(part)
+    else:
+        print(formats.render(tables, form), end="")
+
+
+def tiles(
+    studies: Sequence[str],
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    where: Sequence[str] = (),
+    each: int = 1,
+    out: str = "tiles.png",
+) -> Path:
+    """PNG of the best, median and worst tiles by improvement of the best refined variant over its coarse map.
+
+    Raises:
+        Missing: no refined variant, or the artefacts are not in the store.
+    """
+    from sweeps.report import plots
+
+    trials = load_trials(stores, studies, where)
+    view = next(views(trials, [metric], split=split, labels=labels))
+    shown, table, title = panels_of(view, metric, each)
+    return plots.save_png(plots.tiles_figure(shown, table, title), Path(out))
+
+
+def report(
+    studies: Sequence[str],
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    where: Sequence[str] = (),
+    unit: str = "auto",
+    out: str = "report.html",
+    tile_images: bool = True,
+) -> Path:
+    """One self-contained HTML page.
+
+    Raises:
+        Missing: no such study. BadRequest: a baseline, metric, split or label set that is not there.
+    """
+    from sweeps.report.page import EXTRA_COLUMNS, page
+
+    trials = load_trials(stores, studies, where)
+    shown = wanted_metrics(metrics, metric)
+    found = list(views(trials, shown, split=split, labels=labels, unit=unit, columns=EXTRA_COLUMNS))
+    text = page(trials, found, metric=metric, metrics=shown, baseline=baseline, tile_images=tile_images)
+    return write_bytes(Path(out), text.encode())
+
+
+def publish(
+    study: str,
+    *,
+    stores: Sequence[str] = STORES,
+    split: str = "",
+    labels: str = "",
+    metric: str = PRIMARY,
+    metrics: str = "",
+    baseline: str = "coarse",
+    where: Sequence[str] = (),
+    unit: str = "auto",
+    results: str = "results/published",
+    tile_images: bool = True,
+) -> Path:
+    """results/published/<study>/: rows under 1 MB, tables, report, README.
+
+    Raises:
+        Missing: no such study, or nowhere to write. BadRequest: rows too large, or a metric that rows by scene cannot give.
+    """
+    from sweeps.report import publish as published
+    from sweeps.report.page import EXTRA_COLUMNS, page
+
+    trials = load_trials(stores, [study], where)
+    shown = wanted_metrics(metrics, metric)
+    found = list(views(trials, shown, split=split, labels=labels, unit=unit, columns=EXTRA_COLUMNS))
+    request = {
+        "metric": metric,
+        "metrics": shown,
+        "baseline": baseline,
+        "split": split,
+        "labels": labels,
+        "unit": unit,
+        "where": list(where),
+    }
+    text = page(trials, found, metric=metric, metrics=shown, baseline=baseline, tile_images=tile_images)
+    return published.write(Path(results) / study, study, trials, found, request, text)
+
+
+def published(results: str = "results/published") -> tuple[str, ...]:
+    """Names of all published studies.
+
+    Raises:
+        Missing: there is none.
+    """
+    names = tuple(sorted(p.parent.name for p in Path(results).glob("*/published.json")))
+    if not names:
+        raise Missing("nothing is published", value=results, hint="python -m sweeps publish STUDY")
+    return names
+
+
+def verify(study: str, *, results: str = "results/published") -> None:
+    """Recompute every published number from its rows.
+
+    Raises:
+        Missing: nothing published under that name. Disagreement: a number is not what the rows give.
+    """
+    from sweeps.report.publish import verify as check
+
+    n = check(Path(results) / study)
+    print(f"{study}: every number of {n} tables is what the rows give")

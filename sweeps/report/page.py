@@ -1,0 +1,332 @@
+"""One self-contained HTML page: headline, tables, figures, tiles, cost, failures, versions and keys. No request leaves it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idgbr.errors import IdgbrError, Missing
+from idgbr.labels import ClassTable
+from idgbr.scores.read import METRICS
+from idgbr.scores.schema import ENERGIES, LEDGER
+from idgbr.stages import STAGES
+from sweeps.analysis import breakdowns
+from sweeps.report import plots
+from sweeps.analysis.contrasts import Contrast, against
+from sweeps.report.ablation_tables import ablation_tables, by_axes, cost_points, declared, diffusion_against_one_pass, refined_against_coarse
+from sweeps.report.formats import Cell, Column, Table
+from sweeps.analysis.trials import Trials
+from sweeps.report.score_tables import IN_PX, TITLES, View, duration, effect_text, heading, number, p_text, score_table
+from sweeps.report.tile_panels import best_refined, panels_of
+from sweeps.analysis.variants import Variant, baseline_of, conditions
+
+EXTRA_COLUMNS = ("valid", "ignored", *LEDGER, *ENERGIES)
+MOST_FOREST_ROWS = 40
+MOST_NAMES = 20
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure of the page: inline SVG, or a PNG as data URI."""
+
+    alt: str
+    caption: str
+    svg: str = ""
+    src: str = ""
+    wide: bool = False
+
+
+def page(trials: Trials, views: Sequence[View], *, metric: str, metrics: Sequence[str], baseline: str, tile_images: bool) -> str:
+    """The whole page as one string. `views` were read with `EXTRA_COLUMNS`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    shown = []
+    for i, view in enumerate(views):
+        header, _ = heading(view, baseline, metric)
+        main = score_table(view, metrics=metrics, primary=metric, baseline=baseline)
+        figures, notes = figures_of(view, metric, baseline, tile_images)
+        shown.append(
+            {
+                "id": f"view{i}",
+                "title": f"Split {view.split}, label set {view.label_set}"
+                + (f", group {view.population.number}" if view.population.number > 1 else ""),
+                "header": header,
+                "tables": [main, *ablation_tables(view, metric, baseline, "")],
+                "figures": figures,
+                "notes": notes,
+            }
+        )
+    plan_tables, plan_notes = planned(trials, views)
+    studies = ", ".join(trials.studies)
+    return environment.get_template("page.html.j2").render(
+        title=f"Study {studies}: coarse maps refined",
+        headline=[sentence for view in leading(views) for sentence in headline(view, metric)],
+        sections=[
+            *((v["id"], v["title"]) for v in shown),
+            ("plan", "Plan and cost"),
+            ("failed", "Failed trials"),
+            ("keys", "Versions and keys"),
+        ],
+        views=shown,
+        plan_tables=plan_tables,
+        plan_notes=plan_notes,
+        failed=failures(trials),
+        key_tables=keys_tables(trials),
+    )
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------------------
+
+
+def leading(views: Sequence[View]) -> list[View]:
+    """The views that the headline speaks of: every split of the largest population, with the full labels where there are such."""
+    mine = [v for v in views if v.population is views[0].population]
+    return [v for v in mine if v.label_set == "full"] or mine[:1]
+
+
+def headline(view: View, metric: str) -> list[str]:
+    """What came out, in one sentence with number and interval, and whether the noise is worth its steps in another."""
+    name = TITLES.get(metric, metric)
+    s = view.sums
+    units = f"{len(s.units)} {'scenes' if s.unit_kind == 'scene' else 'ground blocks'}, split {view.split}, label set {view.label_set}"
+    out = []
+    claim, contrasts = refined_against_coarse(view, metric, [])
+    if claim is None:
+        out.append("This study holds no refined map together with its coarse map: there is nothing to compare.")
+    for c in contrasts:
+        n = claim.rows[0][1].data if claim else 0
+        who = "the refined map" if n == 1 else f"the mean of {n} refined variants"
+        out.append(f"Against the coarse map, {who} changed {name} by {words(c, metric)} ({units}).")
+    found, pairs = diffusion_against_one_pass(view, metric)
+    if found is not None:
+        alone = sum(v.kind == "diffusion" for v in view.population.variants) - len(pairs)
+        better = sum(c.mark == "*" and _improves(c, metric) for c in pairs)
+        worse = sum(c.mark == "*" and not _improves(c, metric) for c in pairs)
+        out.append(
+            f"Diffusion against the same network in one pass: better in {better}, worse in {worse} and not to be told apart in "
+            f"{len(pairs) - better - worse} of {len(pairs)} comparisons ({name}, Holm, split {view.split})."
+            + (f" {alone} further variants have no such network beside them." if alone else "")
+        )
+    return out
+
+
+def _improves(c: Contrast, metric: str) -> bool:
+    return (c.effect.estimate > 0) == METRICS[metric].higher_is_better
+
+
+def words(c: Contrast, metric: str) -> str:
+    e = c.effect
+    unit = "px" if metric in IN_PX else "points"
+    if e.units == 0:
+        return "an amount that is not defined"
+    if e.method == "none":
+        return f"{number(metric, e.estimate, True)} {unit}; with a single unit there is no interval"
+    text = f"{number(metric, e.estimate, True)} {unit}, 95 % interval {number(metric, e.low, True)} to {number(metric, e.high, True)}"
+    if c.mark == "too few":
+        return text + ", from too few scenes for any test"
+    p = p_text(c.p_holm)
+    return text + f", p {'< ' + p[1:] if p.startswith('<') else '= ' + p}" + ("" if c.mark == "*" else ", which chance may explain")
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------------------
+
+
+def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tuple[list[Shown], list[str]]:
+    """Every figure that the study has data for, and notes on those it has not."""
+    name, scale = TITLES.get(metric, metric), 1.0 if metric in IN_PX else 100.0
+    unit = "px" if metric in IN_PX else "%"
+    points_unit = "px" if metric in IN_PX else "points"
+    figures: list[Shown] = []
+    notes: list[str] = []
+    wanted = conditions(baseline, view.population)
+    effects = [c for c in against(view.scorer, view.population, metric, wanted) if c is not None]
+    if effects:
+        few, caption = effects, f"Effects against {baseline}"
+        if len(effects) > MOST_FOREST_ROWS:
+            sign = 1 if METRICS[metric].higher_is_better else -1
+            known = [c for c in effects if math.isfinite(c.effect.estimate)]
+            best_first = sorted(known, key=lambda c: -sign * c.effect.estimate)[:MOST_FOREST_ROWS]
+            few, caption = [c for c in effects if c in best_first], f"{caption}, the best {MOST_FOREST_ROWS} of {len(effects)} variants"
+        figures.append(forest(few, f"difference in {name} from {baseline} ({points_unit})", scale, metric, caption))
+    _, claims = refined_against_coarse(view, metric, by_axes(view, ""))
+    if len(claims) > 1:
+        figures.append(
+            forest(claims, f"refined minus coarse, {name} ({points_unit})", scale, metric, "Refined against coarse, one row a backbone")
+        )
+    best = best_refined(view, metric)
+    coarse = baseline_of(best, {"kind": "coarse"}, view.population) if best else None
+    if best is not None and coarse is not None:
+        figures += breakdown_figures(view, best, coarse, metric)
+    if len(view.population.variants) > 1:
+        points = cost_points(view, metric)
+        front = [f"{i} {label}" for label, i in plots.numbered_fronts(points).items()]
+        more = f"; and {len(front) - MOST_NAMES} more" if len(front) > MOST_NAMES else ""
+        caption = f"Quality against cost; numbered: on a Pareto front. {'; '.join(front[:MOST_NAMES])}{more}."
+        alt = f"Scatter of {name} against seconds per megapixel and against training hours for {len(points)} variants."
+        figures.append(Shown(alt, caption, plots.svg(plots.pareto_figure(points, f"{name} ({unit})", scale)), wide=True))
+    steps, averaged = breakdowns.by_steps(view, metric)
+    if any(len(line) > 1 for line in steps.values()):
+        levels = {}
+        for kind in ("coarse", "one_pass"):
+            scores = [float(view.scorer.seeds(v, metric).mean()) for v in view.population.variants if v.kind == kind]
+            if scores:
+                levels[kind if len(scores) == 1 else f"{kind}, mean of {len(scores)}"] = sum(scores) / len(scores)
+        figure = plots.lines_figure(steps, "denoising steps", f"{name} ({unit})", scale=scale, log_x=True, levels=levels)
+        text = (
+            f"Quality against steps, averaged over {' and '.join(averaged)}."
+            if averaged
+            else "Quality against steps, one line a combination of the other axes; bars: standard deviation over seeds."
+        )
+        alt = f"{name} against denoising steps for {len(steps)} combinations of the other settings."
+        figures.append(Shown(alt, text, plots.svg(figure), wide=True))
+    curves = breakdowns.learning_curves(view)
+    if curves:
+        figure = plots.lines_figure(curves, "images seen", "training loss")
+        figures.append(
+            Shown(
+                f"Training loss of {len(curves)} refiners against images seen.",
+                "Learning curves of the refiners, mean over seeds.",
+                plots.svg(figure),
+                wide=True,
+            )
+        )
+    if tile_images and best is not None and coarse is not None:
+        try:
+            figures.append(tiles_of(view, metric))
+        except Missing:  # its message names folders of this machine, which a page that is sent around should not
+            notes.append("No tiles are shown: the maps or the data of this study are not in the store, only its tables.")
+        except IdgbrError as error:
+            notes.append(f"No tiles are shown: {error}")
+    return figures, notes
+
+
+def forest(contrasts: Sequence[Contrast], xlabel: str, scale: float, metric: str, caption: str) -> Shown:
+    rows = [(c.name, scale * c.effect.estimate, scale * c.effect.low, scale * c.effect.high, c.mark) for c in contrasts]
+    alt = "; ".join(f"{c.name}: {effect_text(c, metric)}" for c in contrasts[:12])
+    text = f"{caption}: estimate and 95 % interval; filled where significant after Holm."
+    return Shown(f"Forest plot. {alt}", text, plots.svg(plots.forest(rows, xlabel)), wide=True)
+
+
+def breakdown_figures(view: View, best: Variant, coarse: Variant, metric: str) -> list[Shown]:
+    """By distance, class and frequency, of the best refined variant."""
+    out = []
+    one_pass = baseline_of(best, {"kind": "one_pass"}, view.population)
+    curve = breakdowns.by_distance(view, [v for v in (coarse, one_pass, best) if v is not None])
+    if curve is not None:
+        first = curve.gain[best.kind][0]
+        near = f"nearest band: {100 * first.value:+.1f} points over coarse"
+        alt = f"Pixel accuracy by distance to the boundary for {', '.join(curve.accuracy)}; {near}."
+        caption = f"Score against distance to the target's boundary, {best.label}; 95 % bands over {view.sums.unit_kind}s (jackknife)."
+        out.append(Shown(alt, caption, plots.svg(plots.distance_figure(curve)), wide=True))
+    repairs = breakdowns.repair_by_class(view, best)
+    if repairs and all(math.isfinite(r["repaired"]) for r in repairs):
+        table = class_table(view)
+        names = [
+            table.names[int(r["class"])] if table and int(r["class"]) < table.n_classes else f"class {int(r['class'])}" for r in repairs
+        ]
+        alt = "; ".join(f"{n}: {100 * r['repaired']:.2f} % repaired, {100 * r['damaged']:.2f} % damaged" for n, r in zip(names, repairs))
+        caption = f"Repaired and damaged pixels of every class, {best.label}, all seeds together."
+        out.append(Shown(alt, caption, plots.svg(plots.repair_figure(repairs, names))))
+    gains = breakdowns.frequency_gains(view, best, coarse)
+    if gains:
+        alt = "; ".join(f"{n}: {100 * p.value:+.1f} %" for n, p in gains)
+        caption = f"Error energy removed, by size of structure, {best.label}; 95 % intervals (jackknife over {view.sums.unit_kind}s)."
+        out.append(Shown(f"Gain by frequency band. {alt}", caption, plots.svg(plots.frequency_figure(gains))))
+    return out
+
+
+def class_table(view: View) -> ClassTable | None:
+    """Names of the classes, where the data artefact is at hand."""
+    part = view.population.parts[0]
+    try:
+        return ClassTable.load(part.store.path("data", view.population.frame["key_data"][0]) / "classes.json")
+    except IdgbrError:
+        return None  # only the tables were synced: classes keep their numbers
+
+
+def tiles_of(view: View, metric: str) -> Shown:
+    shown, table, title = panels_of(view, metric, 2)
+    out = io.BytesIO()
+    plots.tiles_figure(shown, table).savefig(out, format="png", dpi=85)
+    src = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    alt = f"{title}. Columns: image, coarse, refined, target, change. " + "; ".join(p.title.replace("\n", ", ") for p in shown)
+    return Shown(alt, f"{title}. Best, median and worst.", src=src, wide=True)
+
+
+# ---- plan, failures, keys --------------------------------------------------------------------------------------------------------
+
+
+def planned(trials: Trials, views: Sequence[View]) -> tuple[list[Table], list[str]]:
+    """Trials planned and done, and by stage: distinct artefacts, their seconds, and what they would have cost without sharing."""
+    frame = trials.frame
+    definition = declared(views[0])
+    counts = f"{frame.height} results in the tables, {trials.failed.height} failed, {trials.duplicates} duplicates by key"
+    notes = [
+        f"Planned: {len(definition['trials'])} trials. {counts}."
+        if definition.get("trials")
+        else f"{counts}. (The study's definition is not here.)"
+    ]
+    rows = []
+    total = [0.0, 0.0]
+    for stage in STAGES:
+        made = frame.select(f"key_{stage}", f"seconds_{stage}").drop_nulls().rows()
+        distinct = dict(made)
+        seconds, alone = sum(distinct.values()), sum(s for _, s in made)
+        total[0] += seconds
+        total[1] += alone
+        rows.append((Cell(stage), _integer(len(distinct)), _integer(len(made)), _time(seconds), _time(alone)))
+    rows.append((Cell("all"), Cell(""), Cell(""), _time(total[0]), _time(total[1])))
+    columns = (
+        Column("stage", "stage", False),
+        Column("artefacts", "distinct artefacts"),
+        Column("trials", "trials that use one"),
+        Column("hours", "time on the clock"),
+        Column("unshared", "time if nothing were shared"),
+    )
+    return [Table("cost-by-stage", "Cost by stage", (), columns, tuple(rows))], notes
+
+
+def _integer(n: int) -> Cell:
+    return Cell(str(n), n, sort=n)
+
+
+def _time(seconds: float) -> Cell:
+    return Cell(duration(seconds), seconds / 3600, sort=seconds)
+
+
+def failures(trials: Trials, lines: int = 6) -> list[dict[str, str]]:
+    """Label and last lines of the error of every failed trial."""
+    out = []
+    for row in trials.failed.iter_rows(named=True):
+        text = "\n".join((row.get("error") or "no message").strip().splitlines()[-lines:])
+        out.append({"trial": row["trial"], "label": row.get("label") or row["trial"], "lines": text})
+    return out
+
+
+def keys_tables(trials: Trials) -> list[Table]:
+    """Trials with their keys, and the sets of versions that they were made with, by number: few sets serve thousands of trials."""
+    columns = [Column("trial", "trial", False), Column("study", "study", False), Column("label", "what was varied", False)]
+    columns += [Column(f"key_{s}", s, False) for s in STAGES] + [Column("commit", "commit", False), Column("versions", "versions")]
+    numbers: dict[str, int] = {}
+    rows = []
+    for row in trials.frame.iter_rows(named=True):
+        number = numbers.setdefault(row["versions"] or "{}", len(numbers) + 1)
+        values: list[Any] = [row["trial"], row["study"], row.get("label")]
+        values += [(row[f"key_{s}"] or "")[:12] for s in STAGES] + [(row["git_commit"] or "")[:10]]
+        rows.append((*(Cell(str(v or "")) for v in values), _integer(number)))
+    packages = list(dict.fromkeys(name for text in numbers for name in json.loads(text)))
+    sets = [(_integer(n), *(Cell(json.loads(text).get(name) or "") for name in packages)) for text, n in numbers.items()]
+    heads = (Column("versions", "versions"), *(Column(name, name, False) for name in packages))
+    return [
+        Table("versions", "Versions", (), heads, tuple(sets)),
+        Table("keys", "Trials and keys", (), tuple(columns), tuple(rows)),
+    ]

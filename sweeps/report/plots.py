@@ -1,0 +1,283 @@
+"""Figures. Colours: Okabe and Ito (2008), told apart with every kind of colour vision; never by colour alone.
+
+Figures for the report are SVG whose ink is `currentColor` and whose grid is `var(--grid)`, so that they follow light, dark and print.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from idgbr.labels import ClassTable
+from sweeps.report.tile_panels import CHANGES, Panel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#D8C300",
+    "#8A8A8A",
+)
+CYCLE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+CHANGE_COLORS = ("#F2F2F2", BLUE, VERMILLION, "#4D4D4D", "#C9B8DD")  # in the order of CHANGES
+_INK, _GRID = "#010203", "#010204"  # stand-ins, replaced in the SVG
+
+
+def new_figure(width: float, height: float, themed: bool = True) -> Figure:
+    """A figure without any window; `themed`: ink and grid are stand-ins that `svg` replaces."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure as MplFigure
+
+    ink, grid = (_INK, _GRID) if themed else ("#222222", "#DDDDDD")
+    for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"):
+        matplotlib.rcParams[key] = ink
+    matplotlib.rcParams.update(
+        {
+            "grid.color": grid,
+            "svg.fonttype": "none",
+            "font.family": "DejaVu Sans",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "axes.facecolor": "none",
+            "svg.hashsalt": "idgbr",
+        }
+    )
+    return MplFigure(figsize=(width, height), layout="constrained", facecolor="none" if themed else "white")
+
+
+def svg(figure: Figure) -> str:
+    """Inline SVG without declaration, as wide as its container but no wider than it was drawn."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1sans-serif", text)
+    head, _, rest = text.partition(">")
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    # never larger than it was drawn, so that all figures of a page have letters of one size
+    return f'{head} style="max-width:{figure.get_figwidth() * 96:.0f}px">{rest}'
+
+
+# ---- tiles ---------------------------------------------------------------------------------------------------------------------
+
+
+def tiles_figure(panels: Sequence[Panel], table: ClassTable, title: str = "") -> Figure:
+    """One row a tile: image, coarse, refined, target, change; class colours and change colours in a legend below."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    columns = ("image", "coarse", "refined", "target", "change")
+    figure = new_figure(11, 2.35 * len(panels) + 0.9, themed=False)
+    grid = figure.subplots(len(panels), 5, squeeze=False)
+    for line, (axes, panel) in enumerate(zip(grid, panels)):
+        pictures: list[Any] = [panel.image, *(table.colorize(m) for m in (panel.coarse, panel.refined, panel.target)), panel.change]
+        for i, (ax, picture, name) in enumerate(zip(axes, pictures, columns)):
+            if name == "change":
+                ax.imshow(picture, cmap=ListedColormap(CHANGE_COLORS), vmin=-0.5, vmax=len(CHANGES) - 0.5, interpolation="nearest")
+            else:
+                ax.imshow(picture, interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(True)
+            if line == 0:
+                ax.set_title(name, fontsize=10)
+            if i == 0:
+                ax.set_ylabel(panel.title, fontsize=8)
+    handles = [Patch(facecolor="#{:02x}{:02x}{:02x}".format(*c.color), edgecolor="#555555", label=c.name) for c in table.classes]
+    handles += [Patch(facecolor=c, edgecolor="#555555", label=n) for n, c in zip(CHANGES, CHANGE_COLORS)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8)
+    if title:
+        figure.suptitle(textwrap.fill(title, 140, break_long_words=False), fontsize=10)
+    return figure
+
+
+def save_png(figure: Figure, path: Path, dpi: int = 120) -> Path:
+    """Whole file or nothing."""
+    from sweeps.written import write_bytes
+
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi)
+    write_bytes(path, out.getvalue())
+    return path
+
+
+# ---- effects -------------------------------------------------------------------------------------------------------------------
+
+
+def forest(rows: Sequence[tuple[str, float, float, float, str]], xlabel: str) -> Figure:
+    """One row an effect: (name, estimate, low, high, mark), with a line at zero; filled where it is marked significant."""
+    figure = new_figure(9.5, 0.28 * len(rows) + 0.9)
+    ax = figure.subplots()
+    for i, (_, estimate, low, high, mark) in enumerate(rows):
+        color = GREY if mark != "*" else (BLUE if estimate > 0 else VERMILLION)
+        if np.isfinite(low):
+            ax.plot([low, high], [i, i], color=color, linewidth=2, solid_capstyle="butt")
+        ax.plot(estimate, i, "o", color=color, markersize=6, markerfacecolor=color if mark == "*" else "none", markeredgewidth=1.5)
+    ax.axvline(0, color=_INK, linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    figure.supxlabel(xlabel, fontsize=9)  # of the figure: beside long names the axes are narrower than their label
+    ax.grid(axis="x", linewidth=0.6)
+    ax.set_axisbelow(True)
+    return figure
+
+
+def _band(ax: Any, x: np.ndarray, points: Sequence[Any], label: str, index: int, scale: float = 100.0) -> None:
+    value, low, high = (scale * np.array([getattr(p, n) for p in points]) for n in ("value", "low", "high"))
+    ax.plot(x, value, marker=MARKERS[index], color=CYCLE[index], markersize=5, linewidth=1.5, label=label)
+    ax.fill_between(x, low, high, color=CYCLE[index], alpha=0.18, linewidth=0)
+
+
+def distance_figure(curve: Any) -> Figure:
+    """Accuracy by distance to the boundary, and the paired gain over the first map, with 95 % bands."""
+    figure = new_figure(9.5, 3.4)
+    left, right = figure.subplots(1, 2)
+    x = np.arange(len(curve.low_px))
+    names = [f"≤{high:g}" if np.isfinite(high) else f">{low:g}" for low, high in zip(curve.low_px, curve.high_px)]
+    order = {name: i for i, name in enumerate(curve.accuracy)}
+    for name, points in curve.accuracy.items():
+        _band(left, x, points, name, order[name])
+    for name, points in curve.gain.items():
+        _band(right, x, points, name, order[name])
+    right.axhline(0, color=_INK, linewidth=0.8)
+    first = next(iter(curve.accuracy))
+    for ax, text in ((left, "pixel accuracy (%)"), (right, f"gain over {first} (points)")):
+        ax.set_xticks(x, names)
+        ax.set_xlabel("distance to the target's boundary (px)")
+        ax.set_ylabel(text)
+        ax.grid(axis="y", linewidth=0.6)
+    left.legend(fontsize=8)
+    return figure
+
+
+def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figure:
+    """For each class: repaired to the right, damaged to the left, in per cent of its pixels; hatching tells them apart without colour."""
+    figure = new_figure(5.8, 0.34 * len(rows) + 1.3)
+    ax = figure.subplots()
+    y = np.arange(len(rows))
+    repaired = 100 * np.array([r["repaired"] for r in rows])
+    damaged = 100 * np.array([r["damaged"] for r in rows])
+    ax.barh(y, repaired, color=BLUE, label="repaired")
+    ax.barh(y, -damaged, color=VERMILLION, hatch="///", edgecolor="white", linewidth=0, label="damaged")
+    for i, (r, d) in enumerate(zip(repaired, damaged)):
+        ax.annotate(f"{r:.2f}", (r, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.annotate(f"{d:.2f}", (-d, i), xytext=(-3, 0), textcoords="offset points", va="center", ha="right", fontsize=8)
+    ax.axvline(0, color=_INK, linewidth=0.8)
+    ax.set_yticks(y, names)
+    ax.margins(x=0.18)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")  # damage to the left is no negative share
+    ax.set_xlabel("share of the class's pixels (%)")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+def frequency_figure(gains: Sequence[tuple[str, Any]]) -> Figure:
+    """Error energy removed by size of structure, with 95 % intervals."""
+    figure = new_figure(5.8, 3)
+    ax = figure.subplots()
+    x = np.arange(len(gains))
+    values = 100 * np.array([p.value for _, p in gains])
+    low, high = (100 * np.array([getattr(p, n) for _, p in gains]) for n in ("low", "high"))
+    ax.bar(x, values, color=[BLUE if v >= 0 else VERMILLION for v in values], width=0.6, alpha=0.85)
+    known = np.isfinite(low)
+    ax.errorbar(
+        x[known], values[known], [values[known] - low[known], high[known] - values[known]], fmt="none", ecolor=_INK, capsize=4, linewidth=1
+    )
+    ax.axhline(0, color=_INK, linewidth=0.8)
+    ax.set_xticks(x, [name for name, _ in gains])
+    ax.set_xlabel("size of the erroneous structure (fine to coarse)")
+    ax.set_ylabel("error energy removed (%)")
+    ax.grid(axis="y", linewidth=0.6)
+    ax.set_axisbelow(True)
+    return figure
+
+
+# ---- cost and course -----------------------------------------------------------------------------------------------------------
+
+
+def numbered_fronts(points: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Variants on either front, numbered by rising cost of refining: names are too long to stand beside their points."""
+    front = [p for p in points if p["front_seconds_per_megapixel"] or p["front_training_hours"]]
+    front.sort(key=lambda p: (p["seconds_per_megapixel"], p["training_hours"]))
+    return {p["variant"]: i for i, p in enumerate(front, 1)}
+
+
+def pareto_figure(points: Sequence[dict[str, Any]], ylabel: str, scale: float = 100.0) -> Figure:
+    """Score against seconds a megapixel and against GPU time of training; the front is a step line, variants carry `numbered_fronts`."""
+    figure = new_figure(9.5, 3.8)
+    longest = max((p["training_hours"] for p in points if np.isfinite(p["training_hours"])), default=0.0)
+    unit, factor = ("h", 1.0) if longest >= 1 else ("min", 60.0) if longest >= 1 / 60 else ("s", 3600.0)
+    numbers, kinds = numbered_fronts(points), list(dict.fromkeys(p["kind"] for p in points))
+    for ax, cost, xlabel, times in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("seconds_per_megapixel", "training_hours"),
+        ("refining (s per megapixel)", f"training of the refiner (GPU time, {unit})"),
+        (1.0, factor),
+    ):
+        for i, kind in enumerate(kinds):
+            x, y = ([f * p[key] for p in points if p["kind"] == kind] for key, f in ((cost, times), ("score", scale)))
+            ax.plot(x, y, MARKERS[i % len(MARKERS)], color=CYCLE[i % len(CYCLE)], markersize=6, label=kind)
+        front = sorted((p for p in points if p[f"front_{cost}"]), key=lambda p: p[cost])
+        steps = [times * p[cost] for p in front], [scale * p["score"] for p in front]
+        ax.step(*steps, where="post", color=_INK, linewidth=1, linestyle="--", label="Pareto front")
+        for p, x, y in zip(front, *steps):
+            ax.annotate(str(numbers[p["variant"]]), (x, y), xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=8)
+        ax.set_xlabel(xlabel)
+        ax.grid(linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.margins(0.12)
+    figure.axes[0].set_ylabel(ylabel)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds) + 1, fontsize=8)
+    return figure
+
+
+def lines_figure(
+    lines: Mapping[str, Sequence[tuple[float, ...]]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    scale: float = 1.0,
+    log_x: bool = False,
+    levels: dict[str, float] | None = None,
+) -> Figure:
+    """Named lines of (x, y) or (x, y, half width of an error bar), and named horizontal levels."""
+    legend_columns = 3 if max(map(len, [*lines, *(levels or {})]), default=0) < 34 else 2
+    legend_rows = -(-(len(lines) + len(levels or {})) // legend_columns)
+    figure = new_figure(9.5, 3.3 + 0.19 * legend_rows)
+    ax = figure.subplots()
+    for i, (name, points) in enumerate(lines.items()):
+        x, y = [p[0] for p in points], [scale * p[1] for p in points]
+        error = [scale * p[2] for p in points] if points and len(points[0]) > 2 else None
+        style: dict[str, Any] = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", "--", ":")[i // len(CYCLE) % 3], "linewidth": 1.5}
+        ax.errorbar(x, y, error, marker=MARKERS[i % len(MARKERS)] if len(x) < 30 else "", markersize=5, capsize=3, label=name, **style)
+    for i, (name, value) in enumerate((levels or {}).items()):
+        ax.axhline(scale * value, color=GREY, linestyle=("-.", ":", "--")[i % 3], linewidth=1.2, label=name)
+    if log_x:
+        ax.set_xscale("log", base=2)
+        ticks = sorted({p[0] for points in lines.values() for p in points})
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.minorticks_off()
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.grid(linewidth=0.6)
+    figure.legend(loc="outside lower center", ncols=legend_columns, fontsize=8)
+    return figure

@@ -1,0 +1,168 @@
+"""Tiles to look at: the best, the median and the worst by improvement, read as windows from the artefacts.
+
+H, W: a scoring tile's sides; C bands, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from idgbr.errors import Disagreement, Missing
+from idgbr.labels import ClassTable
+from idgbr.scores.read import METRICS, arrays
+from sweeps.analysis.trials import Part
+from sweeps.report.score_tables import TITLES, View
+from sweeps.analysis.unit_sums import IDENTITY
+from sweeps.analysis.variants import Population, Variant, baseline_of
+
+PLACE = ("scene", "raster", "row", "col")
+CHANGES = ("kept", "repaired", "damaged", "still wrong", "not scored")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One tile: image uint8 [H,W,3]; coarse, refined, target uint8 [H,W] class indices; change uint8 [H,W] places in `CHANGES`."""
+
+    title: str
+    image: np.ndarray
+    coarse: np.ndarray
+    refined: np.ndarray
+    target: np.ndarray
+    change: np.ndarray
+
+
+def improvements(population: Population, variant: Variant, coarse: Variant, metric: str, split: str, label_set: str) -> pl.DataFrame:
+    """Tiles of the first replicate with the metric of both maps and the improvement (positive is better), the best first.
+
+    Tiles where the metric is undefined on either side are left out, and those with hardly any boundary (less than a quarter of the
+    median): a handful of pixels makes any ratio.
+    """
+    frames = []
+    m = METRICS[metric]
+    for trial in (coarse.trials[0], variant.trials[0]):
+        part = population.part_of(trial).of("counts")
+        found = pq.read_table(
+            part.path, columns=list(dict.fromkeys([*IDENTITY, *m.columns, "biou_union"])), filesystem=part.store.fs, partitioning=None
+        )
+        rows = pl.DataFrame(pl.from_arrow(found)).filter((pl.col("split") == split) & (pl.col("label_set") == label_set))
+        keys, columns = arrays(rows, m, PLACE)
+        scored = keys.with_columns(pl.Series("value", np.ravel(m.score(columns))))
+        frames.append(scored.join(rows.group_by(PLACE).agg(pl.col("biou_union").sum().alias("boundary")), on=PLACE))
+    joined = frames[0].join(frames[1], on=PLACE, suffix="_refined").rename({"value": "coarse", "value_refined": "refined"})
+    enough = joined.filter(pl.col("boundary") >= pl.col("boundary").median() / 4)
+    joined = enough if enough.height >= 3 else joined
+    sign = 1.0 if m.higher_is_better else -1.0
+    joined = (
+        joined.with_columns((sign * (pl.col("refined") - pl.col("coarse"))).alias("improvement")).fill_nan(None).drop_nulls("improvement")
+    )
+    return joined.sort("improvement", *PLACE, descending=[True, False, False, False, False])
+
+
+def choose(tiles: pl.DataFrame, each: int = 1) -> list[tuple[str, dict[str, Any]]]:
+    """(best | median | worst, row), `each` of every kind where there are enough tiles."""
+    n = tiles.height
+    if n == 0:
+        return []
+    each = max(1, min(each, n // 3))
+    middle = (n - each) // 2
+    places = (
+        [("best", i) for i in range(each)] + [("median", middle + i) for i in range(each)] + [("worst", n - each + i) for i in range(each)]
+    )
+    seen: dict[int, str] = {}
+    for name, i in places:
+        seen.setdefault(i, name)
+    return [(name, tiles.row(i, named=True)) for i, name in seen.items()]
+
+
+def panels(part: Part, row: Mapping[str, Any], label_set: str, chosen: list[tuple[str, dict[str, Any]]]) -> tuple[list[Panel], ClassTable]:
+    """Windows of the chosen tiles.
+
+    Args:
+        part: trials-table part of the variant's first replicate. row: its trials-table row.
+
+    Raises:
+        Missing: artefacts or data are not there any more (a synced folder may hold the tables alone).
+    """
+    from idgbr import datasets
+    from idgbr.rasters.read import Reader, read_labels, read_probabilities
+
+    store = part.store
+    refined_dir, coarse_dir = store.path("refined", row["key_refined"]), store.path("coarse", row["key_coarse"])
+    dataset = datasets.load(store.path("data", row["key_data"]))
+    rasters = {r.id: r for r in dataset.rasters}
+    tile_px = int(row["score.tile_px"])
+    k = dataset.table.n_classes
+    out = []
+    for name, tile in chosen:
+        raster = rasters[tile["raster"]]
+        r, c = int(tile["row"]), int(tile["col"])
+        h, w = min(tile_px, raster.height - r), min(tile_px, raster.width - c)
+        label = raster.label_eroded if label_set == "eroded" else raster.label
+        if label is None or not Path(label).is_file():
+            raise Missing(f"the label of {raster.id} is not there any more", value=label)
+        values, valid = Reader(raster.image, dataset.bands).read(r, c, h, w)
+        refined = _indices(refined_dir / f"{raster.id}.tif", r, c, h, w)
+        coarse = read_probabilities(coarse_dir / f"{raster.id}.tif", r, c, h, w).argmax(axis=0).astype(np.uint8)
+        target = read_labels(label, dataset.table, r, c, h, w)
+        title = f"{name}: {tile['coarse'] * 100:.1f} → {tile['refined'] * 100:.1f}\n{raster.id}\nrow {r}, column {c}"
+        out.append(Panel(title, rgb(values, valid, dataset.stats), coarse, refined, target, changes(coarse, refined, target, k)))
+    return out, dataset.table
+
+
+def _indices(path: Path, row: int, col: int, height: int, width: int) -> np.ndarray:
+    import rasterio
+    from rasterio.windows import Window
+
+    try:
+        with rasterio.open(path) as source:
+            return source.read(1, window=Window(col, row, width, height)).astype(np.uint8)
+    except rasterio.errors.RasterioIOError as error:
+        raise Missing(f"no refined map {path}", value=str(error)) from error
+
+
+def changes(coarse: np.ndarray, refined: np.ndarray, target: np.ndarray, n_classes: int) -> np.ndarray:
+    """[H,W] places in `CHANGES`."""
+    if not coarse.shape == refined.shape == target.shape:
+        raise Disagreement("maps of one tile have different sizes", value=f"{coarse.shape}, {refined.shape}, {target.shape}")
+    before, after = coarse == target, refined == target
+    out = np.select([before & after, ~before & after, before & ~after], [0, 1, 2], 3).astype(np.uint8)
+    out[target >= n_classes] = 4
+    return out
+
+
+def rgb(values: np.ndarray, valid: np.ndarray, stats: Any) -> np.ndarray:
+    """Raw [C,H,W] -> uint8 [H,W,3], from the 1st to the 99th percentile of the training rasters; one or two bands are shown grey."""
+    bands = [0, 1, 2] if values.shape[0] >= 3 else [0, 0, 0]
+    low, high = (np.array([x[b] for b in bands], np.float32)[:, None, None] for x in (stats.low, stats.high))
+    scaled = np.clip((values[bands] - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
+    return np.moveaxis(np.where(valid, scaled, 255), 0, -1).astype(np.uint8)
+
+
+def panels_of(view: View, metric: str, each: int = 1) -> tuple[list[Panel], ClassTable, str]:
+    """Panels of the best refined variant (by the metric) against its own coarse map, their class table, and a title."""
+    refined = best_refined(view, metric)
+    coarse = baseline_of(refined, {"kind": "coarse"}, view.population) if refined else None
+    if refined is None or coarse is None:
+        raise Missing(
+            "no refined variant with a coarse map in this study", hint="run a study with refiner.kind=none beside it (the yardsticks)"
+        )
+    ranked = improvements(view.population, refined, coarse, metric, view.split, view.label_set)
+    part = view.population.part_of(refined.trials[0])
+    shown, table = panels(part, refined.row, view.label_set, choose(ranked, each))
+    what = f"tiles by improvement in {TITLES.get(metric, metric)} over coarse ({ranked.height} tiles)"
+    title = f"{refined.label}, seed {refined.seeds[0]}: {what}"
+    return shown, table, title
+
+
+def best_refined(view: View, metric: str) -> Variant | None:
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    scored = [(sign * float(view.scorer.seeds(v, metric).mean()), v) for v in view.population.variants if v.kind == "diffusion"]
+    known = [(s, v) for s, v in scored if s == s]
+    return max(known, key=lambda pair: pair[0])[1] if known else None

@@ -1,0 +1,1 @@
+"""Planning and running studies: schedule, Ray Tune, searches, disk budget."""

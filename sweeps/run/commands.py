@@ -1,0 +1,283 @@
+"""The verbs plan, run and status: what they print and in what order. Results to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from idgbr.config import split_name
+from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
+from idgbr.stages import STAGES
+from idgbr.store import Store
+from sweeps.run import plan as planning
+from sweeps import studies, tables
+from sweeps.run.claims import drivers
+from sweeps.run.placement import Placement, slots
+from sweeps.run.plan import Plan
+from sweeps.study import Study
+from sweeps.run.driver import desk_of, say, workplace, write_rows
+
+
+class Stopped(IdgbrError):
+    """The user asked to stop; what is done is done."""
+
+    exit_code = 130
+
+
+def study_of(name: str, overrides: Iterable[str] = ()) -> Study:
+    """The study, with `stage.field=value` set for all its trials.
+
+    Raises:
+        BadRequest: no such study or setting, or the setting is one of its axes.
+    """
+    study, extra = studies.find(name), {}
+    for text in overrides:
+        setting, equals, value = text.partition("=")
+        if not equals:
+            raise BadRequest("an override is written stage.field=value", value=text)
+        split_name(setting.strip())
+        extra[setting.strip()] = value.strip()
+    return dataclasses.replace(study, overrides={**study.overrides, **extra}) if extra else study
+
+
+def name_of(study: str) -> str:
+    """The name under which a study's rows lie: of a definition (`path.py:function`), or the name itself."""
+    return studies.find(study).name if ".py:" in study else study
+
+
+# ---- plan -------------------------------------------------------------------------------------------------------------------
+
+
+def plan(study: Study, store: Store, placement: Placement, *, as_json: bool = False, preflight: bool = True) -> None:
+    """What would run, what is stored, what a sweep that shares nothing would train, time, disk, and what cannot be built."""
+    if study.search is not None:
+        from sweeps.run.search import upstream
+
+        made = upstream(study, store)  # what comes after is proposed one by one
+    else:
+        made = planning.make(study, store)
+    found = summary(made, store)
+    found["concurrency"] = _concurrency(placement)
+    found["impossible"] = [dataclasses.asdict(i) for i in planning.preflight(made, store)] if preflight and made.to_do else []
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n".join(text_of(found)))
+    if found["impossible"]:
+        planning.refuse_impossible(made, [planning.Impossible(**i) for i in found["impossible"]])
+
+
+def summary(made: Plan, store: Store) -> dict[str, Any]:
+    """The plan as JSON can hold it."""
+    cost = planning.cost(made, store)
+    return {
+        "study": made.study.name,
+        "trials": len(made.trials),
+        "done": made.count("done"),
+        "failed": made.count("failed"),
+        "to_run": len(made.open),
+        "stages": made.stages(),
+        "trainings": made.trainings,
+        "naive_trainings": made.naive_trainings,
+        "worker_hours": round(cost.seconds / 3600, 7),
+        "naive_worker_hours": round(cost.naive_seconds / 3600, 7),
+        "gigabytes": round(cost.size_bytes / 1e9, 9),
+        "without_past_timings": list(cost.unknown),
+    }
+
+
+def text_of(found: dict[str, Any]) -> list[str]:
+    """The summary for people."""
+    lines = [f"study {found['study']}: {found['trials']} trials, {found['done']} done, {found['failed']} failed, {found['to_run']} to run"]
+    lines.append(f"{'stage':<10}{'unique':>8}{'stored':>8}{'to do':>8}{'nothing shared':>16}")
+    lines += [f"{s:<10}{c['unique']:>8}{c['stored']:>8}{c['to_do']:>8}{c['naive']:>16}" for s, c in found["stages"].items() if c["unique"]]
+    to_train = sum(found["stages"][s]["to_do"] for s in ("backbone", "refiner"))
+    lines.append(f"trainings: {to_train} to do of {found['trainings']}; a sweep that shares nothing would train {found['naive_trainings']}")
+    if found["to_run"]:
+        known = f"{_hours(found['worker_hours'])} of one worker ({_hours(found['naive_worker_hours'])} with nothing shared)"
+        known += f", {found['gigabytes']:.3g} GB"
+        unknown = found["without_past_timings"]
+        if unknown and len(unknown) == sum(c["to_do"] > 0 for c in found["stages"].values()):
+            known = "no past timings in this store yet"
+        elif unknown:
+            known += f"; without past timings: {', '.join(unknown)}"
+        lines.append(f"cost: {known}")
+    if found.get("concurrency"):
+        lines.append(f"at once: {found['concurrency']}")
+    for i in found.get("impossible") or []:
+        lines.append(f"cannot be built: {i['model']} ({len(i['trials'])} trials): {i['reason']}")
+    return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+
+
+def _concurrency(placement: Placement) -> int | None:
+    """Of the cluster where one is named, else of this machine; None where no cluster can be asked without starting one."""
+    import os
+
+    if placement.address or os.environ.get("RAY_ADDRESS"):
+        from sweeps.run.nodes import cluster
+
+        with cluster(placement) as nodes:
+            return slots(placement, nodes)
+    if placement.gpus:
+        return None
+    return slots(placement, [{"CPU": float(os.cpu_count() or 1)}])
+
+
+# ---- run --------------------------------------------------------------------------------------------------------------------
+
+
+def run(
+    study: Study,
+    store: Store,
+    placement: Placement,
+    *,
+    retry_failed: bool = False,
+    redefine: bool = False,
+    local: bool = False,
+    preflight: bool = True,
+    show: bool = True,
+    callbacks: Iterable[str] = (),
+    budget_gb: float = 0.0,
+) -> None:
+    """Do what is missing. The same command resumes.
+
+    Raises:
+        SomeFailed: some trials failed; their rows say why. Stopped: the user asked.
+        BadRequest, Missing, Disagreement: before anything starts.
+    """
+    store.check_writable()
+    if study.search is not None:
+        from sweeps.run.search import search
+
+        search(
+            study, store, placement, redefine=redefine, retry_failed=retry_failed, preflight=preflight, local=local, show_end=show,
+            callbacks=callbacks, budget_gb=budget_gb,
+        )  # fmt: skip
+        return
+    made = planning.make(study, store, retry_failed=retry_failed)
+    planning.record_definition(made, store, redefine=redefine)
+    say("\n".join(text_of(summary(made, store))))
+    if made.open and not made.to_do:
+        write_rows(made, desk_of(store, placement))
+    elif made.open:
+        if preflight:
+            planning.refuse_impossible(made, planning.preflight(made, store))
+        if budget_gb:
+            from sweeps.run.gc import check_budget
+
+            reads = {key for wanted in made.to_do for key in (wanted, *made.jobs[wanted][0].parents.values())}
+            check_budget(store, budget_gb, planning.cost(made, store).size_bytes, reads)
+        with workplace(study, store, placement, local=local, callbacks=callbacks, budget_gb=budget_gb) as place:
+            is_finished = place.compute(made)
+        if not is_finished:
+            raise Stopped(f"stopped; {_counted(study, store, made)}", hint=resume_line(study))
+    finish(study, store, made, show=show)
+
+
+def finish(study: Study, store: Store, made: Plan, *, show: bool) -> None:
+    """The table, where the rows lie, the tiles; then what failed.
+
+    Raises:
+        SomeFailed: some trials have failed.
+    """
+    status = tables.statuses(store, study.name)
+    failed = [t for t in made.trials if status.get(t.id) == "failed"]
+    missing = [t for t in made.trials if t.id not in status]
+    if show and any(s == "done" for s in status.values()):
+        from sweeps.report.commands import table, tiles
+
+        table((study.name,), stores=(store.root,))
+        picture = Path(store.base if store.is_local else store.cache) / "figures" / f"{study.name}-tiles.png"
+        try:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            say(f"tiles: {tiles((study.name,), stores=(store.root,), out=str(picture))}")
+        except Missing as error:  # a study without a refined variant, or artefacts that gc took away, has no tiles to show
+            say(f"no picture of tiles: {error}")
+    say(f"rows: {store.root}/tables/*/study={study.name}/*.parquet")
+    if failed or missing:
+        raise SomeFailed(
+            f"{len(failed)} of {len(made.trials)} trials of {study.name} failed" + (f", {len(missing)} are unfinished" if missing else ""),
+            value=f"{failed[0].label}: {error_of(store, study.name, failed[0].id)}" if failed else None,
+            hint=f"{resume_line(study)} --retry-failed" if failed else resume_line(study),
+        )
+
+
+def error_of(store: Store, study: str, trial: str) -> str:
+    import io
+
+    import pyarrow.parquet as pq
+
+    data = store.read_bytes(tables.part_name("trials", study, trial, "failed"))
+    return str(pq.read_table(io.BytesIO(data), columns=["error"])["error"][0].as_py()) if data else ""
+
+
+def resume_line(study: Study) -> str:
+    """The command that was given, as far as it is known: it resumes."""
+    words = [w for w in sys.argv[1:] if w != "--retry-failed"]
+    return "python -m sweeps " + " ".join(words) if words[:1] == ["run"] else f"python -m sweeps run {study.name}"
+
+
+def _counted(study: Study, store: Store, made: Plan) -> str:
+    status = tables.statuses(store, study.name)
+    done = sum(status.get(t.id) == "done" for t in made.trials)
+    return f"{done} of {len(made.trials)} trials done"
+
+
+# ---- status -----------------------------------------------------------------------------------------------------------------
+
+
+def status(name: str, store: Store, *, as_json: bool = False) -> None:
+    """Where a study stands, from another terminal: its rows, its jobs, who works on it.
+
+    Raises:
+        Missing: no such study in this store.
+    """
+    data = store.read_bytes(f"studies/{name}.json")
+    if data is None:
+        known = sorted(n.rpartition("/")[2].removesuffix(".json") for n in store.names("studies", suffix=".json"))
+        raise Missing(
+            f"no study {name} in the store {store.root}", allowed=", ".join(known) or "none there yet", hint="python -m sweeps run STUDY"
+        )
+    definition = json.loads(data)
+    found = tables.statuses(store, name)
+    trials = definition["trials"]
+    total = len(trials)
+    if definition["search"] and not definition["complete"]:  # lists what was proposed when a run ended; rows know more
+        trials |= {t: {"label": t} for t in found if t not in trials}
+        aside = sum(facts.get("role", "trial") != "trial" for facts in trials.values())
+        total = max(len(trials), aside + definition["search"]["trials"] * len(definition["replicates"]))
+    counts = {s: sum(found.get(t) == s for t in trials) for s in tables.STATUSES}
+    working = [driver for driver in drivers(store) if driver["study"] == name]
+    alive = {driver["driver"] for driver in working}
+    claims = {n.rpartition("/")[2].removesuffix(".json"): json.loads(store.read_bytes(n) or b"{}") for n in store.names("claims", ".json")}
+    out: dict[str, Any] = {
+        "study": name,
+        "trials": total,
+        **counts,
+        "open": total - sum(counts.values()),
+        "drivers": [{"host": driver["host"], "pid": driver["pid"]} for driver in working],
+        "in_hand": [unit for unit, claim in claims.items() if claim.get("driver") in alive],
+        "computed": {stage: len(store.runs(stage)) for stage in STAGES},
+        "at": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    if as_json:
+        print(json.dumps(out, indent=1))
+        return
+    print(
+        f"{name}: {counts['done']} of {out['trials']} trials done, {counts['failed']} failed, {counts['pruned']} pruned, {out['open']} open"
+    )
+    print("driver: " + (", ".join(f"{d['host']} process {d['pid']}" for d in working) or "none is running"))
+    if out["in_hand"]:
+        print("in hand: " + ", ".join(out["in_hand"][:8]) + (" ..." if len(out["in_hand"]) > 8 else ""))
+    for trial, facts in trials.items():
+        if found.get(trial) == "failed":
+            print(f"failed: {facts['label']}: {error_of(store, name, trial)}")
