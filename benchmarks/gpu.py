@@ -21,8 +21,8 @@ from refine import small_refiner
 from torch import Tensor
 
 from idgbr.config import SamplerConfig
-from idgbr.refiner.refiner import Refiner
 from idgbr.refiner.loss import RefinerTraining
+from idgbr.refiner.refiner import Refiner
 
 MODES = (("fp32", torch.float32, False), ("bf16", torch.bfloat16, False), ("bf16_compile", torch.bfloat16, True))
 

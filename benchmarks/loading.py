@@ -23,8 +23,8 @@ import numpy as np
 import rasterio
 import torch
 
-from idgbr.coarse import backbone
 from idgbr import datasets
+from idgbr.coarse import backbone
 from idgbr.config import BackboneConfig, DataConfig
 from idgbr.rasters.read import Reader
 from idgbr.training.samples import TrainSamples

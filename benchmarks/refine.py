@@ -22,8 +22,8 @@ from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.datasets import BandStats
-from idgbr.refiner.diffusion import Sampler, noise_like
 from idgbr.labels import ClassTable, LabelClass
+from idgbr.refiner.diffusion import Sampler, noise_like
 from idgbr.refiner.refiner import Refiner
 
 

@@ -69,8 +69,8 @@ def refiner() -> tuple[Any, Any]:
 
 def in_strips(folder: Path) -> Any:
     from idgbr.config import SamplerConfig
-    from idgbr.commands.refine import Model, refine_scene
-    from idgbr.scene.strips import TorchTiles
+    from idgbr.scene.geotiff import Model, refine_scene
+    from idgbr.scene.tiles import TorchTiles
 
     network, table = refiner()
     sampler = SamplerConfig(tile_px=256, overlap_px=64, steps=STEPS, reach_px=12, batch_tiles=4)
@@ -81,12 +81,13 @@ def in_strips(folder: Path) -> Any:
 
 def in_memory(folder: Path) -> Any:
     """The plain way: everything read, every sum kept for the whole scene. The same tiles are computed."""
-    from idgbr.rasters.coarse_map import CoarseMap
     from idgbr.config import SamplerConfig
+    from idgbr.rasters.coarse_map import CoarseMap
+    from idgbr.rasters.edges import within_reach
     from idgbr.rasters.read import Reader, write_class_map
-    from idgbr.training.samples import tile_seed
-    from idgbr.scene.strips import Tally, TorchTiles, within_reach
-    from idgbr.rasters.tiling import hann, windows
+    from idgbr.rasters.tiling import hann, tile_seed, windows
+    from idgbr.scene.strips import Tally
+    from idgbr.scene.tiles import TorchTiles
 
     network, table = refiner()
     tiles, sampler = TorchTiles(network), SamplerConfig(tile_px=256, overlap_px=64, steps=STEPS, reach_px=12)

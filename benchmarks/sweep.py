@@ -29,16 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.store import Store
-from sweeps.run import plan as planning
 from sweeps import tables
+from sweeps.run import plan as planning
 from sweeps.run import tuner
 from sweeps.run.claims import Claims
+from sweeps.run.driver import Workplace, desk_of
 from sweeps.run.nodes import QUIET, cluster
 from sweeps.run.placement import Placement, slots
 from sweeps.run.progress import Progress
 from sweeps.run.schedule import Schedule
 from sweeps.study import Axis, Study
-from sweeps.run.driver import Workplace, desk_of
 
 TINY = {
     "data.train_scenes": 2, "data.val_scenes": 2, "data.test_scenes": 1, "data.scene_px": 64,

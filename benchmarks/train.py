@@ -20,8 +20,8 @@ from torch import Tensor
 from idgbr.config import RefinerConfig
 from idgbr.datasets import BandStats
 from idgbr.labels import ClassTable, LabelClass
-from idgbr.refiner.refiner import Refiner
 from idgbr.refiner.loss import Numbered, RefinerTraining, cached_encoder
+from idgbr.refiner.refiner import Refiner
 
 SIDE_PX = 128
 

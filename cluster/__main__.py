@@ -123,7 +123,8 @@ def _is_address(target: str) -> bool:
 def _open(given: argparse.Namespace) -> tuple[Any, str]:
     """(launcher, slug the jobs are remembered under)."""
     from cluster.launch.launchers import Running, launcher
-    from cluster.launch.spec import load, slug
+    from cluster.launch.spec import slug
+    from cluster.launch.spec_file import load
 
     if _is_address(given.target):
         token = given.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or None
@@ -140,7 +141,7 @@ def _open(given: argparse.Namespace) -> tuple[Any, str]:
 
 def _render(given: argparse.Namespace, command: list[str]) -> None:
     from cluster.launch.render import PLACEHOLDER, render
-    from cluster.launch.spec import load
+    from cluster.launch.spec_file import load
 
     files = render(load(given.target), command or PLACEHOLDER)
     if given.file:
@@ -254,7 +255,7 @@ def _doctor(given: argparse.Namespace, command: list[str]) -> int:
         return doctor.verdict(checks)
     words = ["cluster", "doctor", "here", "--seconds", str(given.seconds), *(["--json"] if given.json else [])]
     if not _is_address(given.target):
-        from cluster.launch.spec import load
+        from cluster.launch.spec_file import load
 
         spec = load(given.target)
         doctor.before(spec)

@@ -23,7 +23,7 @@ from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing, SomeFail
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable
-    from idgbr.commands.refine import Model
+    from idgbr.scene.geotiff import Model
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
 TRIES = 3  # a scene whose worker died (node lost, out of memory) goes to another one, and continues with its finished rows
@@ -47,7 +47,7 @@ def orders(source: Path, coarse: Path | None, out: Path) -> list[Order]:
         Missing: no such list or folder, no scene in it, or files that are not there.
         BadRequest: wrong columns, two scenes with one output, or an output that is an input.
     """
-    from idgbr.rasters.write import check_apart
+    from idgbr.files import check_apart
 
     found: list[Order] = []
     if source.is_dir():
@@ -103,7 +103,7 @@ class SceneWorker:
         self.model: Model | None = None
 
     def _load(self) -> tuple[Model, SamplerConfig]:
-        from idgbr.commands.refine import load_model, with_settings
+        from idgbr.scene.geotiff import load_model, with_settings
 
         if self.model is None:
             runtime = self.request[2]
@@ -116,8 +116,8 @@ class SceneWorker:
 
     def refine(self, order: Order, seed: int, confidence: bool, overwrite: bool) -> tuple[bool, str]:
         """(whether it went well, what was done or what is wrong)."""
-        from idgbr.rasters.write import check_output
-        from idgbr.commands.refine import refine_scene, sampler_tag
+        from idgbr.files import check_output
+        from idgbr.scene.geotiff import refine_scene, sampler_tag
 
         try:
             model, sampler = self._load()
@@ -220,7 +220,7 @@ def main(words: list[str] | None = None) -> int:
     given = parser.parse_args(words)
     from cluster.session import connected
     from idgbr.labels import ClassTable
-    from idgbr.commands.refine import find_model
+    from idgbr.scene.geotiff import find_model
 
     todo = orders(given.source.absolute(), given.coarse and given.coarse.absolute(), given.out.absolute())  # workers run in other folders
     find_model(given.model, given.store)  # before a cluster is started

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.mailbox import Mailbox, Postman
 from cluster.session import check_room, check_storage, connected, environment, not_shared, root_for_all
+from idgbr.commands.train import check_batch
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
-from idgbr.commands.train import check_batch
 from idgbr.store import Store
 
 if TYPE_CHECKING:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
-from idgbr.errors import IdgbrError
+from idgbr.commands.train import run_until
+from idgbr.recipes import experiment
+from idgbr.scene.geotiff import newest_refiner
+from idgbr.store import default_root
+from idgbr.verbs import leave, run_verbs
 
 EXAMPLES = """Examples:
   idgbr demo                                          both stages on synthetic scenes, CPU, about two minutes
@@ -33,22 +32,18 @@ Workers = Annotated[
 Sharding = Annotated[str, arg(help="ddp: whole copies of the model; fsdp: parameters, gradients and moments spread over the workers")]
 
 
-def _store_default() -> str:
-    return os.environ.get("IDGBR_STORE", "store")
-
-
 def demo(*, store: StorePath = "") -> None:
     """Synthetic scenes, both stages small on the CPU, scores of coarse and refined side by side."""
     from idgbr.commands import demo as demo_
 
-    demo_.demo(store or _store_default())
+    demo_.demo(store or default_root())
 
 
 def doctor(*, store: StorePath = "") -> None:
     """What is installed, missing, reachable; exit code 3 if something needed is not there."""
     from idgbr.commands.doctor import doctor as check
 
-    check(store or _store_default())
+    check(store or default_root())
 
 
 def config(
@@ -84,7 +79,7 @@ def prepare(
     """Index the scenes of a recipe, check every pair, show the class histogram."""
     from idgbr.commands.prepare import prepare as run
 
-    run(_experiment(recipe, overrides), store or _store_default(), sheet=Path(sheet) if sheet else None)
+    run(experiment(recipe, overrides), store or default_root(), sheet=Path(sheet) if sheet else None)
 
 
 def train_backbone(
@@ -99,7 +94,7 @@ def train_backbone(
     sharding: Sharding = "ddp",
 ) -> None:
     """Train stage I (and the fold models that the coarse maps need). Run it again to resume."""
-    _run_until("backbone", recipe, overrides, store, device, bf16, workers, sharding)
+    run_until("backbone", recipe, overrides, store, device, bf16, workers, sharding)
 
 
 def train_refiner(
@@ -114,7 +109,7 @@ def train_refiner(
     sharding: Sharding = "ddp",
 ) -> None:
     """Train stage II, and everything before it that is missing. Run it again to resume. Prints the model's folder."""
-    _run_until("refiner", recipe, overrides, store, device, bf16, workers, sharding)
+    run_until("refiner", recipe, overrides, store, device, bf16, workers, sharding)
 
 
 def predict(
@@ -131,7 +126,7 @@ def predict(
     """Coarse map of a scene by the recipe's trained backbone."""
     from idgbr.commands.predict import predict as run
 
-    run(_experiment(recipe, overrides), scene, out, store=store or _store_default(), probabilities=probabilities, overwrite=overwrite)
+    run(experiment(recipe, overrides), scene, out, store=store or default_root(), probabilities=probabilities, overwrite=overwrite)
 
 
 def refine(
@@ -160,25 +155,12 @@ def refine(
     """Sharpen any model's class map of a scene. CRS, grid, nodata and colours are kept."""
     from idgbr.commands.refine import refine as run
 
-    store = store or _store_default()
+    store = store or default_root()
     run(
-        scene, coarse, out, model=model or _newest_refiner(store), steps=steps, samples=samples, reach_px=reach_px, reach_m=reach_m,
+        scene, coarse, out, model=model or newest_refiner(store), steps=steps, samples=samples, reach_px=reach_px, reach_m=reach_m,
         tile_px=tile_px, seed=seed, confidence=confidence, polygons=polygons, simplify_px=simplify_px, resume=resume, overwrite=overwrite,
         device=device, precision=precision, store=store, classes=classes,
     )  # fmt: skip
-
-
-def _newest_refiner(root: str) -> str:
-    from idgbr.errors import Missing
-    from idgbr.store import Store
-
-    store = Store(root)
-    found = [m for key in store.keys("refiner") if (m := store.manifest("refiner", key))]
-    if not found:
-        raise Missing(f"no refiner in the store {root}", hint="--model FOLDER, or idgbr train-refiner RECIPE")
-    newest = max(found, key=lambda m: m["finished"])
-    print(f"model: {newest['key']}, the newest refiner of {root}", file=sys.stderr)
-    return str(newest["key"])
 
 
 def align(
@@ -237,73 +219,6 @@ VERBS: dict[str, Callable[..., None]] = {
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 part failed, 2 bad request, 3 missing, 4 disagreement, 130 stopped by the user."""
     leave(run_verbs(VERBS, "idgbr", EXAMPLES, argv))
-
-
-def leave(code: int) -> NoReturn:
-    """End the process. After a Ctrl-C, another while the interpreter ends would put death by signal in the place of exit code 130."""
-    if code == 130:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code)
-
-
-def run_verbs(verbs: dict[str, Callable[..., None]], prog: str, examples: str, argv: list[str] | None = None) -> int:
-    """Parse, run one verb, turn errors into one line on stderr and an exit code."""
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            verbs, prog=prog, description=examples, args=argv, sort_subcommands=False, config=(OmitArgPrefixes,)
-        )
-    except IdgbrError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{prog}: stopped; nothing half-written is left, the same command goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    return 0
-
-
-def _experiment(recipe: str, overrides: tuple[str, ...]) -> Any:
-    from idgbr.config import apply
-    from idgbr.recipes import recipe as find
-
-    return apply(find(recipe), overrides)
-
-
-def _run_until(
-    stage: str, recipe: str, overrides: tuple[str, ...], store: str, device: str, bf16: bool, workers: int, sharding: str
-) -> None:
-    """Run the jobs of the recipe up to and with `stage`; print the folder of the last artefact."""
-    from idgbr import stages
-    from idgbr.config import Runtime
-    from idgbr.progress import Progress
-    from idgbr.store import Store
-
-    experiment = _experiment(recipe, overrides)
-    place = Store(store or _store_default())
-    place.check_writable()
-    runtime = Runtime(device=device, precision="bf16" if bf16 else "fp32")
-    wanted = stages.STAGES[: stages.STAGES.index(stage) + 1]
-    todo = [job for job in stages.jobs(experiment) if job.stage in wanted]
-    if not any(job.stage == stage for job in todo):
-        from idgbr.errors import BadRequest
-
-        raise BadRequest(
-            f"this recipe has no {stage} to train",
-            value=f"refiner.kind={experiment.refiner.kind}, coarse.source={experiment.coarse.source}",
-        )
-    fit: Callable[..., None] | None = None
-    if workers != 1 or sharding != "ddp":
-        from idgbr.commands.train import check_workers, fit_processes
-        from idgbr.training.distributed import device_of
-
-        check_workers(workers, sharding, device_of(runtime).type)
-        fit = functools.partial(fit_processes, workers=workers, sharding=sharding)
-    for job in todo:
-        with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
-            stages.run(job, place, experiment, runtime, report=progress, fit=fit)
-    print(place.path(todo[-1].stage, todo[-1].key))
 
 
 if __name__ == "__main__":

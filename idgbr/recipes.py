@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from idgbr.config import BackboneConfig, CoarseConfig, DataConfig, Experiment, RefinerConfig, SamplerConfig, ScoreConfig
+from idgbr.config import BackboneConfig, CoarseConfig, DataConfig, Experiment, RefinerConfig, SamplerConfig, ScoreConfig, apply
 from idgbr.errors import BadRequest, Missing, nearest
 
 T = TypeVar("T")
@@ -113,3 +113,12 @@ def load_function(name: str, returns: type[T]) -> Callable[[], T]:
         return value
 
     return call
+
+
+def experiment(name: str, overrides: tuple[str, ...] = ()) -> Experiment:
+    """The recipe of this name with `stage.field=value` overrides applied.
+
+    Raises:
+        BadRequest: no such recipe, or an override that does not fit.
+    """
+    return apply(recipe(name), overrides)

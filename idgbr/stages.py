@@ -171,10 +171,10 @@ def train_stage(
     scratch: Path | None = None,
 ) -> None:
     """One training on this process; `world` says which share of every batch is this process's (none: all of it)."""
-    from idgbr.coarse import backbone
     from idgbr import datasets
+    from idgbr.coarse import backbone
+    from idgbr.refiner import loss
     from idgbr.scene import tiles as kept_refiner
-    from idgbr.refiner import refiner
     from idgbr.training.loop import World
 
     kept_refiner.forget()
@@ -197,7 +197,7 @@ def train_stage(
             rasters = tuple(r for r in rasters if r.id not in held_out)
         backbone.fit(experiment.backbone, dataset, rasters, **common)
     else:
-        refiner.fit(experiment.refiner, dataset, store.path("coarse", job.parents["coarse"]), **common)
+        loss.fit(experiment.refiner, dataset, store.path("coarse", job.parents["coarse"]), **common)
 
 
 def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtime: Runtime, report: Report | None) -> None:
@@ -215,7 +215,7 @@ def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtim
         return
     coarse_dir = store.path("coarse", job.parents["coarse"])
     if job.stage == "refined":
-        from idgbr.scene import strips as scene
+        from idgbr.scene import stage as scene
 
         refiner_dir = store.path("refiner", job.parents["refiner"]) if "refiner" in job.parents else None
         scene.refine_split(

@@ -22,6 +22,7 @@ from typing import Any
 from pyarrow import fs
 
 from idgbr.errors import IdgbrError, Missing
+from idgbr.files import unwritable
 
 
 def open_filesystem(root: str | Path) -> tuple[fs.FileSystem, str]:
@@ -209,14 +210,5 @@ def unreadable(root: str, error: OSError) -> IdgbrError:
     return Missing(f"cannot read the store {root}: {str(error).splitlines()[0]}", hint="--store with a folder or URI that can be reached")
 
 
-def unwritable(path: str, error: OSError) -> IdgbrError:
-    """One clear error for a full disk, a read-only folder, a missing permission."""
-    import errno
-
-    if error.errno == errno.ENOSPC:
-        return Missing(
-            f"no space left while writing {path}", hint="free some space (`python -m sweeps gc --dry-run`), then run the same command again"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Missing(f"cannot write {path}: {error.strerror}", hint="a store you may write to: --store FOLDER")
-    return Missing(f"cannot write {path}: {error}")
+def default_root() -> str:
+    return os.environ.get("IDGBR_STORE", "store")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from idgbr.cli import leave, run_verbs
+from idgbr.verbs import leave, run_verbs
 
 EXAMPLES = """Examples:
   python -m sweeps plan   quickstart                       what would run, what is stored, time, disk

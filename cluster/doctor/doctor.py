@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.doctor.checks import Check, Limits, Node, as_text, judge, rounds, skew, verdict
-from cluster.node import refusal
 from cluster.launch.spec import ClusterSpec
+from cluster.node import refusal
 from idgbr.errors import BadRequest, Disagreement, Missing
 
 __all__ = ["Check", "Limits", "as_text", "before", "examine", "join", "verdict"]

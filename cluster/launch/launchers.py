@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.launch import kube, slurm, vm
-from cluster.node import make_token
 from cluster.launch.jobs import ENDED, Cluster, Job, new_id
 from cluster.launch.spec import ClusterSpec, with_program
+from cluster.node import make_token
 from idgbr.errors import BadRequest, Missing, SomeFailed
 
 Write = Callable[[str], Any]

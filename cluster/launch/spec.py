@@ -14,19 +14,13 @@ account = "project-1"
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
-import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from cluster.launch.spec_file import KINDS, check
-from idgbr.errors import BadRequest, Missing, nearest
+from idgbr.errors import BadRequest
 
 
 @dataclass(frozen=True)
@@ -157,9 +151,6 @@ class ClusterSpec:
     script: Script = Script()
     doctor: Doctor = Doctor()
 
-    def __post_init__(self) -> None:
-        check(self)
-
     @property
     def slug(self) -> str:
         return slug(self.name)
@@ -194,66 +185,6 @@ def slug(name: str) -> str:
     return f"{stem}-{short}" if stem and stem[0].isalpha() else f"c-{stem}-{short}".replace("--", "-")
 
 
-def load(path: str | Path) -> ClusterSpec:
-    """Raises:
-    Missing: no such file.
-    BadRequest: not TOML, an unknown key, a value of another type, an impossible cluster.
-    """
-    try:
-        data = tomllib.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise Missing(f"no cluster spec {path}", hint="copy one of cluster/examples/*.toml") from error
-    except IsADirectoryError as error:
-        raise Missing(f"{path} is a folder, not a cluster spec", hint="copy one of cluster/examples/*.toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path} is not TOML: {error}", hint="compare with cluster/examples/*.toml") from error
-    return parse(data, str(path))
-
-
-def parse(data: Mapping[str, Any], where: str = "spec") -> ClusterSpec:
-    """A spec from its plain form. `where` is named in errors."""
-    for needed, example in (("name", 'name = "schedules"'), ("kind", 'kind = "slurm"'), ("store", 'store = "/shared/idgbr-store"')):
-        if needed not in data:
-            unknown = nearest(needed, set(data) - {f.name for f in dataclasses.fields(ClusterSpec)})
-            raise BadRequest(
-                f"{where} has no {needed}",
-                allowed=f"kinds: {', '.join(KINDS)}" if needed == "kind" else None,
-                hint=f"add {example}" + (f"; {unknown.replace('did you mean', 'or rename')}".rstrip("?") if unknown else ""),
-            )
-    return _build(ClusterSpec, data, where)
-
-
-def _build(cls: type, data: Mapping[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if name not in hints:
-            raise BadRequest(f"{where}: unknown key {name!r}", allowed=", ".join(hints), hint=nearest(name, hints) or None)
-        values[name] = _typed(value, hints[name], f"{where}: {name}")
-    return cls(**values)
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise BadRequest(f"{where} is a section", value=repr(value), hint=f"[{where.rpartition(': ')[2]}] on a line of its own")
-        return _build(typing.cast(type, hint), value, where)
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed='a list of texts, e.g. ["a", "b"]')
-        return tuple(_typed(item, str, where) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed='a table of texts, e.g. {NAME = "value"}')
-        return types.MappingProxyType({name: _typed(item, str, f"{where}.{name}") for name, item in value.items()})
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not hint:
-        raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed=hint.__name__)
-    return value
-
-
 def temp_dir(spec: ClusterSpec) -> str:
     """Ray's folder of a `script` cluster: short, one a name."""
     return f"{spec.script.scratch.rstrip('/')}/r-{hashlib.sha256(spec.name.encode()).hexdigest()[:8]}"
@@ -278,3 +209,11 @@ def with_program(command: typing.Sequence[str], python: str) -> list[str]:
     if command[0] in ("sweeps", "cluster", "idgbr"):
         return [python, "-m", *command]
     return list(command)
+
+
+KINDS = ("slurm", "kuberay", "aws", "gcp", "onprem", "script")
+
+
+# Ray puts its sockets at <temporary folder>/ray/session_<date>_<pid>/sockets/plasma_store; a Unix socket's path ends at
+# 107 bytes, which leaves 36 for the folder (measured with Ray 2.60).
+TEMP_DIR_LIMIT = 36

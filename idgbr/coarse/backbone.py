@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from idgbr.config import BackboneConfig, Runtime, section_from_dict
 from idgbr.coarse.encoders import build_body, built_side, check, side_multiple
+from idgbr.config import BackboneConfig, Runtime, section_from_dict
 from idgbr.errors import Disagreement, Missing
 from idgbr.labels import IGNORE
 from idgbr.rasters.tiling import Strip, windows
-from idgbr.training.loop import train
 from idgbr.training.distributed import World
+from idgbr.training.loop import train
 
 if TYPE_CHECKING:
     from idgbr.datasets import BandStats, Dataset, Raster

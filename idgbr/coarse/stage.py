@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.config import CoarseConfig, Runtime
 from idgbr.coarse.simulate import _smooth, corrupt, soften
+from idgbr.config import CoarseConfig, Runtime
 from idgbr.errors import Disagreement, Missing
 from idgbr.labels import IGNORE
+from idgbr.rasters.coarse_map import coarse_path
 from idgbr.rasters.read import Grid, RasterWriter, Reader, read_labels, read_probabilities, require_same_grid
 from idgbr.rasters.write import quantise
 
@@ -96,22 +97,6 @@ def write(
             done += 1
             if report:
                 report(stage="coarse", done=done, total=len(dataset.rasters), raster=raster.id, source=name)
-
-
-def coarse_path(folder: Path, raster_id: str) -> Path:
-    return Path(folder) / f"{raster_id}.tif"
-
-
-def read_coarse(folder: Path, raster_id: str, window: tuple[int, int, int, int] | None = None) -> NDArray[np.float32]:
-    """Probabilities float32 [K, h, w] of a window (row, col, height, width), or of the whole raster; they sum to 1.
-
-    Raises:
-        Missing: no coarse map of this raster.
-    """
-    path = coarse_path(folder, raster_id)
-    if not path.is_file():
-        raise Missing(f"no coarse map of {raster_id} in {folder}", hint="the stage `coarse` of the same data set")
-    return read_probabilities(path, *(window or ()))
 
 
 # ---- who maps what ---------------------------------------------------------------------------------------------------------

@@ -29,8 +29,9 @@ def align(map: Path, like: Path, out: Path, *, overwrite: bool = False) -> None:
     from rasterio.vrt import WarpedVRT
     from rasterio.windows import Window
 
+    from idgbr.files import check_apart, check_output
     from idgbr.rasters.grid import Grid, opened
-    from idgbr.rasters.write import RasterWriter, check_apart, check_output
+    from idgbr.rasters.write import RasterWriter
 
     map, like, out = Path(map), Path(like), Path(out)
     check_output(out, overwrite)

@@ -38,8 +38,8 @@ def predict(
         Disagreement: the scene is damaged or has too few bands.
     """
     from idgbr import datasets, stages
+    from idgbr.files import check_apart, check_output
     from idgbr.progress import Progress
-    from idgbr.rasters.write import check_apart, check_output
     from idgbr.store import Store
 
     scene, out = Path(scene), Path(out)
@@ -82,9 +82,8 @@ def predict_scene(
 ) -> None:
     """`predict` for a backbone's folder. 255 (all bands 0 with `probabilities`) where the image has no data."""
     from idgbr.coarse import backbone
-    from idgbr.rasters.read import IGNORE, RasterWriter, Reader
+    from idgbr.rasters.read import IGNORE, RasterWriter, Reader, require_placed
     from idgbr.rasters.write import class_colours, class_tags, quantise
-    from idgbr.commands.refine import require_placed
     from idgbr.training.distributed import device_of
 
     runtime = runtime or Runtime()

@@ -37,8 +37,8 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None) ->
     """
     from idgbr import datasets, stages
     from idgbr.datasets import index
+    from idgbr.files import check_place
     from idgbr.progress import Progress
-    from idgbr.rasters.write import check_place
     from idgbr.store import Store
 
     if sheet is not None:
@@ -111,7 +111,7 @@ def write_sheet(dataset: Dataset, path: Path) -> None:
     """
     from PIL import Image, ImageDraw
 
-    from idgbr.rasters.write import not_written
+    from idgbr.files import not_written
 
     splits = {split: [r for r in dataset.rasters if r.split == split] for split in ("train", "val", "test")}
     chosen = {split: _spread(rasters) for split, rasters in splits.items() if rasters}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -228,3 +229,38 @@ def _rank(rank: int, size: int, meeting: str, settings: tuple[Any, ...], pipe: A
         sys.stderr.flush()
         os._exit(1)  # at once: the others wait for us, and a broken group may not be taken apart in peace
     torch.distributed.destroy_process_group()
+
+
+def run_until(
+    stage: str, recipe: str, overrides: tuple[str, ...], store: str, device: str, bf16: bool, workers: int, sharding: str
+) -> None:
+    """Run the jobs of the recipe up to and with `stage`; print the folder of the last artefact."""
+    from idgbr import stages
+    from idgbr.config import Runtime
+    from idgbr.progress import Progress
+    from idgbr.recipes import experiment as find_experiment
+    from idgbr.store import Store, default_root
+
+    experiment = find_experiment(recipe, overrides)
+    place = Store(store or default_root())
+    place.check_writable()
+    runtime = Runtime(device=device, precision="bf16" if bf16 else "fp32")
+    wanted = stages.STAGES[: stages.STAGES.index(stage) + 1]
+    todo = [job for job in stages.jobs(experiment) if job.stage in wanted]
+    if not any(job.stage == stage for job in todo):
+        from idgbr.errors import BadRequest
+
+        raise BadRequest(
+            f"this recipe has no {stage} to train",
+            value=f"refiner.kind={experiment.refiner.kind}, coarse.source={experiment.coarse.source}",
+        )
+    fit: Callable[..., None] | None = None
+    if workers != 1 or sharding != "ddp":
+        from idgbr.training.distributed import device_of
+
+        check_workers(workers, sharding, device_of(runtime).type)
+        fit = functools.partial(fit_processes, workers=workers, sharding=sharding)
+    for job in todo:
+        with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
+            stages.run(job, place, experiment, runtime, report=progress, fit=fit)
+    print(place.path(todo[-1].stage, todo[-1].key))

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
-from idgbr.errors import BadRequest, Disagreement
-from idgbr.rasters.grid import Grid, grid_of, opened
+from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import ClassTable, LabelClass
-from idgbr.rasters.read import IGNORE, Reader, normalised, read_labels
+from idgbr.rasters.grid import Grid, grid_of, opened
+from idgbr.rasters.read import IGNORE, Reader, normalised, read_labels, read_probabilities
 from idgbr.rasters.write import PREFIX
 
 
@@ -152,3 +152,19 @@ class MemoryCoarse:
             part = self._values[:, row:stop]
             return CoarseStrip(self.n_classes, part.argmax(axis=0).astype(np.uint8), part)
         return CoarseStrip(self.n_classes, self._values[row:stop], None)
+
+
+def coarse_path(folder: Path, raster_id: str) -> Path:
+    return Path(folder) / f"{raster_id}.tif"
+
+
+def read_coarse(folder: Path, raster_id: str, window: tuple[int, int, int, int] | None = None) -> NDArray[np.float32]:
+    """Probabilities float32 [K, h, w] of a window (row, col, height, width), or of the whole raster; they sum to 1.
+
+    Raises:
+        Missing: no coarse map of this raster.
+    """
+    path = coarse_path(folder, raster_id)
+    if not path.is_file():
+        raise Missing(f"no coarse map of {raster_id} in {folder}", hint="the stage `coarse` of the same data set")
+    return read_probabilities(path, *(window or ()))

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Missing
+from idgbr.files import check_place, not_written
 from idgbr.rasters.grid import Grid, opened
-from idgbr.rasters.write import IGNORE, check_place, not_written
+from idgbr.rasters.write import IGNORE
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable

@@ -221,3 +221,15 @@ def normalised(values: NDArray[np.float32], where: object) -> NDArray[np.float32
     if empty.any():
         out[:, empty] = 1 / len(values)
     return out
+
+
+def require_placed(scene: Path) -> None:
+    """Raises:
+    Disagreement: the scene is placed by ground control points or RPCs only, which the output could not carry.
+    """
+    from idgbr.rasters.grid import opened
+
+    with opened(scene) as source:
+        if source.crs is None and source.gcps[0]:
+            raise Disagreement(f"{scene} is placed by {len(source.gcps[0])} ground control points, not by a transform",
+                               hint=f"rectify it first: gdalwarp -r cubic {scene} RECTIFIED.tif")  # fmt: skip

@@ -6,6 +6,7 @@ so that memory depends on the width of the scene and the side of a tile, never o
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from typing import NamedTuple
 
@@ -140,3 +141,9 @@ class Strip:
     def due(self) -> list[int]:
         """Rows of tiles still to come."""
         return self.rows[self.next :]
+
+
+def tile_seed(seed: int, raster_id: str, row: int, col: int) -> int:
+    """Seed of the tile with upper left pixel (row, col) of a raster: 63 bits of BLAKE2b, the same in every process and Python."""
+    digest = hashlib.blake2b(f"{seed}|{raster_id}|{row}|{col}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

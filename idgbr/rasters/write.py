@@ -6,7 +6,6 @@ So what was written is read back and compared by checksum before the file gets i
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import uuid
@@ -26,9 +25,9 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as GdalWindow
 
-from idgbr.errors import BadRequest, IdgbrError, Missing
+from idgbr.errors import IdgbrError, Missing
+from idgbr.files import check_output, not_written
 from idgbr.rasters.grid import Grid
-from idgbr.store import unwritable
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable
@@ -169,51 +168,6 @@ class RasterWriter:
             if probe.exists():  # a read-only file system refuses to remove even what is not there
                 probe.unlink()
         return Missing(f"cannot write {self.path}: {error.__cause__ or error}", hint="another folder, or more free space")
-
-
-def check_output(path: Path, overwrite: bool = True) -> None:
-    """Raises:
-    BadRequest: not a GeoTIFF name, or it exists and may not be overwritten. Missing: its folder is not there or cannot be written.
-    """
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise BadRequest(
-            "rasters are written as GeoTIFF", value=path, allowed="names that end in .tif or .tiff", hint=f"-o {path.with_suffix('.tif')}"
-        )
-    check_place(path, overwrite)
-
-
-def check_place(path: Path, overwrite: bool = True) -> None:
-    """Raises:
-    BadRequest: it exists and may not be overwritten. Missing: its folder is not there or cannot be written.
-    """
-    if path.is_dir():
-        raise BadRequest(f"{path} is a folder", hint="name a file")
-    if path.exists() and not overwrite:
-        raise BadRequest(f"{path} is there already", hint="another name, or --overwrite")
-    if not path.parent.is_dir():
-        raise Missing(f"no folder {path.parent} to write into", value=path, hint=f"mkdir -p {path.parent}")
-    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise not_written(path, error) from error
-
-
-def not_written(path: Path, error: OSError) -> IdgbrError:
-    """One clear error for an output that cannot be written: no permission, read-only, no space."""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Missing(f"cannot write {path}: {error.strerror}", hint="an output in a folder you may write to")
-    return unwritable(str(path), error)
-
-
-def check_apart(out: Path, *inputs: Path) -> None:
-    """Raises:
-    BadRequest: the output is one of the inputs, which would be lost.
-    """
-    for path in inputs:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise BadRequest(f"the output {out} is an input of this command", value=path, hint="another name")
 
 
 def class_tags(table: ClassTable | None) -> dict[str, str]:

@@ -238,9 +238,9 @@ def fit(
     Raises:
         BadRequest, Missing, Disagreement: settings or inputs that cannot be used. Interrupted: `stop` said so.
     """
-    from idgbr.training.samples import TrainSamples
-    from idgbr.training.loop import train
     from idgbr.training.distributed import World
+    from idgbr.training.loop import train
+    from idgbr.training.samples import TrainSamples
 
     if max_images is not None:
         config = dataclasses.replace(config, train_images=min(max_images, config.train_images))

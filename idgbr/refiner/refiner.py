@@ -12,11 +12,9 @@ Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,15 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idgbr.refiner.codec import AnalogCodec, Codec, VaeCodec, encode_mode
-from idgbr.refiner.condition import Condition, stack
 from idgbr.config import CONFIG_VERSION, RefinerConfig, SamplerConfig, section_from_dict
+from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.files import replacing
+from idgbr.labels import ClassTable
+from idgbr.rasters.edges import keeps_coarse
+from idgbr.refiner.codec import AnalogCodec, Codec, VaeCodec, encode_mode
 from idgbr.refiner.denoiser import ConditionEncoder, Denoiser, position_sizes, small_unet
 from idgbr.refiner.diffusion import Diffusion, Sampler, noise_like
-from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.refiner.guidance import GuidanceNetwork, Prepared
+from idgbr.refiner.guidance import Condition, GuidanceNetwork, Prepared, stack
 from idgbr.refiner.inputs import read_coarse, read_image
-from idgbr.labels import ClassTable
 from idgbr.refiner.pretrained import PretrainedFeatures
 from idgbr.refiner.stable_diffusion import Parts
 
@@ -152,7 +151,7 @@ class Refiner(nn.Module):
             "stats": {n: list(getattr(self.stats, n)) for n in ("mean", "std", "low", "high")},
             "parts": self.part_configs,
         }
-        with _replacing(Path(folder) / "config.json") as temporary:
+        with replacing(Path(folder) / "config.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1))
 
     def save(self, folder: str | Path) -> None:
@@ -161,7 +160,7 @@ class Refiner(nn.Module):
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        with _replacing(Path(folder) / "model.safetensors") as temporary:
+        with replacing(Path(folder) / "model.safetensors") as temporary:
             save_file(state, temporary)
         self.save_config(folder)
 
@@ -406,37 +405,3 @@ class Refiner(nn.Module):
         votes = F.one_hot(draws.argmax(2), self.table.n_classes).float().mean(0)
         entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1) / np.log(self.table.n_classes)
         return Refined(back(index), back(probabilities), back(votes.amax(-1)), back(entropy))
-
-
-def keeps_coarse(coarse: np.ndarray, reach_px: float, keep_confidence: float) -> np.ndarray:
-    """Where the coarse class is kept: [H,W] bool for coarse probabilities [K,H,W].
-
-    Farther than `reach_px` (Euclidean, centre to centre) from every pixel that has a 4-neighbour of another class, or with a coarse
-    probability above `keep_confidence`; 0 switches either off. A map of one class has no boundary: with a reach, all of it is kept.
-    """
-    from idgbr.scene.strips import within_reach
-
-    kept = np.zeros(coarse.shape[1:], bool)
-    if keep_confidence:
-        kept |= coarse.max(0) > keep_confidence
-    if reach_px:
-        kept |= ~within_reach(coarse.argmax(0).astype(np.uint8), reach_px)
-    return kept
-
-
-def fit(config: RefinerConfig, dataset: Any, coarse_dir: Path, **settings: Any) -> None:
-    """Train a refiner; see `idgbr.refiner_training.fit`."""
-    from idgbr.refiner.loss import fit as train_refiner
-
-    train_refiner(config, dataset, coarse_dir, **settings)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` when the block ends without an error; else nothing is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

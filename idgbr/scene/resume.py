@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from idgbr.errors import BadRequest, Disagreement
-from idgbr.rasters.write import not_written
+from idgbr.files import not_written
 from idgbr.scene.strips import Rows, Tally
 
 

@@ -9,7 +9,6 @@ Every tile draws from its own seed, hash(seed, raster id, row, col): batches, wo
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +19,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
-from idgbr.config import Runtime, SamplerConfig
+from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest
 from idgbr.labels import ClassTable
+from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
+from idgbr.rasters.edges import within_reach
 from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, require_same_grid
-from idgbr.rasters.write import class_colours, class_tags, quantise
 from idgbr.rasters.tiling import Strip, Window, starts
+from idgbr.rasters.write import class_colours, class_tags, quantise
 
 Report = Callable[..., None]
 MAX_OPEN_ROWS = 4  # rows of tiles kept while a batch fills up
@@ -112,7 +112,7 @@ def refine_rows(
         Disagreement: image and coarse map are on different grids.
         BadRequest: `keep_confidence` with a class map, whose confidence is always 1.
     """
-    from idgbr.training.samples import tile_seed
+    from idgbr.rasters.tiling import tile_seed
 
     grid = image.grid
     if sampler.keep_confidence > 0 and not coarse.is_probabilities:
@@ -193,13 +193,6 @@ def _tile_row(image: Reader, coarse: CoarseMap | MemoryCoarse, sampler: SamplerC
     if sampler.keep_confidence > 0:
         may &= inner.confidence() <= sampler.keep_confidence
     return _TileRow(row, inner, may, valid)
-
-
-def within_reach(index: NDArray[np.uint8], reach_px: float) -> NDArray[np.bool_]:
-    """Pixels no farther than `reach_px` (centre to centre) from a pixel that touches another class; 255 is no class."""
-    from idgbr.scores.boundary import distance_bands, label_edges
-
-    return distance_bands(label_edges(index, IGNORE), (reach_px + 1,)) == 0  # the scores call the touching pixels' distance 1
 
 
 def _finished(
@@ -300,68 +293,3 @@ def write_rows(
             for part in rows:
                 writer.write(part.row, part.index)
                 beside.write(part.row, part.bands)
-
-
-class TorchTiles:
-    """The trained refiner behind the `TileRefiner` interface: numpy in, numpy out, on one device."""
-
-    def __init__(self, refiner: Any, runtime: Runtime | None = None):
-        from idgbr.training.distributed import device_of
-
-        runtime = runtime or Runtime()
-        self.device = device_of(runtime)
-        self.bf16 = runtime.precision == "bf16"
-        self.refiner = refiner.to(self.device).eval()
-
-    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
-        import torch
-
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.refiner.condition(*(torch.from_numpy(x).to(self.device) for x in (image, coarse, valid)))
-
-    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
-        import torch
-
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            values: NDArray[np.float32] = self.refiner.draw(condition, seeds, sampler).float().cpu().numpy()
-        return values
-
-
-def refine_split(
-    sampler: SamplerConfig,
-    refiner_dir: Path | None,
-    dataset: Any,
-    coarse_dir: Path,
-    split: str,
-    *,
-    seed: int,
-    out: Path,
-    runtime: Runtime | None = None,
-    report: Report | None = None,
-) -> None:
-    """Stage "refined": `out/<raster id>.tif` class maps of all rasters of a split, and `out/tiles.json` with what was done.
-
-    Without a refiner the maps are the argmax of the coarse probabilities.
-
-    Raises:
-        Missing: no raster in the split, or a coarse map is not there.
-    """
-    import json
-
-    rasters = dataset.of(split)
-    tiles: TileRefiner | None = None
-    if refiner_dir is not None:
-        from idgbr.scene import tiles as kept_refiner
-
-        tiles = kept_refiner.tiles_of(refiner_dir, runtime)
-    done: dict[str, Any] = {}
-    for i, raster in enumerate(rasters):
-        image = Reader(raster.image, dataset.bands)
-        coarse = CoarseMap(Path(coarse_dir) / f"{raster.id}.tif", dataset.table)
-        path = Path(out) / f"{raster.id}.tif"
-        path.parent.mkdir(parents=True, exist_ok=True)  # ids may name folders
-        tally = refine_raster(tiles, sampler, image, coarse, path, raster_id=raster.id, seed=seed, table=dataset.table, mask_nodata=False)
-        done[raster.id] = dataclasses.asdict(tally)
-        if report:
-            report(stage="refined", done=i + 1, total=len(rasters), tiles=tally.tiles, computed=tally.computed)
-    (Path(out) / "tiles.json").write_text(json.dumps(done, indent=1))

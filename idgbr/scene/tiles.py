@@ -8,16 +8,41 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.config import Runtime
-from idgbr.scene.strips import TorchTiles
+from idgbr.config import Runtime, SamplerConfig
 
 KEEP_BYTES = 512 * 2**20  # of features, on the model's device; later tiles are computed each time
+
+
+class TorchTiles:
+    """The trained refiner behind the `TileRefiner` interface: numpy in, numpy out, on one device."""
+
+    def __init__(self, refiner: Any, runtime: Runtime | None = None):
+        from idgbr.training.distributed import device_of
+
+        runtime = runtime or Runtime()
+        self.device = device_of(runtime)
+        self.bf16 = runtime.precision == "bf16"
+        self.refiner = refiner.to(self.device).eval()
+
+    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.refiner.condition(*(torch.from_numpy(x).to(self.device) for x in (image, coarse, valid)))
+
+    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            values: NDArray[np.float32] = self.refiner.draw(condition, seeds, sampler).float().cpu().numpy()
+        return values
 
 
 class KeptTiles(TorchTiles):

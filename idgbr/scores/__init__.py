@@ -26,6 +26,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # counting needs OpenCV; reading tables does not
     if name in ("count_rasters", "count_tile"):
+        from idgbr.scores import counts
 
         return getattr(counts, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,17 +7,15 @@ counts of tiles add up to the counts of the scene.
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from idgbr.rasters.edges import widen
 from idgbr.scores.region import Counts, Map, joint
 
 Inner = tuple[int, int, int, int]
 NONE = 255
-_DISK_PX = 32
 
 
 def crop(array: NDArray, inner: Inner) -> NDArray:
@@ -68,26 +66,6 @@ def contours(labels: Map, first_class: int, n_classes: int) -> NDArray[np.uint8]
     return b
 
 
-def widen(planes: NDArray[np.uint8], radius_px: float) -> NDArray[np.uint8]:
-    """OR of every bit over the Euclidean disk d <= radius_px."""
-    reach = math.floor(radius_px)
-    widths = [math.isqrt(math.floor(radius_px * radius_px) - dy * dy) for dy in range(reach + 1)]
-    out = np.zeros_like(planes)
-    row = planes.copy()  # OR over the horizontal run of half width `done`
-    done = 0
-    for dy in range(reach, -1, -1):
-        while done < widths[dy]:
-            done += 1
-            row[:, done:] |= planes[:, :-done]
-            row[:, :-done] |= planes[:, done:]
-        if dy:
-            out[dy:] |= row[:-dy]
-            out[:-dy] |= row[dy:]
-        else:
-            out |= row
-    return out
-
-
 def boundary_f(pred: Map, target: Map, n_classes: int, tolerance_px: float, inner: Inner) -> tuple[Counts, Counts, Counts, Counts]:
     """(hits of pred, contour of pred, hits of target, contour of target) in px, each [K]. Halo: floor(tolerance_px) + 1."""
     out = np.zeros((4, n_classes), np.int64)
@@ -104,19 +82,6 @@ def boundary_f(pred: Map, target: Map, n_classes: int, tolerance_px: float, inne
 
 
 # ---- trimap and distance --------------------------------------------------------------------------------------------------
-
-
-def label_edges(target: Map, n_classes: int) -> NDArray[np.uint8]:
-    """1 at both pixels of every 4-neighbour pair with different valid labels."""
-    valid = target < n_classes
-    out = np.zeros(target.shape, np.uint8)
-    across = (target[:, :-1] != target[:, 1:]) & valid[:, :-1] & valid[:, 1:]
-    down = (target[:-1] != target[1:]) & valid[:-1] & valid[1:]
-    out[:, :-1] |= across.view(np.uint8)
-    out[:, 1:] |= across.view(np.uint8)
-    out[:-1] |= down.view(np.uint8)
-    out[1:] |= down.view(np.uint8)
-    return out
 
 
 def trimap_shells(edges: NDArray[np.uint8], widths_px: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -141,28 +106,6 @@ def void_band(target: Map, n_classes: int, width_px: int) -> NDArray[np.bool_]:
     ignored = (target >= n_classes).view(np.uint8)
     size = 2 * width_px + 1
     return (cv2.dilate(ignored, np.ones((size, size), np.uint8)) > 0) & (ignored == 0)
-
-
-def distance_bands(edges: NDArray[np.uint8], edges_px: tuple[float, ...]) -> NDArray[np.uint8]:
-    """Index of the band of distance to the target boundary: 0 is [.., edges_px[0]], then (edges_px[i-1], edges_px[i]], last is beyond.
-
-    Distance in px = 1 + Euclidean distance to the nearest of `label_edges`, so the two pixels at a boundary have distance 1.
-    Halo: the largest edge. Where the window has no boundary, all pixels are beyond.
-    """
-    out = np.full(edges.shape, len(edges_px), np.uint8)
-    if not edges.any():
-        return out
-    if edges_px[-1] <= _DISK_PX:  # a few disks cost less than a distance transform
-        for edge in edges_px:
-            if edge >= 1:
-                out -= widen(edges, edge - 1)
-        return out
-    distance = cv2.distanceTransform(1 - edges, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    squared = np.rint(np.square(distance, dtype=np.float64))  # squared distances between pixels are integers
-    for edge in edges_px:
-        if edge >= 1:
-            out -= squared <= math.floor((edge - 1) ** 2)
-    return out
 
 
 # ---- mBA (CascadePSP, Cheng et al., CVPR 2020) --------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idgbr.config import ScoreConfig
+from idgbr.files import unwritable
 from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA
 from idgbr.scores.tile import Row, Widths, count_tile, count_window
-from idgbr.store import unwritable
 
 if TYPE_CHECKING:
     from idgbr.datasets import Dataset

@@ -10,6 +10,7 @@ import numpy as np
 
 from idgbr.config import ScoreConfig
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.rasters.edges import distance_bands, label_edges
 from idgbr.scores import bands, boundary, legacy, region, surface, wfm
 from idgbr.scores.boundary import NONE, Inner, crop
 from idgbr.scores.region import Map
@@ -162,9 +163,9 @@ def count_window(
 
     rows: list[Row] = [{"class": c} for c in range(k)]
     tile: Row = {"class": -1}
-    edges = boundary.label_edges(target, k)
+    edges = label_edges(target, k)
     by_distance = _joint(
-        crop(boundary.distance_bands(edges, widths.distance_edges_px), inner),
+        crop(distance_bands(edges, widths.distance_edges_px), inner),
         len(widths.distance_edges_px) + 1,
         crop(target, inner),
         crop(outside, inner),

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from idgbr.store import unwritable
 
 
 def local(value: Tensor) -> Tensor:
@@ -76,20 +70,3 @@ def load_full_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: 
                 fresh[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
                 copy_whole(fresh[key], value)
         optimizer.state[parameter] = fresh
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write under a temporary name; rename when complete.
-
-    Raises:
-        Missing: no space, no permission.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise unwritable(str(path), error) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,11 +25,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from idgbr.training.batches import Plan, batches
-from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local, replacing
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
-from idgbr.store import unwritable
+from idgbr.files import replacing, unwritable
+from idgbr.training.batches import Plan, batches
+from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local
 from idgbr.training.distributed import World
 
 REPORTS = 200  # lines of a curve

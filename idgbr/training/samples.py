@@ -5,7 +5,6 @@ numpy only at import; torch when a sample is made.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from idgbr.datasets.index import BandStats, Dataset, Raster
 from idgbr.errors import BadRequest
 from idgbr.labels import IGNORE
+from idgbr.rasters.edges import class_edges
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +31,6 @@ Floats = NDArray[np.float32]
 def sample_seed(seed: int, i: int) -> int:
     """Seed of the i-th sample: 63 bits of numpy's SeedSequence over (seed, i). Neighbouring seeds and indices are unrelated."""
     return int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def tile_seed(seed: int, raster_id: str, row: int, col: int) -> int:
-    """Seed of the tile with upper left pixel (row, col) of a raster: 63 bits of BLAKE2b, the same in every process and Python."""
-    digest = hashlib.blake2b(f"{seed}|{raster_id}|{row}|{col}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class _Pixels(NamedTuple):
@@ -201,14 +195,14 @@ class TrainSamples:
         if self.cached:
             coarse = self._load_coarse(raster)[:, row : row + n, col : col + n]
         else:
-            from idgbr.coarse.stage import read_coarse
+            from idgbr.rasters.coarse_map import read_coarse
 
             coarse = read_coarse(self.coarse_dir, raster.id, (row, col, min(n, raster.height - row), min(n, raster.width - col)))
         pad = ((0, 0), (0, n - coarse.shape[1]), (0, n - coarse.shape[2]))
         return np.pad(coarse, pad, mode="edge") if pad != ((0, 0),) * 3 else coarse
 
     def _load_coarse(self, raster: Raster) -> Floats:
-        from idgbr.coarse.stage import read_coarse
+        from idgbr.rasters.coarse_map import read_coarse
 
         assert self.coarse_dir is not None
         if not self.cached:
@@ -231,16 +225,6 @@ def smallest(image: NDArray[np.float32]) -> NDArray[Any]:
             if (small == image).all():
                 return small
     return image
-
-
-def class_edges(index: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Pixels [H,W] with a 4-neighbour of another class; ignore has no boundaries."""
-    edge = np.zeros(index.shape, bool)
-    for a, b, at in ((index[1:], index[:-1], np.s_[1:]), (index[:, 1:], index[:, :-1], np.s_[:, 1:])):
-        differs = (a != b) & (a != IGNORE) & (b != IGNORE)
-        edge[at] |= differs
-        edge[np.s_[:-1] if at == np.s_[1:] else np.s_[:, :-1]] |= differs
-    return edge
 
 
 def dihedral(array: NDArray[Any], symmetry: int) -> NDArray[Any]:

@@ -21,8 +21,8 @@ from idgbr.scores.read import ratio
 from idgbr.scores.schema import ENERGIES, LEDGER
 from sweeps.analysis import stats
 from sweeps.analysis.contrasts import pairs
-from sweeps.report.score_tables import View
 from sweeps.analysis.variants import Variant, short_names, show
+from sweeps.analysis.views import View
 
 BAND_COLUMNS = ("trial", "split", "label_set", "scene", "block", "class", "low_px", "high_px", "valid", "correct")
 

@@ -12,9 +12,10 @@ import numpy as np
 from idgbr.scores.read import METRICS
 from sweeps.analysis import stats
 from sweeps.analysis.contrasts import Contrast, contrast, importance, interactions, main_effects, mark, pareto
-from sweeps.report.formats import Cell, Column, Table
-from sweeps.report.score_tables import TITLES, View, duration, effect_data, effect_text, heading, number, p_text, score_cell, title
 from sweeps.analysis.variants import Variant, baseline_of, conditions, short_names, show
+from sweeps.analysis.views import View
+from sweeps.report.formats import Cell, Column, Table
+from sweeps.report.score_tables import TITLES, duration, effect_data, effect_text, heading, number, p_text, score_cell, title
 
 
 def _effect_columns(metric: str) -> list[Column]:

@@ -28,20 +28,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from idgbr.errors import BadRequest, Missing
-from idgbr.scores.read import metric as metric_named
+from idgbr.files import write_bytes
+from sweeps.analysis.trials import Trials, load_trials
+from sweeps.analysis.views import PRIMARY, by_level, views, wanted_metrics
 from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables
 from sweeps.report.formats import Table
-from sweeps.analysis.trials import Trials, load_trials, resolve
-from sweeps.report.score_tables import PRIMARY, SHOWN, View, score_table
+from sweeps.report.score_tables import score_table
 from sweeps.report.tile_panels import panels_of
-from sweeps.analysis.unit_sums import label_sets
-from sweeps.analysis.variants import Population, populations
-from sweeps.written import write_bytes
 
 STORES = (os.environ.get("IDGBR_STORE", "store"),)
 
@@ -109,57 +107,6 @@ def score_tables(
             name = "-".join(["scores", view.name, *([level] if level else [])])
             out.append(score_table(part, metrics=shown, primary=metric, baseline=baseline, name=name))
     return out
-
-
-def views(
-    trials: Trials,
-    metrics: Sequence[str],
-    *,
-    split: str = "",
-    labels: str = "",
-    unit: str = "auto",
-    columns: Sequence[str] = ("valid", "ignored"),
-) -> Iterator[View]:
-    """One view a population, split and label set: what may stand in one table.
-
-    Raises:
-        BadRequest: no counts of the wanted split or label set.
-    """
-    there = [(p, s, label_set) for p in populations(trials) for s, label_set in label_sets(p.parts)]
-    chosen = [(p, s, label_set) for p, s, label_set in there if split in ("", s) and labels in ("", label_set)]
-    if not chosen:
-        raise BadRequest(
-            "no counts of that split and label set",
-            value=f"split {split or 'any'}, labels {labels or 'any'}",
-            allowed="; ".join(sorted({f"split {s}, labels {label_set}" for _, s, label_set in there})),
-        )
-    for population, s, label_set in chosen:
-        yield View.of(trials, population, metrics, s, label_set, unit, columns)
-
-
-def wanted_metrics(metrics: str, primary: str) -> list[str]:
-    """Raises:
-    BadRequest: no such metric; names the nearest.
-    """
-    names = [m.strip() for m in metrics.split(",") if m.strip()] or list(SHOWN)
-    return [metric_named(m).name for m in dict.fromkeys([*names, primary])]
-
-
-def by_level(view: View, by: str) -> Iterator[tuple[str, View]]:
-    """The view itself, or one for each level of an axis (`by` may name a stage: its axes together)."""
-    if not by:
-        yield "", view
-        return
-    population = view.population
-    axes = [a for a in population.axes if a.partition(".")[0] == by] or [resolve(by, population.axes)]
-    for values in dict.fromkeys(tuple(v.axes[a] for a in axes) for v in population.variants):
-        if None in values:
-            continue
-        chosen = tuple(v for v in population.variants if all(v.axes[a] in (None, x) for a, x in zip(axes, values)))
-        rest = tuple(a for a in population.axes if a not in axes)
-        part = Population(chosen, rest, population.parts, population.frame, population.notes, population.number)
-        level = ", ".join(f"{a.rpartition('.')[2]}={x}" for a, x in zip(axes, values))
-        yield level, View(part, view.split, view.label_set, view.sums, view.scorer, view.trials)
 
 
 def emit(tables: Sequence[Table], form: str, out: str = "") -> None:

@@ -17,14 +17,22 @@ from idgbr.scores.read import METRICS
 from idgbr.scores.schema import ENERGIES, LEDGER
 from idgbr.stages import STAGES
 from sweeps.analysis import breakdowns
-from sweeps.report import plots
 from sweeps.analysis.contrasts import Contrast, against
-from sweeps.report.ablation_tables import ablation_tables, by_axes, cost_points, declared, diffusion_against_one_pass, refined_against_coarse
-from sweeps.report.formats import Cell, Column, Table
 from sweeps.analysis.trials import Trials
-from sweeps.report.score_tables import IN_PX, TITLES, View, duration, effect_text, heading, number, p_text, score_table
-from sweeps.report.tile_panels import best_refined, panels_of
 from sweeps.analysis.variants import Variant, baseline_of, conditions
+from sweeps.analysis.views import View
+from sweeps.report import plots
+from sweeps.report.ablation_tables import (
+    ablation_tables,
+    by_axes,
+    cost_points,
+    declared,
+    diffusion_against_one_pass,
+    refined_against_coarse,
+)
+from sweeps.report.formats import Cell, Column, Table
+from sweeps.report.score_tables import IN_PX, TITLES, duration, effect_text, heading, number, p_text, score_table
+from sweeps.report.tile_panels import best_refined, panels_of
 
 EXTRA_COLUMNS = ("valid", "ignored", *LEDGER, *ENERGIES)
 MOST_FOREST_ROWS = 40

@@ -111,7 +111,7 @@ def tiles_figure(panels: Sequence[Panel], table: ClassTable, title: str = "") ->
 
 def save_png(figure: Figure, path: Path, dpi: int = 120) -> Path:
     """Whole file or nothing."""
-    from sweeps.written import write_bytes
+    from idgbr.files import write_bytes
 
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi)

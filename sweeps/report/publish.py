@@ -29,17 +29,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.files import unwritable
 from idgbr.scores.read import METRICS
 from idgbr.scores.schema import COUNTS_SCHEMA, ENERGIES, LEDGER
-from idgbr.store import Store, unwritable
-from sweeps.report import formats
+from idgbr.store import Store
 from sweeps import tables
+from sweeps.analysis.trials import Trials, load_trials
+from sweeps.analysis.unit_sums import IDENTITY
+from sweeps.analysis.views import PRIMARY, SHOWN, View
+from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables
 from sweeps.report.formats import Table
 from sweeps.report.page import headline, leading
-from sweeps.analysis.trials import Trials, load_trials
-from sweeps.report.score_tables import PRIMARY, SHOWN, TITLES, View, number, score_table
-from sweeps.analysis.unit_sums import IDENTITY
+from sweeps.report.score_tables import TITLES, number, score_table
 
 PUBLISHED_VERSION = 1
 MOST_ROW_BYTES = 1_000_000
@@ -173,7 +175,7 @@ def unpacked(rows: Path, study: str) -> Iterator[str]:
 
 
 def _recomputed(store: str, study: str, request: Mapping[str, Any]) -> list[View]:
-    from sweeps.report.commands import views
+    from sweeps.analysis.views import views
 
     trials = load_trials([store], [study])
     found = list(views(trials, list(dict.fromkeys([*request["metrics"], request["metric"]])), unit=request["unit"]))

@@ -6,16 +6,14 @@ import collections
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from idgbr.scores.read import METRICS
 from sweeps.analysis import stats
-from sweeps.analysis.contrasts import Contrast, Scorer, against, best_and_ties
-from sweeps.report.formats import Cell, Column, Table
-from sweeps.analysis.trials import Trials
-from sweeps.analysis.unit_sums import Sums, unit_sums
+from sweeps.analysis.contrasts import Contrast, against, best_and_ties
 from sweeps.analysis.variants import Population, Variant, conditions, short_names, show
+from sweeps.analysis.views import PRIMARY, SHOWN, View
+from sweeps.report.formats import Cell, Column, Table
 
 TITLES = {
     "miou": "mIoU",
@@ -42,8 +40,6 @@ TITLES = {
     "assd": "ASSD",
 }
 IN_PX = ("hd95", "hd95_directed", "assd")
-SHOWN = ("miou", "boundary_iou", "wfm_edge")
-PRIMARY = "boundary_iou"
 MANY_VARIANTS = 200
 
 
@@ -74,37 +70,6 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"
-
-
-@dataclass(frozen=True)
-class View:
-    """A population, one split and label set of it, and its counts summed by unit."""
-
-    population: Population
-    split: str
-    label_set: str
-    sums: Sums
-    scorer: Scorer
-    trials: Trials
-
-    @property
-    def name(self) -> str:
-        """`val-full`; `val-full-2` of a second population."""
-        return f"{self.split}-{self.label_set}" + (f"-{self.population.number}" if self.population.number > 1 else "")
-
-    @classmethod
-    def of(
-        cls,
-        trials: Trials,
-        population: Population,
-        metrics: Sequence[str],
-        split: str,
-        label_set: str,
-        unit: str = "auto",
-        columns: Sequence[str] = ("valid", "ignored"),
-    ) -> View:
-        sums = unit_sums(population.parts, metrics, split=split, label_set=label_set, unit=unit, columns=columns)
-        return cls(population, split, label_set, sums, Scorer(sums), trials)
 
 
 def effect_data(c: Contrast | None, metric: str) -> dict[str, Any] | None:

@@ -18,9 +18,10 @@ from idgbr.errors import Disagreement, Missing
 from idgbr.labels import ClassTable
 from idgbr.scores.read import METRICS, arrays
 from sweeps.analysis.trials import Part
-from sweeps.report.score_tables import TITLES, View
 from sweeps.analysis.unit_sums import IDENTITY
 from sweeps.analysis.variants import Population, Variant, baseline_of
+from sweeps.analysis.views import View
+from sweeps.report.score_tables import TITLES
 
 PLACE = ("scene", "raster", "row", "col")
 CHANGES = ("kept", "repaired", "damaged", "still wrong", "not scored")

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.errors import IdgbrError
-from idgbr.store import Store, unwritable
+from idgbr.files import unwritable
+from idgbr.store import Store
 
 BEAT_S = 3.0
 STALE_S = 30.0

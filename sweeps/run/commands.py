@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from idgbr.config import split_name
-from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
+from idgbr.errors import BadRequest, Missing, SomeFailed
 from idgbr.stages import STAGES
 from idgbr.store import Store
-from sweeps.run import plan as planning
 from sweeps import studies, tables
+from sweeps.run import plan as planning
+from sweeps.run import preflight as checks
 from sweeps.run.claims import drivers
+from sweeps.run.driver import Stopped, desk_of, resume_line, say, workplace, write_rows
 from sweeps.run.placement import Placement, slots
-from sweeps.run.plan import Plan
+from sweeps.run.plan import Plan, summary, text_of
 from sweeps.study import Study
-from sweeps.run.driver import desk_of, say, workplace, write_rows
-
-
-class Stopped(IdgbrError):
-    """The user asked to stop; what is done is done."""
-
-    exit_code = 130
 
 
 def study_of(name: str, overrides: Iterable[str] = ()) -> Study:
@@ -63,59 +57,13 @@ def plan(study: Study, store: Store, placement: Placement, *, as_json: bool = Fa
         made = planning.make(study, store)
     found = summary(made, store)
     found["concurrency"] = _concurrency(placement)
-    found["impossible"] = [dataclasses.asdict(i) for i in planning.preflight(made, store)] if preflight and made.to_do else []
+    found["impossible"] = [dataclasses.asdict(i) for i in checks.preflight(made, store)] if preflight and made.to_do else []
     if as_json:
         print(json.dumps(found, indent=1))
     else:
         print("\n".join(text_of(found)))
     if found["impossible"]:
-        planning.refuse_impossible(made, [planning.Impossible(**i) for i in found["impossible"]])
-
-
-def summary(made: Plan, store: Store) -> dict[str, Any]:
-    """The plan as JSON can hold it."""
-    cost = planning.cost(made, store)
-    return {
-        "study": made.study.name,
-        "trials": len(made.trials),
-        "done": made.count("done"),
-        "failed": made.count("failed"),
-        "to_run": len(made.open),
-        "stages": made.stages(),
-        "trainings": made.trainings,
-        "naive_trainings": made.naive_trainings,
-        "worker_hours": round(cost.seconds / 3600, 7),
-        "naive_worker_hours": round(cost.naive_seconds / 3600, 7),
-        "gigabytes": round(cost.size_bytes / 1e9, 9),
-        "without_past_timings": list(cost.unknown),
-    }
-
-
-def text_of(found: dict[str, Any]) -> list[str]:
-    """The summary for people."""
-    lines = [f"study {found['study']}: {found['trials']} trials, {found['done']} done, {found['failed']} failed, {found['to_run']} to run"]
-    lines.append(f"{'stage':<10}{'unique':>8}{'stored':>8}{'to do':>8}{'nothing shared':>16}")
-    lines += [f"{s:<10}{c['unique']:>8}{c['stored']:>8}{c['to_do']:>8}{c['naive']:>16}" for s, c in found["stages"].items() if c["unique"]]
-    to_train = sum(found["stages"][s]["to_do"] for s in ("backbone", "refiner"))
-    lines.append(f"trainings: {to_train} to do of {found['trainings']}; a sweep that shares nothing would train {found['naive_trainings']}")
-    if found["to_run"]:
-        known = f"{_hours(found['worker_hours'])} of one worker ({_hours(found['naive_worker_hours'])} with nothing shared)"
-        known += f", {found['gigabytes']:.3g} GB"
-        unknown = found["without_past_timings"]
-        if unknown and len(unknown) == sum(c["to_do"] > 0 for c in found["stages"].values()):
-            known = "no past timings in this store yet"
-        elif unknown:
-            known += f"; without past timings: {', '.join(unknown)}"
-        lines.append(f"cost: {known}")
-    if found.get("concurrency"):
-        lines.append(f"at once: {found['concurrency']}")
-    for i in found.get("impossible") or []:
-        lines.append(f"cannot be built: {i['model']} ({len(i['trials'])} trials): {i['reason']}")
-    return lines
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+        checks.refuse_impossible(made, [checks.Impossible(**i) for i in found["impossible"]])
 
 
 def _concurrency(placement: Placement) -> int | None:
@@ -170,7 +118,7 @@ def run(
         write_rows(made, desk_of(store, placement))
     elif made.open:
         if preflight:
-            planning.refuse_impossible(made, planning.preflight(made, store))
+            checks.refuse_impossible(made, checks.preflight(made, store))
         if budget_gb:
             from sweeps.run.gc import check_budget
 
@@ -218,12 +166,6 @@ def error_of(store: Store, study: str, trial: str) -> str:
 
     data = store.read_bytes(tables.part_name("trials", study, trial, "failed"))
     return str(pq.read_table(io.BytesIO(data), columns=["error"])["error"][0].as_py()) if data else ""
-
-
-def resume_line(study: Study) -> str:
-    """The command that was given, as far as it is known: it resumes."""
-    words = [w for w in sys.argv[1:] if w != "--retry-failed"]
-    return "python -m sweeps " + " ".join(words) if words[:1] == ["run"] else f"python -m sweeps run {study.name}"
 
 
 def _counted(study: Study, store: Store, made: Plan) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.config import Runtime
-from idgbr.errors import Missing
+from idgbr.errors import IdgbrError, Missing
 from idgbr.store import Store
-from sweeps.run import nodes
 from sweeps import tables
+from sweeps.run import nodes
 from sweeps.run import plan as planning
 from sweeps.run.claims import Claims, drivers
 from sweeps.run.gc import Budget
@@ -23,8 +23,8 @@ from sweeps.run.placement import Placement, slots
 from sweeps.run.plan import Plan
 from sweeps.run.progress import Progress
 from sweeps.run.schedule import Schedule, end_of, units
-from sweeps.study import Study
 from sweeps.run.worker import Desk, write_end
+from sweeps.study import Study
 
 
 @dataclass
@@ -135,3 +135,15 @@ def workplace(
 def say(text: str) -> None:
     """Talk goes to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+class Stopped(IdgbrError):
+    """The user asked to stop; what is done is done."""
+
+    exit_code = 130
+
+
+def resume_line(study: Study) -> str:
+    """The command that was given, as far as it is known: it resumes."""
+    words = [w for w in sys.argv[1:] if w != "--retry-failed"]
+    return "python -m sweeps " + " ".join(words) if words[:1] == ["run"] else f"python -m sweeps run {study.name}"

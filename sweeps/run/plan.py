@@ -5,7 +5,6 @@ A job is shared by all trials whose settings up to its stage agree, so a step co
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any
 from pyarrow import fs
 
 from idgbr.config import Experiment
-from idgbr.errors import BadRequest, IdgbrError
+from idgbr.errors import IdgbrError
 from idgbr.stages import STAGES, Job
 from idgbr.store import Store
 from sweeps import tables
@@ -220,83 +219,50 @@ def cost(plan: Plan, store: Store) -> Cost:
     return Cost(seconds, naive, size_bytes, tuple(s for s in STAGES if s in unknown))
 
 
-# ---- preflight --------------------------------------------------------------------------------------------------------------
+# ---- for people -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Impossible:
-    """A model that cannot be built, why, and how many trials need it."""
-
-    model: str
-    reason: str
-    trials: tuple[str, ...]
-
-
-def preflight(plan: Plan, store: Store | None = None) -> list[Impossible]:
-    """Build every distinct model that is still to train, on torch's meta device: no memory, no time, no data.
-
-    The number of classes does not decide whether a network can be built, so data that are not synthetic count as 2 classes.
-    """
-    from idgbr.coarse import backbone
-
-    wanted = set(plan.to_do)
-    checked: dict[Any, str | None] = {}
-    users: dict[Any, list[str]] = defaultdict(list)
-    names: dict[Any, str] = {}
-    for trial in plan.open:
-        e = trial.experiment
-        n_bands, n_classes = len(e.data.bands), e.data.n_classes if e.data.source == "synthetic" else 2
-        for job in trial.jobs:
-            if job.key not in wanted or not job.trains or (job.stage == "backbone" and job.name != "full"):
-                continue
-            key: Any = (e.backbone, e.coarse.tile_px, n_bands) if job.stage == "backbone" else (_shape_of(e.refiner), n_bands)
-            users[key].append(trial.id)
-            if key in checked:
-                continue
-            if job.stage == "backbone":
-                names[key] = f"backbone.encoder={e.backbone.encoder} backbone.decoder={e.backbone.decoder}"
-                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: backbone.check(e.backbone, e.coarse.tile_px, b, k))
-            else:
-                names[key] = "refiner of '" + trial.label + "'"
-                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: _build_refiner(e, b, k))
-    return [Impossible(names[key], reason, tuple(users[key])) for key, reason in checked.items() if reason]
+def summary(made: Plan, store: Store) -> dict[str, Any]:
+    """The plan as JSON can hold it."""
+    spent = cost(made, store)
+    return {
+        "study": made.study.name,
+        "trials": len(made.trials),
+        "done": made.count("done"),
+        "failed": made.count("failed"),
+        "to_run": len(made.open),
+        "stages": made.stages(),
+        "trainings": made.trainings,
+        "naive_trainings": made.naive_trainings,
+        "worker_hours": round(spent.seconds / 3600, 7),
+        "naive_worker_hours": round(spent.naive_seconds / 3600, 7),
+        "gigabytes": round(spent.size_bytes / 1e9, 9),
+        "without_past_timings": list(spent.unknown),
+    }
 
 
-def refuse_impossible(plan: Plan, found: list[Impossible]) -> None:
-    """Raises:
-    BadRequest: names every model that cannot be built; nothing was launched.
-    """
-    if found:
-        trials = len({t for i in found for t in i.trials})
-        listed = " ".join(f"[{n + 1}] {i.model} ({len(i.trials)} trials): {i.reason}" for n, i in enumerate(found))
-        raise BadRequest(
-            f"study {plan.study.name}: {trials} of {len(plan.open)} trials cannot be built. {listed} Nothing was launched",
-            hint="drop these values from the axes, or add a constraint that leaves them out",
-        )
+def text_of(found: dict[str, Any]) -> list[str]:
+    """The summary for people."""
+    lines = [f"study {found['study']}: {found['trials']} trials, {found['done']} done, {found['failed']} failed, {found['to_run']} to run"]
+    lines.append(f"{'stage':<10}{'unique':>8}{'stored':>8}{'to do':>8}{'nothing shared':>16}")
+    lines += [f"{s:<10}{c['unique']:>8}{c['stored']:>8}{c['to_do']:>8}{c['naive']:>16}" for s, c in found["stages"].items() if c["unique"]]
+    to_train = sum(found["stages"][s]["to_do"] for s in ("backbone", "refiner"))
+    lines.append(f"trainings: {to_train} to do of {found['trainings']}; a sweep that shares nothing would train {found['naive_trainings']}")
+    if found["to_run"]:
+        known = f"{_hours(found['worker_hours'])} of one worker ({_hours(found['naive_worker_hours'])} with nothing shared)"
+        known += f", {found['gigabytes']:.3g} GB"
+        unknown = found["without_past_timings"]
+        if unknown and len(unknown) == sum(c["to_do"] > 0 for c in found["stages"].values()):
+            known = "no past timings in this store yet"
+        elif unknown:
+            known += f"; without past timings: {', '.join(unknown)}"
+        lines.append(f"cost: {known}")
+    if found.get("concurrency"):
+        lines.append(f"at once: {found['concurrency']}")
+    for i in found.get("impossible") or []:
+        lines.append(f"cannot be built: {i['model']} ({len(i['trials'])} trials): {i['reason']}")
+    return lines
 
 
-def _shape_of(config: Any) -> Any:
-    """The refiner's settings that its network depends on: learning rates and schedules build the same one."""
-    same = {"lr": 1e-3, "weight_decay": 0.0, "warmup_images": 0, "train_images": 1, "ema_images": 0.0, "boundary_share": 0.0}
-    return dataclasses.replace(config, **same)
-
-
-def _build_refiner(e: Experiment, n_bands: int, n_classes: int) -> None:
-    import torch
-
-    from idgbr.datasets.index import BandStats
-    from idgbr.labels import ClassTable, LabelClass
-    from idgbr.refiner.refiner import Refiner
-
-    table = ClassTable(tuple(LabelClass(f"class{i}", (i,), (i, i, i)) for i in range(n_classes)))
-    ones = (1.0,) * n_bands
-    with torch.device("meta"):
-        Refiner.build(e.refiner, n_bands, table, BandStats(ones, ones, ones, ones))
-
-
-def _error_of(build: Any) -> str | None:
-    try:
-        build()
-    except Exception as error:  # whatever a library raises while building is the reason
-        return " ".join(str(error).split()) or type(error).__name__
-    return None
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"

@@ -17,8 +17,8 @@ from idgbr.store import Store
 from sweeps import tables
 from sweeps.run.claims import Claims
 from sweeps.run.plan import Plan, present
-from sweeps.study import Trial
 from sweeps.run.worker import End, Outcome, Task, Unit, strip, write_failed
+from sweeps.study import Trial
 
 MOST_A_UNIT = 24  # sampling jobs; more would only make a stop or a lost worker dearer
 IDLE_S = 5.0  # without anything of its own to do, a driver lets go of its place on the cluster

@@ -16,13 +16,15 @@ import polars as pl
 import pytest
 from scipy import stats as ss
 
-from sweeps.analysis import contrasts as ablation, breakdowns, stats
+from sweeps.analysis import breakdowns, stats
+from sweeps.analysis import contrasts as ablation
+from sweeps.analysis.trials import load_trials
+from sweeps.analysis.variants import baseline_of, conditions, populations
+from sweeps.analysis.views import SHOWN, views
 from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables, costs
-from sweeps.report.commands import ablate, score_tables, table, views
-from sweeps.analysis.trials import load_trials
-from sweeps.report.score_tables import SHOWN, number
-from sweeps.analysis.variants import baseline_of, conditions, populations
+from sweeps.report.commands import ablate, score_tables, table
+from sweeps.report.score_tables import number
 
 SUMS = """
 create view unit as

@@ -13,8 +13,8 @@ import pytest
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store
 from sweeps import tables
-from sweeps.report.commands import score_tables, table
 from sweeps.analysis.trials import load_trials, parse_where
+from sweeps.report.commands import score_tables, table
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import duckdb
 import pytest
 
 from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA
-from sweeps.report import formats
 from sweeps import tables
-from sweeps.report.commands import score_tables, views
 from sweeps.analysis.trials import load_trials
+from sweeps.analysis.views import views
+from sweeps.report import formats
+from sweeps.report.commands import score_tables
 
 DOCS = Path(__file__).parents[2] / "docs" / "tables.md"
 

@@ -11,11 +11,11 @@ import subprocess
 
 import pytest
 
+from sweeps.analysis.trials import load_trials
+from sweeps.analysis.views import views
 from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables
-from sweeps.report.commands import views
 from sweeps.report.formats import Cell, Column, Table
-from sweeps.analysis.trials import load_trials
 from sweeps.report.score_tables import score_table
 
 NASTY = Table(

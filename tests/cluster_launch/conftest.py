@@ -16,7 +16,8 @@ import pytest
 from launch_runs import RunningHead, environment, toml
 
 from cluster import node as here
-from cluster.launch.spec import parse, temp_dir
+from cluster.launch.spec import temp_dir
+from cluster.launch.spec_file import parse
 
 
 @pytest.fixture(scope="session")

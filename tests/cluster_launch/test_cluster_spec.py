@@ -13,7 +13,8 @@ import pytest
 from cluster import node as here
 from cluster.__main__ import main
 from cluster.launch.launchers import last_job, remember
-from cluster.launch.spec import load, parse, slug, with_program
+from cluster.launch.spec import slug, with_program
+from cluster.launch.spec_file import load, parse
 from idgbr.errors import BadRequest, Disagreement, Missing
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "cluster" / "examples").glob("*.toml"))

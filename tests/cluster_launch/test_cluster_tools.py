@@ -15,7 +15,7 @@ import yaml
 from launch_runs import FOLDER, RunningHead, toml
 
 from cluster.__main__ import main
-from cluster.launch.spec import load
+from cluster.launch.spec_file import load
 from cluster.launch.vm import remote_token
 
 EXAMPLES = FOLDER.parents[1] / "cluster" / "examples"

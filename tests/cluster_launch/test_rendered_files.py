@@ -18,7 +18,8 @@ import yaml
 
 from cluster.launch.kube import ray_job
 from cluster.launch.render import render
-from cluster.launch.spec import ClusterSpec, load, parse
+from cluster.launch.spec import ClusterSpec
+from cluster.launch.spec_file import load, parse
 from cluster.launch.vm import launcher
 
 ROOT = Path(__file__).parents[2]

@@ -26,8 +26,8 @@ from small_trainings import one_process, prepared
 
 from cluster.session import check_storage
 from cluster.train import fit_sharded
-from idgbr.coarse import backbone
 from idgbr import stages
+from idgbr.coarse import backbone
 from idgbr.config import Runtime
 from idgbr.errors import Missing
 from idgbr.store import Store

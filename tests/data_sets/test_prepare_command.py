@@ -10,9 +10,9 @@ import pytest
 from miniature_layouts import loveda
 from PIL import Image
 
+from idgbr.commands.prepare import prepare
 from idgbr.config import DataConfig, Experiment
 from idgbr.errors import BadRequest, Missing
-from idgbr.commands.prepare import prepare
 from idgbr.store import Store
 
 

@@ -18,8 +18,10 @@ from idgbr.config import DataConfig
 from idgbr.datasets import BandStats, Dataset, Raster
 from idgbr.errors import BadRequest
 from idgbr.labels import IGNORE, binary
+from idgbr.rasters.edges import class_edges
 from idgbr.rasters.read import Reader, read_labels
-from idgbr.training.samples import TrainSamples, class_edges, dihedral, radiometric, sample_seed, tile_seed
+from idgbr.rasters.tiling import tile_seed
+from idgbr.training.samples import TrainSamples, dihedral, radiometric, sample_seed
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ ROOMS = {
     "sweeps": {"idgbr", "cluster", "sweeps"},
 }
 LIGHT = [
-    "sweeps.stats",
-    "sweeps.scan",
-    "sweeps.ablation",
-    "sweeps.formats",
-    "sweeps.plots",
-    "sweeps.report",
-    "sweeps.publish",
-    "sweeps.analysis_commands",
+    "sweeps.analysis.stats",
+    "sweeps.analysis.trials",
+    "sweeps.analysis.contrasts",
+    "sweeps.report.formats",
+    "sweeps.report.plots",
+    "sweeps.report.page",
+    "sweeps.report.publish",
+    "sweeps.report.commands",
 ]
 
 

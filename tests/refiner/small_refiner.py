@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgbr.datasets import BandStats
-from idgbr.refiner.guidance import GuidanceBlock
 from idgbr.labels import ClassTable, LabelClass
+from idgbr.refiner.guidance import GuidanceBlock
 
 TINY = {
     "channels": (16, 32),

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idgbr.refiner.codec import AnalogCodec, colour_codes, corner_codes
 from idgbr.errors import BadRequest
+from idgbr.refiner.codec import AnalogCodec, colour_codes, corner_codes
 
 
 @settings(max_examples=40, deadline=None)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
-from idgbr.refiner.diffusion import Diffusion, Sampler, betas, noise_like
 from idgbr.errors import BadRequest
+from idgbr.refiner.diffusion import Diffusion, Sampler, betas, noise_like
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
 

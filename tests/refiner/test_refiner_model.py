@@ -14,7 +14,8 @@ from torch import Tensor
 
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.refiner.refiner import Refined, Refiner, keeps_coarse
+from idgbr.rasters.edges import keeps_coarse
+from idgbr.refiner.refiner import Refined, Refiner
 
 Build = Callable[..., Refiner]
 Batch = Callable[..., dict[str, Tensor]]

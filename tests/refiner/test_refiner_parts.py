@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from idgbr.config import RefinerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.refiner.refiner import Refiner
 from idgbr.refiner.loss import Numbered, RefinerTraining, cached_encoder
+from idgbr.refiner.refiner import Refiner
 from idgbr.refiner.stable_diffusion import clip_empty_prompt, empty_prompt
 
 Build = Callable[..., Refiner]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from idgbr.config import CoarseConfig, DataConfig, RefinerConfig
 from idgbr.errors import BadRequest
-from idgbr.refiner.refiner import Refiner
 from idgbr.refiner.loss import Numbered, RefinerTraining
+from idgbr.refiner.refiner import Refiner
 
 Build = Callable[..., Refiner]
 Batch = Callable[..., dict[str, Tensor]]
@@ -169,8 +169,8 @@ def test_repeated_crops_get_new_noise(batch: Batch) -> None:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory):
     """Synthetic scenes and simulated coarse maps of them."""
-    from idgbr.coarse import stage as coarse
     from idgbr import datasets
+    from idgbr.coarse import stage as coarse
 
     folder = tmp_path_factory.mktemp("scenes")
     config = DataConfig(train_scenes=2, val_scenes=0, test_scenes=0, scene_px=96)
@@ -183,7 +183,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("kind", ["diffusion", "one_pass"])
 def test_fit_leaves_a_folder_that_loads_and_the_loss_falls(scenes, tmp_path: Path, kind: str) -> None:
-    from idgbr.refiner.refiner import fit
+    from idgbr.refiner.loss import fit
 
     dataset, coarse = scenes
     config = RefinerConfig(

@@ -18,11 +18,11 @@ from PIL import Image
 from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
-from idgbr.rasters.coarse_map import CoarseMap
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.files import check_output
 from idgbr.labels import ClassTable, LabelClass
+from idgbr.rasters.coarse_map import CoarseMap
 from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, read_labels, read_probabilities, write_class_map, write_probabilities
-from idgbr.rasters.write import check_output
 
 UTM = CRS.from_epsg(32633)
 GRIDS = {

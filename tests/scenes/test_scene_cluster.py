@@ -7,9 +7,9 @@ import pytest
 from scene_doubles import blobs, small_refiner
 
 from cluster.scenes import SceneWorker, main, orders
+from idgbr.commands.refine import refine
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Missing, SomeFailed
-from idgbr.commands.refine import refine
 
 
 @pytest.fixture

@@ -21,12 +21,13 @@ from rio_cogeo.cogeo import cog_validate
 from scene_doubles import KnowingRefiner, blobs, small_refiner
 
 from idgbr.commands.align import align
+from idgbr.commands.refine import refine
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import ClassTable, LabelClass
 from idgbr.rasters.read import IGNORE, Grid, Reader, write_class_map, write_probabilities
-from idgbr.commands.refine import Model, refine, refine_scene
 from idgbr.refiner.refiner import Refiner
+from idgbr.scene.geotiff import Model, refine_scene
 
 SAMPLER = SamplerConfig(tile_px=32, overlap_px=8, steps=2, batch_tiles=4)
 
@@ -68,7 +69,7 @@ def test_refine_writes_a_cog_on_the_scene_grid_and_says_what_it_did(tmp_path, in
 
 
 def test_refine_equals_the_two_line_interface_on_a_scene_of_one_tile(tmp_path, model_dir, grid, write_image):
-    from idgbr.training.samples import tile_seed
+    from idgbr.rasters.tiling import tile_seed
 
     rng = np.random.default_rng(0)
     index = blobs(rng, 64, 64, 2)
@@ -316,7 +317,7 @@ def test_a_read_only_folder_is_one_clear_error(tmp_path):
     folder.mkdir(mode=0o755)
     for parent in [tmp_path, *tmp_path.parents][:3]:
         parent.chmod(0o755)
-    from idgbr.rasters.write import check_output
+    from idgbr.files import check_output
 
     child = os.fork()
     if child == 0:

@@ -13,9 +13,9 @@ from affine import Affine
 from scene_doubles import KnowingRefiner, blobs
 from scipy.ndimage import distance_transform_edt
 
-from idgbr.rasters.coarse_map import CoarseMap, MemoryCoarse
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.rasters.coarse_map import CoarseMap, MemoryCoarse
 from idgbr.rasters.read import IGNORE, Grid, Reader, write_class_map, write_probabilities
 from idgbr.scene.strips import Tally, refine_raster, refine_rows
 

@@ -14,14 +14,16 @@ from rio_cogeo.cogeo import cog_validate
 from scene_doubles import blobs, small_refiner
 
 from idgbr.coarse import backbone
-from idgbr.rasters.coarse_map import CoarseMap
+from idgbr.commands.predict import predict, predict_scene
 from idgbr.config import BackboneConfig, CoarseConfig, Experiment, SamplerConfig
 from idgbr.datasets import BandStats
 from idgbr.errors import Disagreement, Missing
-from idgbr.commands.predict import predict, predict_scene
+from idgbr.rasters.coarse_map import CoarseMap
 from idgbr.rasters.read import IGNORE, Grid, Reader, read_labels, read_probabilities, write_probabilities
 from idgbr.refiner.refiner import Refiner
-from idgbr.scene.strips import TorchTiles, refine_raster, refine_split
+from idgbr.scene.stage import refine_split
+from idgbr.scene.strips import refine_raster
+from idgbr.scene.tiles import TorchTiles
 
 
 @pytest.fixture

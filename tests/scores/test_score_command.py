@@ -14,9 +14,9 @@ from rasterio.transform import from_origin
 from scipy import ndimage
 
 from idgbr import cli
+from idgbr.commands.score import score
 from idgbr.config import ScoreConfig
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
-from idgbr.commands.score import score
 from idgbr.scores.tile import count_tile
 
 HERE = from_origin(400000, 5000000, 0.5, 0.5)

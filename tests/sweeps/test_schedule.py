@@ -14,8 +14,8 @@ from tiny_sweeps import tiny
 
 from idgbr.errors import Missing
 from idgbr.store import Store
-from sweeps.run import plan as planning
 from sweeps import tables
+from sweeps.run import plan as planning
 from sweeps.run.claims import Claims
 from sweeps.run.placement import Placement, slots
 from sweeps.run.plan import Plan

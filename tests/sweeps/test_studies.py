@@ -11,8 +11,8 @@ from tiny_sweeps import tiny
 from idgbr.config import Experiment
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store
-from sweeps.run import plan
 from sweeps import studies, tables
+from sweeps.run import plan
 from sweeps.study import Axis, Search, Study, expand
 
 

@@ -14,8 +14,8 @@ from tiny_sweeps import STAGES, TINY, final_tables, same_tables, sweep, tiny
 
 from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
 from idgbr.store import Store
-from sweeps.run import commands, gc, plan
 from sweeps import tables
+from sweeps.run import commands, gc, plan
 from sweeps.run.claims import Claims
 from sweeps.run.explain import explained
 from sweeps.run.placement import Placement
@@ -55,8 +55,8 @@ def test_one_more_step_count_trains_nothing(store: Store) -> None:
 
 
 def test_step_counts_share_the_loaded_weights_and_the_condition_features(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from idgbr.scene import tiles as kept_refiner
     from idgbr.refiner.refiner import Refiner
+    from idgbr.scene import tiles as kept_refiner
 
     loaded, seen, load = [], [], Refiner.load
     monkeypatch.setattr(Refiner, "load", lambda folder: loaded.append(folder) or load(folder))

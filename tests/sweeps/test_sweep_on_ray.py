@@ -17,8 +17,8 @@ from tiny_sweeps import STAGES, final_tables, same_tables, sweep
 
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store
-from sweeps.run import nodes
 from sweeps import tables
+from sweeps.run import nodes
 from sweeps.run.claims import Claims
 from sweeps.run.placement import Placement
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from idgbr.coarse import backbone, stage as coarse
-from idgbr.config import BackboneConfig, CoarseConfig
+from idgbr.coarse import backbone
+from idgbr.coarse import stage as coarse
 from idgbr.coarse.simulate import class_iou
+from idgbr.config import BackboneConfig, CoarseConfig
 from idgbr.datasets import Dataset
 from idgbr.errors import Disagreement, Missing
+from idgbr.rasters.coarse_map import coarse_path, read_coarse
 from idgbr.rasters.read import Grid, Reader, read_labels, write_class_map, write_probabilities
 
 WINDOW = CoarseConfig(tile_px=64, overlap_px=16, folds=2)
@@ -38,12 +40,12 @@ def test_training_rasters_are_mapped_by_the_fold_that_never_saw_them(scenes: Dat
     folds = scenes.folds(2)
     for raster in scenes.rasters:
         name = "full" if raster.split == "val" else next(f"fold{n}" for n, ids in enumerate(folds) if raster.id in ids)
-        found = coarse.read_coarse(tmp_path, raster.id)
+        found = read_coarse(tmp_path, raster.id)
         assert found.shape == (2, raster.height, raster.width)
         assert found.sum(0) == pytest.approx(1, abs=1e-5)
         assert found == pytest.approx(predicted(backbones[name], scenes, raster.image), abs=0.006)
-        assert Grid.of(coarse.coarse_path(tmp_path, raster.id)) == Grid.of(raster.image)
-        part = coarse.read_coarse(tmp_path, raster.id, (10, 20, 30, 40))
+        assert Grid.of(coarse_path(tmp_path, raster.id)) == Grid.of(raster.image)
+        part = read_coarse(tmp_path, raster.id, (10, 20, 30, 40))
         assert (part == found[:, 10:40, 20:60]).all()
     assert reports[-1]["done"] == reports[-1]["total"] == len(scenes.rasters)
 
@@ -51,7 +53,7 @@ def test_training_rasters_are_mapped_by_the_fold_that_never_saw_them(scenes: Dat
 def test_in_fold_maps_are_all_by_the_full_backbone(scenes: Dataset, backbones: dict[str, Path], tmp_path: Path) -> None:
     coarse.write(dataclasses.replace(WINDOW, source="in_fold"), scenes, {"full": backbones["full"]}, seed=0, out=tmp_path)
     raster = scenes.of("train")[0]
-    assert coarse.read_coarse(tmp_path, raster.id) == pytest.approx(predicted(backbones["full"], scenes, raster.image), abs=0.006)
+    assert read_coarse(tmp_path, raster.id) == pytest.approx(predicted(backbones["full"], scenes, raster.image), abs=0.006)
 
 
 def test_simulated_maps_have_the_wanted_iou_and_leave_held_out_scenes_to_the_backbone(
@@ -63,13 +65,13 @@ def test_simulated_maps_have_the_wanted_iou_and_leave_held_out_scenes_to_the_bac
     for raster in scenes.of("train"):
         assert raster.label is not None
         target = read_labels(raster.label, scenes.table)
-        found = coarse.read_coarse(tmp_path / "a", raster.id)
+        found = read_coarse(tmp_path / "a", raster.id)
         iou = class_iou(found.argmax(0).astype(np.uint8), target, 2)
         counts = np.bincount(target[target != 255], minlength=2)
         assert iou[counts.argmin()] == pytest.approx(0.7, abs=0.01)
-        assert (found == coarse.read_coarse(tmp_path / "b", raster.id)).all()
+        assert (found == read_coarse(tmp_path / "b", raster.id)).all()
     val = scenes.of("val")[0]
-    assert coarse.read_coarse(tmp_path / "a", val.id) == pytest.approx(predicted(backbones["full"], scenes, val.image), abs=0.006)
+    assert read_coarse(tmp_path / "a", val.id) == pytest.approx(predicted(backbones["full"], scenes, val.image), abs=0.006)
 
 
 def test_mixed_maps_lie_between_predicted_and_simulated(scenes: Dataset, backbones: dict[str, Path], tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_mixed_maps_lie_between_predicted_and_simulated(scenes: Dataset, backbon
         coarse.write(dataclasses.replace(WINDOW, source=source), scenes, backbones, seed=4, out=tmp_path / source)
     near_one, near_other = 0, 0
     for raster in scenes.of("train"):
-        one, other, mixed = (coarse.read_coarse(tmp_path / s, raster.id) for s in ("out_of_fold", "simulated", "mixed"))
+        one, other, mixed = (read_coarse(tmp_path / s, raster.id) for s in ("out_of_fold", "simulated", "mixed"))
         assert (mixed >= np.minimum(one, other) - 0.01).all()
         assert (mixed <= np.maximum(one, other) + 0.01).all()
         near_one += int((abs(mixed - one) < abs(mixed - other)).sum())
@@ -103,7 +105,7 @@ def test_external_class_maps_and_probabilities_arrive(scenes: Dataset, tmp_path:
             write_class_map(tmp_path / "maps" / f"{raster.image.stem}.tif", codes, grid)
     coarse.write(config, scenes, {}, seed=0, out=tmp_path / "out")
     for raster in scenes.rasters:
-        assert coarse.read_coarse(tmp_path / "out", raster.id) == pytest.approx(given[raster.id], abs=0.006)
+        assert read_coarse(tmp_path / "out", raster.id) == pytest.approx(given[raster.id], abs=0.006)
 
 
 def test_external_maps_that_do_not_fit_are_refused_and_leave_no_half_file(scenes: Dataset, tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_a_backbone_or_a_map_that_is_not_there_is_named(scenes: Dataset, backbon
     with pytest.raises(Missing, match="no backbone fold1"):
         coarse.write(WINDOW, scenes, {k: v for k, v in backbones.items() if k != "fold1"}, seed=0, out=tmp_path)
     with pytest.raises(Missing, match="no coarse map of nowhere"):
-        coarse.read_coarse(tmp_path, "nowhere")
+        read_coarse(tmp_path, "nowhere")
 
 
 def test_a_seed_changes_simulated_errors_only(four_classes: Dataset, tmp_path: Path) -> None:

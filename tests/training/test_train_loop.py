@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from idgbr.training.batches import slice_of
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.training.batches import slice_of
 from idgbr.training.loop import Interrupted, NotFinite, read_curve, train
 
 
@@ -144,8 +144,8 @@ def test_the_average_forgets_by_half_life(tmp_path: Path) -> None:
         def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             return self.network(batch["x"]).sum(1) * 0 + 1.0, {}
 
-    from idgbr.training.loop import _Run
     from idgbr.training.distributed import World
+    from idgbr.training.loop import _Run
 
     run = _Run(Jump(), None, Settings(batch_images=1, ema_images=10.0), 0, World(), Runtime(), torch.device("cpu"))
     run.step = 10_000

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from idgbr.config import Runtime
-from idgbr.training.loop import Interrupted, read_curve, train
 from idgbr.training.distributed import DistributedWorld
+from idgbr.training.loop import Interrupted, read_curve, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ def small_refiner() -> nn.Module:
     from idgbr.config import RefinerConfig
     from idgbr.datasets import BandStats
     from idgbr.labels import ClassTable, LabelClass
-    from idgbr.refiner.refiner import Refiner
     from idgbr.refiner.loss import RefinerTraining
+    from idgbr.refiner.refiner import Refiner
 
     config = RefinerConfig(
         channels=(16, 32), condition_channels=(16, 32), guidance_width=16, guidance_heads=2, crop_px=32, train_timesteps=100

@@ -1,0 +1,105 @@
+"""Output files on a local path: checked before work starts, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from idgbr.errors import BadRequest, IdgbrError, Missing
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write under a temporary name; rename when complete.
+
+    Raises:
+        Missing: no space, no permission.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(str(path), error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: str, error: OSError) -> IdgbrError:
+    """One clear error for a full disk, a read-only folder, a missing permission."""
+    import errno
+
+    if error.errno == errno.ENOSPC:
+        return Missing(
+            f"no space left while writing {path}", hint="free some space (`python -m sweeps gc --dry-run`), then run the same command again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Missing(f"cannot write {path}: {error.strerror}", hint="a store you may write to: --store FOLDER")
+    return Missing(f"cannot write {path}: {error}")
+
+
+def check_output(path: Path, overwrite: bool = True) -> None:
+    """Raises:
+    BadRequest: not a GeoTIFF name, or it exists and may not be overwritten. Missing: its folder is not there or cannot be written.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise BadRequest(
+            "rasters are written as GeoTIFF", value=path, allowed="names that end in .tif or .tiff", hint=f"-o {path.with_suffix('.tif')}"
+        )
+    check_place(path, overwrite)
+
+
+def check_place(path: Path, overwrite: bool = True) -> None:
+    """Raises:
+    BadRequest: it exists and may not be overwritten. Missing: its folder is not there or cannot be written.
+    """
+    if path.is_dir():
+        raise BadRequest(f"{path} is a folder", hint="name a file")
+    if path.exists() and not overwrite:
+        raise BadRequest(f"{path} is there already", hint="another name, or --overwrite")
+    if not path.parent.is_dir():
+        raise Missing(f"no folder {path.parent} to write into", value=path, hint=f"mkdir -p {path.parent}")
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> IdgbrError:
+    """One clear error for an output that cannot be written: no permission, read-only, no space."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Missing(f"cannot write {path}: {error.strerror}", hint="an output in a folder you may write to")
+    return unwritable(str(path), error)
+
+
+def check_apart(out: Path, *inputs: Path) -> None:
+    """Raises:
+    BadRequest: the output is one of the inputs, which would be lost.
+    """
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise BadRequest(f"the output {out} is an input of this command", value=path, hint="another name")
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """
+    Raises:
+        Missing: no space, no permission.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(str(path), error) from error
+    return path

@@ -1,0 +1,54 @@
+"""Stage "refined": the class maps of all rasters of a split."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from idgbr.config import Runtime, SamplerConfig
+from idgbr.rasters.coarse_map import CoarseMap
+from idgbr.rasters.read import Reader
+from idgbr.scene.strips import TileRefiner, refine_raster
+
+Report = Callable[..., None]
+
+
+def refine_split(
+    sampler: SamplerConfig,
+    refiner_dir: Path | None,
+    dataset: Any,
+    coarse_dir: Path,
+    split: str,
+    *,
+    seed: int,
+    out: Path,
+    runtime: Runtime | None = None,
+    report: Report | None = None,
+) -> None:
+    """Stage "refined": `out/<raster id>.tif` class maps of all rasters of a split, and `out/tiles.json` with what was done.
+
+    Without a refiner the maps are the argmax of the coarse probabilities.
+
+    Raises:
+        Missing: no raster in the split, or a coarse map is not there.
+    """
+    rasters = dataset.of(split)
+    tiles: TileRefiner | None = None
+    if refiner_dir is not None:
+        from idgbr.scene.tiles import tiles_of
+
+        tiles = tiles_of(refiner_dir, runtime)
+    done: dict[str, Any] = {}
+    for i, raster in enumerate(rasters):
+        image = Reader(raster.image, dataset.bands)
+        coarse = CoarseMap(Path(coarse_dir) / f"{raster.id}.tif", dataset.table)
+        path = Path(out) / f"{raster.id}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)  # ids may name folders
+        tally = refine_raster(tiles, sampler, image, coarse, path, raster_id=raster.id, seed=seed, table=dataset.table, mask_nodata=False)
+        done[raster.id] = dataclasses.asdict(tally)
+        if report:
+            report(stage="refined", done=i + 1, total=len(rasters), tiles=tally.tiles, computed=tally.computed)
+    (Path(out) / "tiles.json").write_text(json.dumps(done, indent=1))

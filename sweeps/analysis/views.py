@@ -1,0 +1,100 @@
+"""Views: the trials of one population with their sums, as every table and figure reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from idgbr.errors import BadRequest
+from idgbr.scores.read import metric as metric_named
+from sweeps.analysis.contrasts import Scorer
+from sweeps.analysis.trials import Trials, resolve
+from sweeps.analysis.unit_sums import Sums, label_sets, unit_sums
+from sweeps.analysis.variants import Population, populations
+
+SHOWN = ("miou", "boundary_iou", "wfm_edge")
+
+
+PRIMARY = "boundary_iou"
+
+
+@dataclass(frozen=True)
+class View:
+    """A population, one split and label set of it, and its counts summed by unit."""
+
+    population: Population
+    split: str
+    label_set: str
+    sums: Sums
+    scorer: Scorer
+    trials: Trials
+
+    @property
+    def name(self) -> str:
+        """`val-full`; `val-full-2` of a second population."""
+        return f"{self.split}-{self.label_set}" + (f"-{self.population.number}" if self.population.number > 1 else "")
+
+    @classmethod
+    def of(
+        cls,
+        trials: Trials,
+        population: Population,
+        metrics: Sequence[str],
+        split: str,
+        label_set: str,
+        unit: str = "auto",
+        columns: Sequence[str] = ("valid", "ignored"),
+    ) -> View:
+        sums = unit_sums(population.parts, metrics, split=split, label_set=label_set, unit=unit, columns=columns)
+        return cls(population, split, label_set, sums, Scorer(sums), trials)
+
+
+def views(
+    trials: Trials,
+    metrics: Sequence[str],
+    *,
+    split: str = "",
+    labels: str = "",
+    unit: str = "auto",
+    columns: Sequence[str] = ("valid", "ignored"),
+) -> Iterator[View]:
+    """One view a population, split and label set: what may stand in one table.
+
+    Raises:
+        BadRequest: no counts of the wanted split or label set.
+    """
+    there = [(p, s, label_set) for p in populations(trials) for s, label_set in label_sets(p.parts)]
+    chosen = [(p, s, label_set) for p, s, label_set in there if split in ("", s) and labels in ("", label_set)]
+    if not chosen:
+        raise BadRequest(
+            "no counts of that split and label set",
+            value=f"split {split or 'any'}, labels {labels or 'any'}",
+            allowed="; ".join(sorted({f"split {s}, labels {label_set}" for _, s, label_set in there})),
+        )
+    for population, s, label_set in chosen:
+        yield View.of(trials, population, metrics, s, label_set, unit, columns)
+
+
+def wanted_metrics(metrics: str, primary: str) -> list[str]:
+    """Raises:
+    BadRequest: no such metric; names the nearest.
+    """
+    names = [m.strip() for m in metrics.split(",") if m.strip()] or list(SHOWN)
+    return [metric_named(m).name for m in dict.fromkeys([*names, primary])]
+
+
+def by_level(view: View, by: str) -> Iterator[tuple[str, View]]:
+    """The view itself, or one for each level of an axis (`by` may name a stage: its axes together)."""
+    if not by:
+        yield "", view
+        return
+    population = view.population
+    axes = [a for a in population.axes if a.partition(".")[0] == by] or [resolve(by, population.axes)]
+    for values in dict.fromkeys(tuple(v.axes[a] for a in axes) for v in population.variants):
+        if None in values:
+            continue
+        chosen = tuple(v for v in population.variants if all(v.axes[a] in (None, x) for a, x in zip(axes, values)))
+        rest = tuple(a for a in population.axes if a not in axes)
+        part = Population(chosen, rest, population.parts, population.frame, population.notes, population.number)
+        level = ", ".join(f"{a.rpartition('.')[2]}={x}" for a, x in zip(axes, values))
+        yield level, View(part, view.split, view.label_set, view.sums, view.scorer, view.trials)

@@ -1,0 +1,92 @@
+"""Every network that a plan would train is built once without memory or data, before anything is launched."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from idgbr.config import Experiment
+from idgbr.errors import BadRequest
+from idgbr.store import Store
+from sweeps.run.plan import Plan
+
+
+@dataclass(frozen=True)
+class Impossible:
+    """A model that cannot be built, why, and how many trials need it."""
+
+    model: str
+    reason: str
+    trials: tuple[str, ...]
+
+
+def preflight(plan: Plan, store: Store | None = None) -> list[Impossible]:
+    """Build every distinct model that is still to train, on torch's meta device: no memory, no time, no data.
+
+    The number of classes does not decide whether a network can be built, so data that are not synthetic count as 2 classes.
+    """
+    from idgbr.coarse import backbone
+
+    wanted = set(plan.to_do)
+    checked: dict[Any, str | None] = {}
+    users: dict[Any, list[str]] = defaultdict(list)
+    names: dict[Any, str] = {}
+    for trial in plan.open:
+        e = trial.experiment
+        n_bands, n_classes = len(e.data.bands), e.data.n_classes if e.data.source == "synthetic" else 2
+        for job in trial.jobs:
+            if job.key not in wanted or not job.trains or (job.stage == "backbone" and job.name != "full"):
+                continue
+            key: Any = (e.backbone, e.coarse.tile_px, n_bands) if job.stage == "backbone" else (_shape_of(e.refiner), n_bands)
+            users[key].append(trial.id)
+            if key in checked:
+                continue
+            if job.stage == "backbone":
+                names[key] = f"backbone.encoder={e.backbone.encoder} backbone.decoder={e.backbone.decoder}"
+                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: backbone.check(e.backbone, e.coarse.tile_px, b, k))
+            else:
+                names[key] = "refiner of '" + trial.label + "'"
+                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: _build_refiner(e, b, k))
+    return [Impossible(names[key], reason, tuple(users[key])) for key, reason in checked.items() if reason]
+
+
+def refuse_impossible(plan: Plan, found: list[Impossible]) -> None:
+    """Raises:
+    BadRequest: names every model that cannot be built; nothing was launched.
+    """
+    if found:
+        trials = len({t for i in found for t in i.trials})
+        listed = " ".join(f"[{n + 1}] {i.model} ({len(i.trials)} trials): {i.reason}" for n, i in enumerate(found))
+        raise BadRequest(
+            f"study {plan.study.name}: {trials} of {len(plan.open)} trials cannot be built. {listed} Nothing was launched",
+            hint="drop these values from the axes, or add a constraint that leaves them out",
+        )
+
+
+def _shape_of(config: Any) -> Any:
+    """The refiner's settings that its network depends on: learning rates and schedules build the same one."""
+    same = {"lr": 1e-3, "weight_decay": 0.0, "warmup_images": 0, "train_images": 1, "ema_images": 0.0, "boundary_share": 0.0}
+    return dataclasses.replace(config, **same)
+
+
+def _build_refiner(e: Experiment, n_bands: int, n_classes: int) -> None:
+    import torch
+
+    from idgbr.datasets.index import BandStats
+    from idgbr.labels import ClassTable, LabelClass
+    from idgbr.refiner.refiner import Refiner
+
+    table = ClassTable(tuple(LabelClass(f"class{i}", (i,), (i, i, i)) for i in range(n_classes)))
+    ones = (1.0,) * n_bands
+    with torch.device("meta"):
+        Refiner.build(e.refiner, n_bands, table, BandStats(ones, ones, ones, ones))
+
+
+def _error_of(build: Any) -> str | None:
+    try:
+        build()
+    except Exception as error:  # whatever a library raises while building is the reason
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
