@@ -257,7 +257,7 @@ def expand(study: Study) -> list[Trial]:
         BadRequest: a value out of range, or nothing left under the constraints.
     """
     base = study.base()
-    setter = _Setter(base)
+    setter = Setter(base)
     trials: list[Trial] = []
     combinations = list(_combinations(study))
     left_out = 0
@@ -311,7 +311,7 @@ def _combinations(study: Study) -> Iterable[dict[str, Any]]:
         yield dict(point)
 
 
-class _Setter:
+class Setter:
     """`apply` for thousands of trials: each distinct section is checked once."""
 
     def __init__(self, base: Experiment):

@@ -90,7 +90,7 @@ def soften(index: Index, n_classes: int, rng: np.random.Generator, blur_px: floa
     index = _filled(index)
     one_hot = (index[None] == np.arange(n_classes)[:, None, None]).astype(np.float32)
     blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), blur_px) for plane in one_hot])
-    temperature = np.exp(0.4 * _smooth(index.shape, 16, rng))
+    temperature = np.exp(0.4 * smooth(index.shape, 16, rng))
     logits = np.log(np.clip(blurred, 2e-3, 1)) / temperature
     p = np.exp(logits - logits.max(0))
     p /= p.sum(0)
@@ -115,17 +115,17 @@ class _Errors:
         self.parts, n_parts = ndimage.label(objects)
         area = objects.sum() / max(1, n_parts)
         self.reach = float(np.clip(0.5 * np.sqrt(area), 3, 24))  # px: errors scale with the objects
-        self.order = _smooth(shape, 4, rng)  # blobs that errors come and go in
-        self.wave = [_smooth(shape, max(2.0, self.reach / 2), rng) for _ in range(2)]
+        self.order = smooth(shape, 4, rng)  # blobs that errors come and go in
+        self.wave = [smooth(shape, max(2.0, self.reach / 2), rng) for _ in range(2)]
         angle = rng.uniform(0, 2 * np.pi)
-        drift = [_smooth(shape, 64, rng) for _ in range(2)]
+        drift = [smooth(shape, 64, rng) for _ in range(2)]
         self.drift = [np.cos(angle) + 0.5 * drift[0], np.sin(angle) + 0.5 * drift[1]]
-        self.holes = _smooth(shape, max(1.5, self.reach / 4), rng)
+        self.holes = smooth(shape, max(1.5, self.reach / 4), rng)
         self.fate = rng.random(n_parts + 1)  # objects with a low number are missed first
         self.fate[0] = 2
-        self.false_field = _smooth(shape, max(2.0, self.reach / 2), rng)
+        self.false_field = smooth(shape, max(2.0, self.reach / 2), rng)
         self.false_class = np.asarray(classes, np.uint8)[
-            np.clip(((_smooth(shape, 4 * self.reach, rng) + 2) / 4 * len(classes)).astype(int), 0, len(classes) - 1)
+            np.clip(((smooth(shape, 4 * self.reach, rng) + 2) / 4 * len(classes)).astype(int), 0, len(classes) - 1)
         ]
 
     def __call__(self, severity: float) -> Index:
@@ -148,7 +148,7 @@ class _Errors:
         return np.ascontiguousarray(out, np.uint8)
 
 
-def _smooth(shape: tuple[int, ...], sigma_px: float, rng: np.random.Generator) -> Field:
+def smooth(shape: tuple[int, ...], sigma_px: float, rng: np.random.Generator) -> Field:
     """Gaussian noise of unit variance, smooth over `sigma_px` (made small and blown up: fast at any sigma)."""
     step = max(1, int(sigma_px / 2))
     small = [-(-n // step) + 8 for n in shape]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.coarse.simulate import _smooth, corrupt, soften
+from idgbr.coarse.simulate import corrupt, smooth, soften
 from idgbr.config import CoarseConfig, Runtime
 from idgbr.errors import Disagreement, Missing
 from idgbr.labels import IGNORE
@@ -183,7 +183,7 @@ def _field_rows(raster_id: str, grid: Grid, seed: int, row: int, height: int) ->
     """Rows of a smooth random field over the whole raster, made block row by block row so that memory follows the width."""
     rows = []
     for block in range(row // SIMULATED_PX, (row + height - 1) // SIMULATED_PX + 1):
-        field = _smooth((SIMULATED_PX, grid.width), 32, _generator(seed, raster_id, block, 0, "mixed"))
+        field = smooth((SIMULATED_PX, grid.width), 32, _generator(seed, raster_id, block, 0, "mixed"))
         first = block * SIMULATED_PX
         rows.append(field[max(0, row - first) : row + height - first])
     return np.concatenate(rows)

@@ -18,7 +18,7 @@ from sweeps.run.plan import Plan
 from sweeps.run.pruning import Watch
 from sweeps.run.schedule import end_of
 from sweeps.run.worker import Outcome, Task, Unit, write_failed
-from sweeps.study import Axis, Study, Trial, _Setter
+from sweeps.study import Axis, Setter, Study, Trial
 
 REPEATS = 25  # proposals in a row that are known already before the space counts as exhausted
 
@@ -59,7 +59,7 @@ class Proposals:
         self.study, self.store, self.claims, self.slots, self.commit = study, store, claims, slots, commit
         self.spec = journal.spec_of(study)
         self.plan = prepared
-        self.setter = _Setter(study.base())
+        self.setter = Setter(study.base())
         self.sign = [-1.0 if g.startswith("-") or not is_higher_better(g) else 1.0 for g in self.spec.goals]
         self.primary = self.spec.goals[0].removeprefix("-")
         self.running: dict[str, Unit] = {}

@@ -21,7 +21,7 @@ from sweeps.run.driver import say, workplace
 from sweeps.run.placement import Placement
 from sweeps.run.plan import Plan
 from sweeps.run.proposals import Proposals
-from sweeps.study import Search, Study, Trial, _Setter, yardsticks
+from sweeps.study import Search, Setter, Study, Trial, yardsticks
 
 
 def search(
@@ -96,7 +96,7 @@ def upstream(study: Study, store: Store, *, retry_failed: bool = False) -> Plan:
     """A plan of what the searched stage stands on, and of the yardsticks."""
     stage = study.axes[0].stage
     stage = {"sampler": "refined", "score": "counts"}.get(stage, stage)
-    base = _Setter(study.base())({})
+    base = Setter(study.base())({})
     trials = [Trial({}, dataclasses.replace(base, seed=seed)) for seed in study.seeds]
     rows = yardsticks(study, trials, base) if STAGES.index(stage) > STAGES.index("coarse") else []
     made = planning.make(study, store, retry_failed=retry_failed, trials=[*rows, *trials])
