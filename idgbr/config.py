@@ -49,8 +49,8 @@ class DataConfig(Section):
     """Which scenes, how they are read and split."""
 
     name = "data"
-    source: str = setting("synthetic", "data set layout: synthetic, folder, or a published one (see idgbr/datasets)")
-    root: str = setting("", "folder of the unpacked data set; not used by synthetic scenes")
+    source: str = setting("synthetic", "data set: naip_fields, synthetic, folder (your own), or a published one (docs/data.md)")
+    root: str = setting("", "folder of the unpacked data set; synthetic scenes and naip_fields need none")
     classes: str = setting("", "class table (JSON file); empty: the one of the source")
     bands: tuple[int, ...] = setting((1, 2, 3), "bands read from each image, from 1, in this order")
     split_table: str = setting("", "folder: split table (CSV) below the root; empty: splits.csv")

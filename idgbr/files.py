@@ -42,6 +42,17 @@ def unwritable(path: str, error: OSError) -> IdgbrError:
     return Missing(f"cannot write {path}: {error}")
 
 
+def require_variables(path: str, where: str) -> None:
+    """Refuse a path that begins with an environment variable which is not set.
+
+    Raises:
+        Missing: `path` begins with `$NAME`; recipes write this where the user has not said yet in which folder the data are.
+    """
+    if path.startswith("$"):
+        name = path[1:].split("/")[0]
+        raise Missing(f"{name} is not set", value=f"{where}={path}", hint=f"export {name}=FOLDER, or {where}=PATH")
+
+
 def check_output(path: Path, overwrite: bool = True) -> None:
     """Raises:
     BadRequest: not a GeoTIFF name, or it exists and may not be overwritten. Missing: its folder is not there or cannot be written.

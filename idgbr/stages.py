@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from idgbr.config import Experiment, Runtime, Section, digest, to_dict
 from idgbr.errors import Missing
+from idgbr.files import require_variables
 from idgbr.store import Store
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ def content_digest(path: str, where: str) -> str:
     Raises:
         Missing: nothing is there.
     """
+    require_variables(path, where)
     place = Path(path).expanduser()
     if not place.exists():
         raise Missing(f"{where} names a file that is not there", value=str(place), hint=f"an existing path: {where}=PATH")

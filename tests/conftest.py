@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+os.environ.setdefault("IDGBR_DATA", str(SHARED / "data"))  # where the recipes look for data and weights
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idgbr.config import DataConfig
+from idgbr.datasets.sources import layout
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import ClassTable
 
@@ -198,9 +199,10 @@ def load(folder: Path, config: DataConfig | None = None) -> Dataset:
     folder = Path(folder)
     records = rows(folder)
     facts = json.loads((folder / "stats.json").read_text())
-    root = folder.absolute()
-    if facts["root"]:
-        root = Path(config.root if config and config.root else facts["root"]).expanduser().absolute()
+    given = config.root if config and config.root else facts["root"]
+    root = layout(facts["source"]).built_in or folder.absolute()
+    if given and layout(facts["source"]).find is not None:
+        root = Path(given).expanduser().absolute()
         if not root.is_dir():
             raise Missing("the data set is not where it was prepared from", value=root, hint="data.root=FOLDER, where it is now")
 

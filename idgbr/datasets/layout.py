@@ -43,11 +43,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout. `find` raises `Missing` (folder or files not there) or `Disagreement`; None: nothing is found, scenes are made."""
+    """One layout of folders and files.
+
+    `find` raises `Missing` (folder or files not there) or `Disagreement`; None: nothing is found, scenes are made.
+    `built_in` is the folder of a data set that is installed with idgbr; None: the user names it in `data.root`.
+    """
 
     name: str
     title: str
     table: ClassTable | None  # None: classes.json of the folder, or data.classes
     expected: str
     find: Callable[[Path, DataConfig], Found] | None
+    built_in: Path | None = None
     filters_rows: bool = False  # `data.where` is about columns of its split table; else about id, scene and split

@@ -30,6 +30,7 @@ from idgbr.datasets.layout import SPLITS, Entry, Found, Layout
 from idgbr.datasets.moments import SAMPLES, Gatherer, Moments, band_stats
 from idgbr.datasets.sources import layout
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.files import require_variables
 from idgbr.labels import IGNORE, ClassTable
 
 STRIP_PX = 4_000_000  # pixels read at once: bounds memory for scenes of any size, whole rows so that JPEG and striped files decode once
@@ -77,7 +78,7 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
     stats = band_stats(totals[True] if True in totals else totals[False])
     facts = {
         "source": config.source,
-        "root": str(root) if root else "",
+        "root": "" if root is None or root == source.built_in else str(root),
         "bands": list(config.bands),
         "block_m": config.block_m,
         "notes": notes,
@@ -136,7 +137,7 @@ def class_table(config: DataConfig, source: Layout, found: Found) -> ClassTable:
     if config.classes:
         return ClassTable.load(Path(config.classes).expanduser())
     table = found.table or source.table
-    return table if table is not None else ClassTable.load(Path(config.root).expanduser() / "classes.json")
+    return table if table is not None else ClassTable.load(_root(config, source) / "classes.json")
 
 
 def check_splits(entries: Sequence[Entry]) -> None:
@@ -158,6 +159,9 @@ def check_splits(entries: Sequence[Entry]) -> None:
 
 
 def _root(config: DataConfig, source: Layout) -> Path:
+    if not config.root and source.built_in is not None:
+        return source.built_in
+    require_variables(config.root, "data.root")
     if not config.root:
         raise Missing(f"{source.title} needs its folder", allowed=f"a folder with {source.expected}", hint="data.root=FOLDER")
     root = Path(config.root).expanduser().absolute()

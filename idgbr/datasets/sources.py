@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from idgbr.datasets import folder, isprs, published, synthetic
+from idgbr.datasets import folder, isprs, places, published, synthetic
 from idgbr.datasets.layout import Layout
 from idgbr.errors import BadRequest, nearest
 
 SOURCES: dict[str, Layout] = {
-    each.name: each for each in (synthetic.LAYOUT, folder.LAYOUT, folder.OAM_BUILDINGS, isprs.POTSDAM, isprs.VAIHINGEN, *published.LAYOUTS)
+    each.name: each
+    for each in (
+        synthetic.LAYOUT,
+        *places.LAYOUTS,
+        folder.LAYOUT,
+        folder.OAM_BUILDINGS,
+        isprs.POTSDAM,
+        isprs.VAIHINGEN,
+        *published.LAYOUTS,
+    )
 }
 
 
