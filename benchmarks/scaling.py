@@ -165,7 +165,7 @@ import ctypes, gc, json, os, sys, torch
 from torch import nn
 from datetime import timedelta
 from pathlib import Path
-from idgbr.world import DistributedWorld
+from idgbr.training.distributed import DistributedWorld
 from idgbr.config import Runtime
 
 def resident():

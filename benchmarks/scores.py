@@ -170,6 +170,7 @@ def plain_ledger(coarse: Map, refined: Map, target: Map) -> list[int]:
 
 def cases(pred: Map, target: Map, coarse: Map, k: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """name -> (ours, plain), both returning numbers to compare."""
+    from idgbr.rasters import edges as edges_of
     from idgbr.scores import bands, boundary, formulas, legacy, region, surface, wfm
 
     height, width = target.shape
@@ -200,11 +201,11 @@ def cases(pred: Map, target: Map, coarse: Map, k: int) -> dict[str, tuple[Callab
         return out
 
     def ours_trimap() -> Any:
-        shells = boundary.trimap_shells(boundary.label_edges(target, k), (3,))
+        shells = boundary.trimap_shells(edges_of.label_edges(target, k), (3,))
         return formulas.iou(*region.rates(region.joint([shells, target, pred], [1, k, k + 1])[0]))
 
     def ours_distance() -> Any:
-        band = boundary.distance_bands(boundary.label_edges(target, k), edges_px)
+        band = edges_of.distance_bands(edges_of.label_edges(target, k), edges_px)
         m = region.joint([band, target, pred], [len(edges_px) + 1, k, k + 1])
         return formulas.ratio(np.trace(m, axis1=1, axis2=2), m.sum((1, 2)))
 

@@ -279,7 +279,7 @@ def test_importance_carries_its_right_name_and_a_warning(made):
 
 def test_tables_are_read_without_torch_ray_or_optuna(made):
     code = (
-        "import sys; from sweeps.analysis_commands import table; "
+        "import sys; from sweeps.report.commands import table; "
         f"table(['made'], stores=[{str(made)!r}], labels='full', form='json'); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'optuna')))"
     )

@@ -14,7 +14,7 @@ from cluster.doctor.probe import Probe
 
 PAIR = """
 import json, sys
-from cluster.probe import Probe
+from cluster.doctor.probe import Probe
 rank, port, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 print(json.dumps(Probe().all_reduce(rank, "127.0.0.1", port, seconds, 60.0)))
 """

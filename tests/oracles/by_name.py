@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.config import ScoreConfig
+from idgbr.rasters import edges as edges_of
 from idgbr.scores import bands, boundary, formulas, legacy, region, surface, wfm
 from idgbr.scores.schema import JOINT, LEDGER
 from idgbr.scores.tile import clean_target, count_tile
@@ -66,7 +67,7 @@ def scores_by_name(pred: Map, target: Map, n_classes: int, ignore_index: int | N
     hits_total = boundary.mba(pred, target, n_classes, radii := boundary.mba_radii(*target.shape), inner)
     out["mba"], out["mba_radii"] = float(np.mean(formulas.ratio(*hits_total))), list(radii)
 
-    edges = boundary.label_edges(target, n_classes)
+    edges = edges_of.label_edges(target, n_classes)
     shells = boundary.trimap_shells(edges, WIDTHS)
     for i, width in enumerate(WIDTHS):
         out[f"trimap_edge_w{width}"] = _band_scores(raw_pred, target, shells <= i, n_classes)

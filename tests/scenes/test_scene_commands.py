@@ -247,7 +247,7 @@ def test_resume_after_kill_9_gives_the_same_file(tmp_path, long_scene, table):
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from scene_doubles import KnowingRefiner
         from idgbr.labels import ClassTable
-        from idgbr.refine_command import Model, refine_scene
+        from idgbr.scene.geotiff import Model, refine_scene
         from idgbr.config import SamplerConfig
         class Slow(KnowingRefiner):
             def condition(self, *a):
@@ -286,7 +286,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, long_scene,
         import numpy as np
         from pathlib import Path
         from idgbr.errors import Missing
-        from idgbr.raster import Grid, write_class_map
+        from idgbr.rasters.read import Grid, write_class_map
         noise = np.random.default_rng(0).integers(0, 250, (300, 300)).astype(np.uint8)
         for cog in (False, True):
             try:
@@ -294,7 +294,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, long_scene,
             except Missing as error:
                 print(error.exit_code, error)
         from idgbr.labels import ClassTable
-        from idgbr.polygons import write_polygons
+        from idgbr.rasters.polygons import write_polygons
         table = ClassTable.from_json({table.to_json()!r})
         for name in ("m.gpkg", "m.geojson"):
             try:

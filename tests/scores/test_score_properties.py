@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from idgbr.config import ScoreConfig
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.rasters import edges as edges_of
 from idgbr.scores import boundary, formulas, legacy, nearest, region, surface, wfm
 from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA, IDENTITY, LEDGER
 from idgbr.scores.tile import Widths, count_tile, count_window
@@ -227,10 +228,10 @@ def test_distances_of_far_pixels_equal_a_distance_transform() -> None:
 
 def test_bands_of_distance_are_the_same_by_disks_and_by_distance_transform(monkeypatch: pytest.MonkeyPatch) -> None:
     target = (np.add.outer(np.arange(120) // 40, np.arange(150) // 50) % 3).astype(np.uint8)
-    edges, edges_px = boundary.label_edges(target, 3), (0.5, 1.0, 2.5, 7.0, 16.0)
-    by_disks = boundary.distance_bands(edges, edges_px)
-    monkeypatch.setattr(boundary, "_DISK_PX", 0)
-    assert (boundary.distance_bands(edges, edges_px) == by_disks).all()
+    edges, edges_px = edges_of.label_edges(target, 3), (0.5, 1.0, 2.5, 7.0, 16.0)
+    by_disks = edges_of.distance_bands(edges, edges_px)
+    monkeypatch.setattr(edges_of, "_DISK_PX", 0)
+    assert (edges_of.distance_bands(edges, edges_px) == by_disks).all()
     exact = 1 + ndimage.distance_transform_edt(edges == 0)
     assert (by_disks == np.digitize(exact, edges_px, right=True)).all()
 

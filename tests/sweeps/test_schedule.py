@@ -134,7 +134,7 @@ def test_a_claim_of_a_dead_process_is_taken_over_at_once_and_of_a_living_one_is_
     living = Claims(store, "s")
     assert living.take("job") is None
     assert Claims(store, "s").take("job")["pid"] == living.who["pid"]  # type: ignore[index]
-    code = f"from idgbr.store import Store; from sweeps.claims import Claims; Claims(Store({str(tmp_path)!r}), 's').take('other')"
+    code = f"from idgbr.store import Store; from sweeps.run.claims import Claims; Claims(Store({str(tmp_path)!r}), 's').take('other')"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "claims" / "other.json").exists()
     assert Claims(store, "s").take("other") is None
