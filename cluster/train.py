@@ -135,7 +135,7 @@ def fit_sharded(
             raise
         ending = result.return_value or {}
         if ending.get("interrupted"):
-            from idgbr.training.loop import Interrupted
+            from idgbr.errors import Interrupted
 
             raise Interrupted(ending["interrupted"])
         _raise_own(ray.get(mailbox.failure.remote()), None, name, workers, max_failures)
@@ -153,8 +153,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray
     import ray.train as rt
 
+    from idgbr.errors import Interrupted
     from idgbr.stages import Job, scratch_name, train_stage
-    from idgbr.training.loop import Interrupted
 
     mailbox = settings["mailbox"]
     if ray.get(mailbox.failure.remote()) is not None:

@@ -53,6 +53,20 @@ class Missing(IdgbrError):
     exit_code = 3
 
 
+class NoSpace(Missing):
+    """A disk or store is full: nothing that writes to it can go on."""
+
+
+class Outage(Missing):
+    """A device, worker, node, network or store failed, not the work: the same work may succeed later or elsewhere."""
+
+
+class Interrupted(IdgbrError):
+    """Asked to stop; a checkpoint was written. Running the same command again goes on from it."""
+
+    exit_code = 130
+
+
 class Disagreement(IdgbrError):
     """Inputs disagree: grid, classes, label set, fingerprint, or file content against what was declared."""
 

@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from idgbr.errors import BadRequest, IdgbrError, Missing
+from idgbr.errors import BadRequest, IdgbrError, Missing, NoSpace, Outage
+from idgbr.retries import is_transient
 
 
 @contextlib.contextmanager
@@ -29,16 +30,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def unwritable(path: str, error: OSError) -> IdgbrError:
-    """One clear error for a full disk, a read-only folder, a missing permission."""
-    import errno
-
-    if error.errno == errno.ENOSPC:
-        return Missing(
+def unwritable(path: str, error: OSError, *, remote: bool = False) -> IdgbrError:
+    """One clear error: `NoSpace` for a full disk, `Outage` for a file system that does not answer, else `Missing`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
             f"no space left while writing {path}", hint="free some space (`python -m sweeps gc --dry-run`), then run the same command again"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Missing(f"cannot write {path}: {error.strerror}", hint="a store you may write to: --store FOLDER")
+    if is_transient(error, remote):
+        return Outage(f"cannot write {path}: {error}", hint="the same command again, when the file system or store answers")
     return Missing(f"cannot write {path}: {error}")
 
 

@@ -9,6 +9,7 @@ No manifest = not there. On object stores `rename` is not atomic, so the manifes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,12 +18,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
-from idgbr.errors import IdgbrError, Missing
+from idgbr.errors import IdgbrError, Missing, Outage
 from idgbr.files import unwritable
+from idgbr.retries import RetryPolicy, is_transient
+
+T = TypeVar("T")
+OBJECT_STORES = ("s3", "gcs", "abfs")  # without folders
+FIRST_ANSWER = RetryPolicy(deadline_s=5.0)  # a wrong address should be an error soon
 
 
 def open_filesystem(root: str | Path) -> tuple[fs.FileSystem, str]:
@@ -42,6 +48,9 @@ def open_filesystem(root: str | Path) -> tuple[fs.FileSystem, str]:
 class Store:
     """Artefacts by (stage, key).
 
+    Every access is tried again with growing waits while the file system or object store throttles, times out or is away
+    (`retries`): for 5 s until it has answered once, for two minutes after that. What still fails is an `Outage`.
+
     Args:
         root: folder or URI; made when missing.
         cache: local folder where artefacts of a remote store are fetched to; not used by a local store.
@@ -52,6 +61,26 @@ class Store:
         self.fs, self.base = open_filesystem(root)
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
         self.cache = Path(cache or Path.home() / ".cache" / "idgbr")
+        self.retries = RetryPolicy()
+        self.has_answered = False
+
+    def ask(self, work: Callable[[], T]) -> T:
+        """`work()` on the file system, tried again by the store's policy.
+
+        Raises:
+            OSError: it still fails.
+        """
+        policy = self.retries if self.has_answered else min(self.retries, FIRST_ANSWER, key=lambda p: p.deadline_s)
+        try:
+            found = policy.call(work, self.is_transient)
+        except FileNotFoundError:
+            self.has_answered = True
+            raise
+        self.has_answered = True
+        return found
+
+    def is_transient(self, error: OSError) -> bool:
+        return is_transient(error, remote=not self.is_local)
 
     def __reduce__(self) -> Any:
         """Absolute: a worker that unpacks this may stand in another folder."""
@@ -63,47 +92,96 @@ class Store:
         """Whole file or nothing: temporary name, fsync, rename (local); one put (object store)."""
         path = f"{self.base}/{name}"
         try:
-            self.fs.create_dir(path.rpartition("/")[0], recursive=True)
-            if not self.is_local:
-                with self.fs.open_output_stream(path) as stream:
-                    stream.write(data)
-                return
-            temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
-            try:
-                with open(temporary, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            self.ask(lambda: self._write_bytes(path, data))
         except OSError as error:
-            raise unwritable(path, error) from error
+            raise unwritable(path, error, remote=not self.is_local) from error
+
+    def _write_bytes(self, path: str, data: bytes) -> None:
+        if self.fs.type_name not in OBJECT_STORES:
+            self.fs.create_dir(path.rpartition("/")[0], recursive=True)
+        if not self.is_local:
+            with self.fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def read_bytes(self, name: str) -> bytes | None:
-        try:
+        def read() -> bytes:
             with self.fs.open_input_stream(f"{self.base}/{name}") as stream:
                 return stream.read()
+
+        try:
+            return self.ask(read)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise unreadable(self.root, error) from error
+            raise self.unreadable(error) from error
 
     def names(self, folder: str, suffix: str = "", recursive: bool = False) -> list[str]:
         """Names below `folder` relative to the root; names that begin with `_` or `.` are not there yet."""
-        try:
-            found = self.fs.get_file_info(fs.FileSelector(f"{self.base}/{folder}", allow_not_found=True, recursive=recursive))
-        except OSError as error:
-            raise unreadable(self.root, error) from error
+        found = self.infos(folder, recursive=recursive)
         names = [i.path.removeprefix(self.base).lstrip("/") for i in found if i.type == fs.FileType.File]
         return sorted(n for n in names if n.endswith(suffix) and n.rpartition("/")[2][0] not in "_.")
 
+    def infos(self, folder: str, recursive: bool = False) -> list[fs.FileInfo]:
+        """What lies in `folder`; nothing when it is not there."""
+        selector = fs.FileSelector(f"{self.base}/{folder}".rstrip("/"), allow_not_found=True, recursive=recursive)
+        try:
+            return self.ask(lambda: self.fs.get_file_info(selector))
+        except OSError as error:
+            raise self.unreadable(error) from error
+
     def delete(self, name: str) -> None:
-        info = self.fs.get_file_info(f"{self.base}/{name}")
-        if info.type == fs.FileType.Directory:
-            self.fs.delete_dir(f"{self.base}/{name}")
-        elif info.type == fs.FileType.File:
-            self.fs.delete_file(f"{self.base}/{name}")
+        """A file, or a folder with all that is in it; nothing when it is not there."""
+
+        def delete() -> None:
+            info = self.fs.get_file_info(f"{self.base}/{name}")
+            if info.type == fs.FileType.Directory:
+                self.fs.delete_dir(f"{self.base}/{name}")
+            elif info.type == fs.FileType.File:
+                self.fs.delete_file(f"{self.base}/{name}")
+
+        try:
+            self.ask(delete)
+        except FileNotFoundError:  # somebody else has deleted it
+            return
+        except OSError as error:
+            raise unwritable(f"{self.base}/{name}", error, remote=not self.is_local) from error
+
+    def unreadable(self, error: OSError) -> IdgbrError:
+        """A store that does not answer: an endpoint that is down, no permission, a file where a folder should be."""
+        kind = Outage if self.is_transient(error) else Missing
+        return kind(
+            f"cannot read the store {self.root}: {str(error).splitlines()[0]}", hint="--store with a folder or URI that can be reached"
+        )
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Copy the files below `name` into a local folder, which is made."""
+
+        def fetch() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(f"{self.base}/{name}", str(folder), source_filesystem=self.fs, destination_filesystem=fs.LocalFileSystem())
+
+        try:
+            self.ask(fetch)
+        except OSError as error:
+            raise self.unreadable(error) from error
+
+    def upload(self, folder: Path, name: str) -> None:
+        """Copy the files of a local folder below `name`."""
+        source = fs.LocalFileSystem()
+        try:
+            self.ask(lambda: fs.copy_files(str(folder), f"{self.base}/{name}", source_filesystem=source, destination_filesystem=self.fs))
+        except OSError as error:
+            raise unwritable(f"{self.base}/{name}", error, remote=not self.is_local) from error
 
     # ---- artefacts ---------------------------------------------------------------------------------------------------
 
@@ -134,7 +212,7 @@ class Store:
             work.mkdir(parents=True)
             write(work)
             if not self.is_local:
-                fs.copy_files(str(work), f"{self.base}/{target}", source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.fs)
+                self.upload(work, target)
             files = {str(p.relative_to(work)): p.stat().st_size for p in sorted(work.rglob("*")) if p.is_file()}
             manifest = {
                 "stage": stage,
@@ -152,8 +230,9 @@ class Store:
             self.write_bytes(f"{self.folder(stage, key)}/manifest.json", text)
         except BaseException as error:
             shutil.rmtree(work, ignore_errors=True)
-            if not self.is_local and self.fs.get_file_info(f"{self.base}/{target}").type != fs.FileType.NotFound:
-                self.delete(target)
+            if not self.is_local:
+                with contextlib.suppress(IdgbrError):  # the first error counts; what is left has no manifest, and gc deletes it
+                    self.delete(target)
             if isinstance(error, OSError):
                 raise unwritable(f"{self.base}/{target}", error) from error
             raise
@@ -170,14 +249,13 @@ class Store:
         manifest = self.manifest(stage, key)
         if manifest is None:
             raise Missing(f"no {stage} artefact {key} in the store {self.root}", hint="run the study or the stage that makes it")
-        source = f"{self.base}/{self.folder(stage, key)}/{manifest['attempt']}"
+        source = f"{self.folder(stage, key)}/{manifest['attempt']}"
         if self.is_local:
-            return Path(source)
+            return Path(f"{self.base}/{source}")
         local = self.cache / stage / key / manifest["attempt"]
         if not local.exists():
             temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
-            temporary.mkdir(parents=True)
-            fs.copy_files(source, str(temporary), source_filesystem=self.fs, destination_filesystem=fs.LocalFileSystem())
+            self.fetch(source, temporary)
             try:
                 temporary.rename(local)
             except OSError:  # another process fetched it meanwhile: theirs is the same
@@ -203,11 +281,6 @@ class Store:
         if self.read_bytes(name) != b"probe":
             raise Missing(f"the store {self.root} does not return what was written to it")
         self.delete(name)
-
-
-def unreadable(root: str, error: OSError) -> IdgbrError:
-    """A store that does not answer: an endpoint that is down, no permission, a file where a folder should be."""
-    return Missing(f"cannot read the store {root}: {str(error).splitlines()[0]}", hint="--store with a folder or URI that can be reached")
 
 
 def default_root() -> str:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from idgbr.config import Runtime
-from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
+from idgbr.errors import BadRequest, Disagreement, IdgbrError, Interrupted, Missing
 from idgbr.files import replacing, unwritable
 from idgbr.training.batches import Plan, batches
 from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local
@@ -58,12 +58,6 @@ class Settings(Protocol):
     def ema_images(self) -> float: ...
     @property
     def checkpoint_images(self) -> int: ...
-
-
-class Interrupted(IdgbrError):
-    """Asked to stop; a checkpoint was written. Running the same command again goes on from it."""
-
-    exit_code = 130
 
 
 class NotFinite(IdgbrError):

@@ -29,9 +29,9 @@ from cluster.train import fit_sharded
 from idgbr import stages
 from idgbr.coarse import backbone
 from idgbr.config import Runtime
-from idgbr.errors import Missing
+from idgbr.errors import Interrupted, Missing
 from idgbr.store import Store
-from idgbr.training.loop import Interrupted, read_curve
+from idgbr.training.loop import read_curve
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 CPU = Runtime(device="cpu", threads=1)

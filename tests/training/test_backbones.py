@@ -14,9 +14,9 @@ import torch
 from idgbr.coarse import backbone
 from idgbr.config import BackboneConfig
 from idgbr.datasets import Dataset
-from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.errors import BadRequest, Disagreement, Interrupted, Missing
 from idgbr.rasters.read import Reader
-from idgbr.training.loop import Interrupted, read_curve
+from idgbr.training.loop import read_curve
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "data" / "weights"
 TINY = BackboneConfig(

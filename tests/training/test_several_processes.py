@@ -21,10 +21,10 @@ import worlds
 from idgbr import stages
 from idgbr.commands.train import check_batch, check_workers, fit_processes
 from idgbr.config import Experiment, Runtime, apply
-from idgbr.errors import BadRequest, SomeFailed
+from idgbr.errors import BadRequest, Interrupted, SomeFailed
 from idgbr.store import Store
 from idgbr.training.distributed import DistributedWorld, shard_units
-from idgbr.training.loop import Interrupted, read_curve, train
+from idgbr.training.loop import read_curve, train
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from idgbr.config import Runtime
-from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.errors import BadRequest, Disagreement, Interrupted, Missing
 from idgbr.training.batches import slice_of
-from idgbr.training.loop import Interrupted, NotFinite, read_curve, train
+from idgbr.training.loop import NotFinite, read_curve, train
 
 
 @dataclasses.dataclass(frozen=True)

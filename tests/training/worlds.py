@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from idgbr.config import Runtime
+from idgbr.errors import Interrupted
 from idgbr.training.distributed import DistributedWorld
-from idgbr.training.loop import Interrupted, read_curve, train
+from idgbr.training.loop import read_curve, train
 
 
 @dataclasses.dataclass(frozen=True)
