@@ -23,7 +23,7 @@ from torch import Tensor
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.datasets import BandStats
 from idgbr.labels import ClassTable, LabelClass
-from idgbr.refiner.diffusion import Sampler, noise_like
+from idgbr.refiner.diffusion import Diffusion, Sampler, noise_like
 from idgbr.refiner.refiner import Refiner
 
 
@@ -42,7 +42,7 @@ def small_refiner() -> Refiner:
 @torch.no_grad()
 def plain(refiner: Refiner, image: Tensor, coarse: Tensor, seeds: list[int], config: SamplerConfig) -> Tensor:
     latent = refiner.codec.encode(coarse)
-    sampler = Sampler(refiner.diffusion, config)
+    sampler = Sampler(Diffusion(refiner.config), config)
     z = sampler.start(noise_like(seeds, tuple(latent.shape[1:]))[0].to(latent), latent)
     for step, t in enumerate(sampler.timesteps):
         t_B = t.to(latent.device).expand(len(z))
@@ -53,7 +53,7 @@ def plain(refiner: Refiner, image: Tensor, coarse: Tensor, seeds: list[int], con
         if config.guidance_scale != 1:
             free = refiner.denoiser.decode(refiner.denoiser.encode(z, t_B))
             output = free + config.guidance_scale * (output - free)
-        x0, _ = refiner.clean(output, z, sampler.bar(step))
+        x0 = refiner.codec.encode(refiner.codec.logits(output).softmax(1))
         z = sampler.next(z, x0, step)
     return refiner.codec.decode(z)
 

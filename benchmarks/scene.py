@@ -83,7 +83,7 @@ def in_memory(folder: Path) -> Any:
     """The plain way: everything read, every sum kept for the whole scene. The same tiles are computed."""
     from idgbr.config import SamplerConfig
     from idgbr.rasters.coarse_map import CoarseMap
-    from idgbr.rasters.edges import within_reach
+    from idgbr.rasters.edges import changeable
     from idgbr.rasters.read import Reader, write_class_map
     from idgbr.rasters.tiling import hann, tile_seed, windows
     from idgbr.scene.strips import Tally
@@ -95,7 +95,7 @@ def in_memory(folder: Path) -> Any:
     side = reader.grid.height
     image, valid = reader.read(0, 0, side, side)
     strip = CoarseMap(folder / "coarse.tif", table).strip(0, side)
-    coarse, may = strip.probabilities(0, 0, side, side), within_reach(strip.index, 12)
+    coarse, may = strip.probabilities(0, 0, side, side), changeable(strip.index, None, 12, 0)
     total, weight, line = np.zeros((2, side, side), np.float32), np.zeros((side, side), np.float32), hann(256, 64)
     tally = Tally()
     for w in windows(side, side, 256, 64):

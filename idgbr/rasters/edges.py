@@ -36,8 +36,8 @@ def widen(planes: NDArray[np.uint8], radius_px: float) -> NDArray[np.uint8]:
     return out
 
 
-def label_edges(target: NDArray[np.uint8], n_classes: int) -> NDArray[np.uint8]:
-    """1 at both pixels of every 4-neighbour pair with different valid labels."""
+def label_edges(target: NDArray[np.uint8], n_classes: int = IGNORE) -> NDArray[np.uint8]:
+    """1 at both pixels of every 4-neighbour pair with different labels below `n_classes`; others (255: ignored) have no edges."""
     valid = target < n_classes
     out = np.zeros(target.shape, np.uint8)
     across = (target[:, :-1] != target[:, 1:]) & valid[:, :-1] & valid[:, 1:]
@@ -71,32 +71,21 @@ def distance_bands(edges: NDArray[np.uint8], edges_px: tuple[float, ...]) -> NDA
     return out
 
 
-def class_edges(index: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Pixels [H,W] with a 4-neighbour of another class; ignore has no boundaries."""
-    edge = np.zeros(index.shape, bool)
-    for a, b, at in ((index[1:], index[:-1], np.s_[1:]), (index[:, 1:], index[:, :-1], np.s_[:, 1:])):
-        differs = (a != b) & (a != IGNORE) & (b != IGNORE)
-        edge[at] |= differs
-        edge[np.s_[:-1] if at == np.s_[1:] else np.s_[:, :-1]] |= differs
-    return edge
+def changeable(
+    index: NDArray[np.uint8], confidence: NDArray[np.floating] | None, reach_px: float, keep_confidence: float
+) -> NDArray[np.bool_]:
+    """Which pixels of a coarse map a refiner may change [H,W].
 
+    Those no farther than `reach_px` (Euclidean, centre to centre) from a pixel with a 4-neighbour of another class, and with a coarse
+    probability of at most `keep_confidence`; 0 switches either limit off. In a map of one class nothing is within a reach.
 
-def within_reach(index: NDArray[np.uint8], reach_px: float) -> NDArray[np.bool_]:
-    """Pixels no farther than `reach_px` (centre to centre) from a pixel that touches another class; 255 is no class."""
-
-    return distance_bands(label_edges(index, IGNORE), (reach_px + 1,)) == 0  # the scores call the touching pixels' distance 1
-
-
-def keeps_coarse(coarse: np.ndarray, reach_px: float, keep_confidence: float) -> np.ndarray:
-    """Where the coarse class is kept: [H,W] bool for coarse probabilities [K,H,W].
-
-    Farther than `reach_px` (Euclidean, centre to centre) from every pixel that has a 4-neighbour of another class, or with a coarse
-    probability above `keep_confidence`; 0 switches either off. A map of one class has no boundary: with a reach, all of it is kept.
+    Args:
+        index: coarse classes [H,W], 255 for none. confidence: probability of the coarse class [H,W]; None without `keep_confidence`.
     """
-
-    kept = np.zeros(coarse.shape[1:], bool)
-    if keep_confidence:
-        kept |= coarse.max(0) > keep_confidence
+    may = np.ones(index.shape, bool)
     if reach_px:
-        kept |= ~within_reach(coarse.argmax(0).astype(np.uint8), reach_px)
-    return kept
+        may &= distance_bands(label_edges(index), (reach_px + 1,)) == 0  # `distance_bands` gives the pixels at an edge the distance 1
+    if keep_confidence:
+        assert confidence is not None
+        may &= confidence <= keep_confidence
+    return may

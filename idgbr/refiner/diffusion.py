@@ -60,7 +60,13 @@ class Diffusion:
     """
 
     def __init__(self, config: RefinerConfig):
-        check(config)
+        if config.parameterisation == "epsilon" and config.zero_terminal_snr:
+            raise BadRequest(
+                "epsilon cannot be learnt at zero terminal SNR: the last timestep holds no signal to recover x0 from",
+                value="refiner.parameterisation=epsilon, refiner.zero_terminal_snr=true",
+                allowed="x0 or v with zero terminal SNR",
+                hint="refiner.zero_terminal_snr=false or refiner.parameterisation=v",
+            )
         self.config = config
         self.steps = config.train_timesteps
         self.betas = betas(config.schedule, self.steps, config.zero_terminal_snr)
@@ -111,16 +117,6 @@ class Diffusion:
         if self.config.loss_weighting != "min_snr":
             return torch.ones_like(t, dtype=torch.float32)
         return self.min_snr.to(t.device)[t.long()]
-
-
-def check(config: RefinerConfig) -> None:
-    if config.kind == "diffusion" and config.parameterisation == "epsilon" and config.zero_terminal_snr:
-        raise BadRequest(
-            "epsilon cannot be learnt at zero terminal SNR: the last timestep holds no signal to recover x0 from",
-            value="refiner.parameterisation=epsilon, refiner.zero_terminal_snr=true",
-            allowed="x0 or v with zero terminal SNR",
-            hint="refiner.zero_terminal_snr=false or refiner.parameterisation=v",
-        )
 
 
 class Sampler:

@@ -14,11 +14,15 @@ from idgbr.errors import Disagreement
 from idgbr.labels import ClassTable
 
 
-def read_image(image: Any, n_bands: int) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """[C,H,W] or [B,C,H,W] -> float32 [B,C,H,W], and the way back: drops an added batch axis, gives the kind (and device) that was given.
+def read_image(image: Any, n_bands: int, valid: Any = None) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Any]]:
+    """[C,H,W] or [B,C,H,W] -> float32 [B,C,H,W] (0 where not valid), valid [B,H,W] or None, and the way back: it drops an added batch
+    axis and gives the kind (and device) that was given.
+
+    Args:
+        valid: bool [H,W] or [B,H,W]; None: all is.
 
     Raises:
-        Disagreement: not an image of `n_bands` bands, or a value is not finite.
+        Disagreement: not an image of `n_bands` bands, a valid value is not finite, or `valid` is of another size or kind.
     """
     tensor = _tensor(image, "image")
     batched = tensor.ndim == 4
@@ -29,14 +33,30 @@ def read_image(image: Any, n_bands: int) -> tuple[Tensor, Callable[[Tensor], Any
             allowed=f"[{n_bands},H,W] or [B,{n_bands},H,W]",
             hint="bands first: image.transpose(2, 0, 1) of a H x W x C picture",
         )
-    tensor = tensor.float()
+    tensor = tensor.float() if batched else tensor.float()[None]
+    mask = None if valid is None else _read_valid(valid, tensor)
+    if mask is not None:
+        tensor = torch.where(mask[:, None], tensor, 0.0)
     _finite(tensor, "image")
 
     def back(x: Tensor) -> Any:
         x = x if batched else x[0]
         return x.to(image.device) if isinstance(image, Tensor) else x.cpu().numpy()
 
-    return (tensor if batched else tensor[None]), back
+    return tensor, mask, back
+
+
+def _read_valid(valid: Any, image: Tensor) -> Tensor:
+    mask = _tensor(valid, "valid mask").to(image.device)
+    b, _, height, width = image.shape
+    if mask.dtype != torch.bool or tuple(mask.shape) not in ((b, height, width), (height, width)) or (mask.ndim == 2 and b != 1):
+        raise Disagreement(
+            "the valid mask must be boolean, one map an image",
+            value=f"valid {tuple(mask.shape)} of {mask.dtype}, image {tuple(image.shape)}",
+            allowed=f"bool [{b},{height},{width}]",
+            hint="valid = image_band != nodata",
+        )
+    return mask.reshape(b, height, width)
 
 
 def read_coarse(coarse: Any, table: ClassTable, image_shape: tuple[int, ...]) -> Tensor:

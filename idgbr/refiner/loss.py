@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgbr.config import RefinerConfig, Runtime
-from idgbr.errors import BadRequest
+from idgbr.labels import IGNORE
+from idgbr.refiner import saved
 from idgbr.refiner.refiner import Refiner
 
-IGNORE = 255
 BOUNDARY_PX = 3  # boundary weighting: pixels this near a target boundary ...
 BOUNDARY_WEIGHT = 5.0  # ... count this often
 FREQUENCY_POWER = 1.0  # frequency weighting: the squared error at frequency f counts (f / f_max + 0.1) ** power
@@ -42,18 +42,6 @@ class RefinerTraining(nn.Module):
         self.network = refiner
         config = refiner.config
         self.needs_index = bool(config.one_step_images or (config.alignment and config.alignment_images))
-        if config.target_loss == "cross_entropy" and config.kind == "diffusion" and config.parameterisation != "x0":
-            raise BadRequest(
-                "cross-entropy reads the network's output as class logits",
-                value=f"refiner.parameterisation={config.parameterisation}",
-                allowed="refiner.parameterisation=x0",
-            )
-        if config.loss_weighting == "frequency" and config.kind == "diffusion" and config.target_loss == "cross_entropy":
-            raise BadRequest(
-                "frequency weighting is a squared error's",
-                value=f"refiner.target_loss={config.target_loss}",
-                allowed="refiner.target_loss=mse",
-            )
         if config.alignment:
             from idgbr.refiner.teacher import Aligner
 
@@ -74,34 +62,28 @@ class RefinerTraining(nn.Module):
         mask = valid & (target != IGNORE)
         image_input, coarse_latent, z0 = self._latents(batch, mask)
         weight_BHW = _pad_zero(self._pixel_weights(target, mask), network.multiple)
-        t, noise, keep, fast = self._draw(batch, z0)
+        process = network.process
+        draw = process.draw(batch["seed"].tolist(), batch.get("index"), z0)
         prepared = network.guide(image_input, coarse_latent)
-        if config.kind == "one_pass":
-            z = torch.zeros_like(z0)
-        else:
-            z = network.diffusion.noised(z0, noise, t) * (~fast).view(-1, 1, 1, 1)
-        features = network.denoiser.encode(z, t)
+        z, bar = process.noised(z0, draw), process.abar(draw.t)
+        features = network.denoiser.encode(z, draw.t)
         guidance = network.guidance((*features.skips, features.middle), prepared)
-        led = features.with_guidance([g * keep.view(-1, 1, 1, 1) for g in guidance])
-        noisy = config.kind == "diffusion"
-        prior = network.prior(coarse_latent, z if noisy else None, network.diffusion.abar_at(t) if noisy else None)
-        output = network.denoiser.decode(led).float() + prior
+        led = features.with_guidance([g * draw.keep.view(-1, 1, 1, 1) for g in guidance])
+        output = network.denoiser.decode(led).float() + network.prior(coarse_latent, z, bar)
 
         labels = _pad_value(torch.where(mask, target, IGNORE).long(), network.multiple)
-        if network.reads_logits:
-            loss = self._cross_entropy(output, labels, weight_BHW)
+        if process.reads_logits:
+            loss = self._cross_entropy(output, labels, weight_BHW) * process.loss_weight(draw.t)
         else:
-            loss = self._squared_error(output, network.diffusion.target(z0, noise, t), weight_BHW)
-        if config.kind == "diffusion":
-            loss = loss * network.diffusion.loss_weight(t)
-            if bool(fast.any()) and not network.reads_logits:
-                x0 = network.diffusion.x0(output, z, network.diffusion.abar_at(t))
-                loss = torch.where(fast, self._cross_entropy(x0, labels, weight_BHW), loss)
+            loss = self._squared_error(output, process.target(z0, draw), weight_BHW) * process.loss_weight(draw.t)
+            if bar is not None and bool(draw.from_zeros.any()):
+                task = self._cross_entropy(process.x0(output, z, bar), labels, weight_BHW)
+                loss = torch.where(draw.from_zeros, task, loss)
         parts: dict[str, Tensor] = {}
         if self.aligner is not None:
             aligned = self.aligner(led.middle, batch)
             parts["alignment"] = aligned.detach()
-            active = batch["index"] < config.alignment_images if config.alignment_images else torch.ones_like(fast)
+            active = batch["index"] < config.alignment_images if config.alignment_images else torch.ones_like(draw.from_zeros)
             loss = loss + config.alignment * aligned * active  # times 0 rather than left out: DDP wants every parameter used
         return loss, parts
 
@@ -117,7 +99,7 @@ class RefinerTraining(nn.Module):
         """[B,1,H,W]: 0 where unlabelled; near target boundaries `BOUNDARY_WEIGHT` where asked."""
         weight = mask.float()[:, None]
         if self.network.config.loss_weighting != "boundary" or self.network.config.kind == "one_pass":
-            return weight  # the yardstick is plain cross-entropy, whatever the axis says
+            return weight
         known = torch.where(mask, target.float(), torch.nan)[:, None]
         padded = F.pad(known, (1, 1, 1, 1), mode="replicate")
         # NaN compares unequal to nothing here: `>` and `<` are both false, so ignored pixels make no boundary
@@ -127,26 +109,6 @@ class RefinerTraining(nn.Module):
             edge = torch.maximum(edge, ((other > known) | (other < known)).float())
         near = F.max_pool2d(edge, 2 * BOUNDARY_PX + 1, stride=1, padding=BOUNDARY_PX)
         return weight * (1 + (BOUNDARY_WEIGHT - 1) * near)
-
-    def _draw(self, batch: dict[str, Tensor], z0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Per sample: timestep [B], noise like z0, condition kept [B] (1 or 0), fast track [B] (bool)."""
-        config, diffusion = self.network.config, self.network.diffusion
-        device, n = z0.device, len(z0)
-        last = torch.full((n,), diffusion.steps - 1, device=device)
-        fast = torch.zeros(n, dtype=torch.bool, device=device)
-        if config.kind == "one_pass":
-            return last, torch.zeros_like(z0), torch.ones(n, device=device), fast
-        t, noise, keep = [], [], []
-        for seed in batch["seed"].tolist():
-            generator = torch.Generator().manual_seed(seed % (1 << 63))
-            t.append(diffusion.draw_timestep(generator))
-            keep.append(float(torch.rand(1, generator=generator).item() >= config.condition_dropout))
-            noise.append(torch.randn(z0.shape[1:], generator=generator))
-        t_B = torch.tensor(t, device=device)
-        if config.one_step_images:
-            fast = batch["index"].to(device) >= config.train_images - config.one_step_images
-            t_B = torch.where(fast, last, t_B)
-        return t_B, torch.stack(noise).to(device), torch.where(fast, 1.0, torch.tensor(keep, device=device)), fast
 
     def _cross_entropy(self, output: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         each = F.cross_entropy(self.network.codec.logits(output), labels, ignore_index=IGNORE, reduction="none")
@@ -253,7 +215,7 @@ def fit(
     stream = Numbered(samples, config.crop_pool, cached_encoder(module) if config.crop_pool else None)
     train(module, stream, config, seed=seed, out=out, scratch=scratch, world=world, runtime=runtime, report=report, stop=stop)
     if world.rank == 0:
-        refiner.save_config(out)
+        saved.write_config(refiner, out)
 
 
 def cached_encoder(module: RefinerTraining) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

@@ -23,7 +23,7 @@ from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest
 from idgbr.labels import ClassTable
 from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
-from idgbr.rasters.edges import within_reach
+from idgbr.rasters.edges import changeable
 from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, require_same_grid
 from idgbr.rasters.tiling import Strip, Window, starts
 from idgbr.rasters.write import class_colours, class_tags, quantise
@@ -188,10 +188,8 @@ def _tile_row(image: Reader, coarse: CoarseMap | MemoryCoarse, sampler: SamplerC
     if not may_change or sampler.strength == 0:
         return _TileRow(row, inner, np.zeros(inner.index.shape, bool), valid)
     may = valid & (inner.index != IGNORE)
-    if sampler.reach_px > 0:
-        may &= within_reach(wide.index, sampler.reach_px)[top : top + height]
-    if sampler.keep_confidence > 0:
-        may &= inner.confidence() <= sampler.keep_confidence
+    confidence = wide.confidence() if sampler.keep_confidence else None
+    may &= changeable(wide.index, confidence, sampler.reach_px, sampler.keep_confidence)[top : top + height]
     return _TileRow(row, inner, may, valid)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from idgbr.datasets.index import BandStats, Dataset, Raster
 from idgbr.errors import BadRequest
 from idgbr.labels import IGNORE
-from idgbr.rasters.edges import class_edges
+from idgbr.rasters.edges import label_edges
 
 if TYPE_CHECKING:
     import torch
@@ -145,10 +145,10 @@ class TrainSamples:
 
             assert raster.label is not None
             label = self._load(raster).label if self.cached else read_labels(raster.label, self.table)
-            edge = class_edges(label)
+            edge = label_edges(label) > 0
             if self.coarse_dir is not None:
                 coarse = self._load_coarse(raster).argmax(0).astype(np.uint8)
-                edge |= class_edges(coarse) & (label != IGNORE)
+                edge |= (label_edges(coarse) > 0) & (label != IGNORE)
             points = np.flatnonzero(edge)
             self._boundaries[raster.id] = points[:: max(1, len(points) // BOUNDARY_POINTS)]
         return self._boundaries[raster.id]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.rasters.edges import keeps_coarse
+from idgbr.rasters.edges import changeable
 from idgbr.refiner.refiner import Refined, Refiner
 
 Build = Callable[..., Refiner]
@@ -137,8 +137,8 @@ def test_reach_is_the_distance_to_the_nearest_boundary_pixel() -> None:
     ]
     rows, columns = np.mgrid[:40, :40]
     far = np.min([np.hypot(rows - r, columns - c) for r, c in edge], axis=0) > 4
-    assert np.array_equal(keeps_coarse(coarse, 4, 0), far)
-    assert np.array_equal(keeps_coarse(coarse, 4, 0.8), far | (coarse.max(0) > 0.8))
+    assert np.array_equal(changeable(index.astype(np.uint8), None, 4, 0), ~far)
+    assert np.array_equal(changeable(index.astype(np.uint8), coarse.max(0), 4, 0.8), ~far & (coarse.max(0) <= 0.8))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,9 @@ def test_bad_settings_are_one_clear_error(build: Build) -> None:
         refiner.refine(image, coarse, guidance_scale=3.0)
     with pytest.raises(BadRequest, match="one seed a tile"):
         refiner.refine(image, coarse, seeds=[1, 2])
+    for setting in ("tile_px", "overlap_px", "batch_tiles", "split"):
+        with pytest.raises(BadRequest, match=f"{setting}=.*Allowed: sampler, steps"):
+            refiner.refine(image, coarse, **{setting: "val" if setting == "split" else 8})
     for wrong in (
         {"use_image": False, "use_coarse": False},
         {"kind": "none"},
@@ -181,6 +184,35 @@ def test_bad_settings_are_one_clear_error(build: Build) -> None:
     ):
         with pytest.raises(BadRequest):
             build(**wrong)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_error_leaves_the_mode_as_it_was(build: Build, training: bool) -> None:
+    refiner = build().train(training)
+    with pytest.raises(BadRequest, match="condition dropout"):
+        refiner.refine(np.zeros((3, 32, 32), np.uint8), np.zeros((32, 32), np.uint8), guidance_scale=3.0)
+    assert refiner.training == training
+    assert refiner.guidance.training == training
+
+
+def test_pixels_without_data_keep_the_coarse_class_and_are_not_read(build: Build, batch: Batch, stir: Stir) -> None:
+    refiner, sample = stir(build()), batch(2)
+    image, coarse, valid = sample["image"], sample["coarse"], torch.ones(2, 32, 32, dtype=torch.bool)
+    valid[0, :, 20:] = False
+    refined = refiner.refine(image, coarse, valid=valid, steps=2, return_probabilities=True)
+    assert torch.allclose(refined.probabilities[0, :, :, 20:], coarse[0, :, :, 20:], atol=1e-7)
+    changed = image.clone()
+    changed[0, :, :, 20:] = torch.nan
+    again = refiner.refine(changed, coarse, valid=valid, steps=2, return_probabilities=True)
+    assert torch.equal(again.probabilities, refined.probabilities)
+    plain = refiner.refine(image, coarse, steps=2, return_probabilities=True)
+    assert torch.equal(plain.probabilities[1], refined.probabilities[1])
+    assert not torch.equal(plain.probabilities[0, :, :, :20], refined.probabilities[0, :, :, :20])
+    one = refiner.refine(image[0].numpy(), coarse[0].numpy(), valid=valid[0].numpy(), steps=2)
+    assert np.array_equal(one, refined.index[0].numpy())
+    for wrong in (valid[:1], valid.float(), valid[..., 1:]):
+        with pytest.raises(Disagreement, match="valid mask must be boolean"):
+            refiner.refine(image, coarse, valid=wrong)
 
 
 def test_a_folder_that_is_no_refiner_is_one_clear_error(build: Build, tmp_path: Path) -> None:
@@ -195,7 +227,7 @@ def test_a_folder_that_is_no_refiner_is_one_clear_error(build: Build, tmp_path: 
     (tmp_path / "model.safetensors").write_bytes(weights)
     record = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**record, "version": 99}))
-    with pytest.raises(BadRequest, match="another version"):
+    with pytest.raises(Disagreement, match="another version"):
         Refiner.load(tmp_path)
     wider = record | {"refiner": record["refiner"] | {"guidance_width": 32}}
     (tmp_path / "config.json").write_text(json.dumps(wider))

@@ -1,0 +1,208 @@
+"""The networks of a refiner as one module: denoiser, condition encoder, guidance network, label code and band statistics.
+
+All that depends on image and coarse map alone is computed once a tile (`condition`) and reused by every step, sample and step count.
+
+Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w latent grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idgbr.config import RefinerConfig
+from idgbr.errors import BadRequest, Disagreement
+from idgbr.labels import ClassTable
+from idgbr.refiner.codec import AnalogCodec, Codec, VaeCodec, encode_mode
+from idgbr.refiner.denoiser import ConditionEncoder, Denoiser, position_sizes, small_unet
+from idgbr.refiner.guidance import Condition, GuidanceNetwork, Prepared, stack
+from idgbr.refiner.pretrained import PretrainedFeatures
+from idgbr.refiner.process import Estimate, Process, process_of
+from idgbr.refiner.stable_diffusion import Parts
+
+if TYPE_CHECKING:
+    from idgbr.datasets import BandStats
+
+
+class RefinerNetwork(nn.Module):
+    """See the head of this file.
+
+    Args:
+        config: what to build. n_bands: C. table: the K classes. stats: of the training rasters, one entry a band. parts: modules read from
+            folders.
+
+    Raises:
+        BadRequest: settings that contradict each other. Disagreement: statistics of another number of bands.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, config: RefinerConfig, n_bands: int, table: ClassTable, stats: BandStats, parts: Parts):
+        super().__init__()
+        if not (config.use_image or config.use_coarse):
+            raise BadRequest(
+                "a refiner needs a condition", value="refiner.use_image=false, refiner.use_coarse=false", allowed="at least one of the two"
+            )
+        if len(config.channels) != len(config.condition_channels) and not config.base:
+            raise BadRequest(
+                "refiner.channels and refiner.condition_channels must have as many levels",
+                value=f"{config.channels} and {config.condition_channels}",
+            )
+        self.config, self.table, self.n_bands, self.stats = config, table, n_bands, stats
+        self.part_configs = parts.configs()
+        self.process: Process = process_of(config)
+        for name in ("mean", "std", "low", "high"):
+            values = torch.tensor(getattr(stats, name), dtype=torch.float32)
+            if len(values) != n_bands:
+                raise Disagreement("band statistics of another number of bands", value=f"{len(values)} of {name}, {n_bands} bands")
+            self.register_buffer(name, values.view(1, -1, 1, 1))
+        self.codec: Codec = (
+            AnalogCodec(table.n_classes, config.block_px, config.code_scale)
+            if config.codec == "analog"
+            else VaeCodec(table.n_classes, parts.vae)
+        )
+        self._build_networks(parts)
+        if torch.get_default_device().type != "meta":
+            self.to(memory_format=torch.channels_last)
+
+    def _build_networks(self, parts: Parts) -> None:
+        c, d = self.config, self.codec.latent_channels
+        self.pretrained: PretrainedFeatures | None = None
+        inputs = int(c.use_image) + int(c.use_coarse)
+        if parts.unet is not None:
+            self.denoiser = Denoiser(parts.unet, parts.prompt)
+            encoder = Denoiser(parts.condition_unet, parts.prompt, decoder=False)
+        else:
+            self.denoiser = Denoiser(small_unet(d, d, c.channels, c.layers, "refiner.channels"))
+            image = self.n_bands * self.codec.factor**2
+            entry = image * c.use_image + d * c.use_coarse
+            if c.condition_encoder and c.use_image:
+                self.pretrained = PretrainedFeatures(
+                    c.condition_encoder, c.condition_weights, self.n_bands, self.codec.factor, c.condition_channels[0]
+                )
+                entry += self.pretrained.width
+            encoder = Denoiser(small_unet(entry, d, c.condition_channels, c.layers, "refiner.condition_channels"), decoder=False)
+        self.denoiser.checkpointing = c.gradient_checkpointing
+        self.condition_encoder = ConditionEncoder(encoder, frozen=parts.unet is not None, inputs=inputs)
+        side = max(1, c.crop_px // self.codec.factor)
+        self.guidance = GuidanceNetwork(
+            self.denoiser.skip_channels,
+            self.condition_encoder.channels,
+            position_sizes(self.denoiser.skip_levels, side),
+            width=c.guidance_width,
+            heads=c.guidance_heads,
+            attention=c.guidance_attention,
+            window=c.guidance_window,
+        )
+
+    # ---- forward parts -----------------------------------------------------------------------------------------------
+
+    @property
+    def multiple(self) -> int:
+        """Sides of padded images are multiples of this, in pixels."""
+        return self.codec.factor * self.denoiser.multiple
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[B,*,H,W] -> sides padded to `multiple` at the lower right by repeating the rim."""
+        down, right = -x.shape[-2] % self.multiple, -x.shape[-1] % self.multiple
+        return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+
+    def image_input(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Raw image [B,C,H,W] -> input of the condition encoder [B,*,h,w]. Pixels that are not `valid` [B,H,W] become 0, the middle."""
+        if isinstance(self.codec, VaeCodec) and self.condition_encoder.frozen:
+            # the autoencoder was trained on [-1, 1]: robust range of the training rasters, first three bands (METHOD.md B21)
+            x = ((image - self.low) / (self.high - self.low).clamp_min(1e-6) * 2 - 1).clamp(-1, 1)
+            if valid is not None:
+                x = torch.where(valid[:, None], x, 0.0)
+            x = x[:, :3] if self.n_bands >= 3 else x[:, :1].expand(-1, 3, -1, -1)
+            return encode_mode(self.codec.vae, x)
+        x = ((image - self.mean) / self.std.clamp_min(1e-6)).clamp(-8, 8)
+        if valid is not None:
+            x = torch.where(valid[:, None], x, 0.0)
+        return F.pixel_unshuffle(x, self.codec.factor)
+
+    def guide(self, image_input: Tensor | None, coarse_latent: Tensor) -> tuple[Prepared, ...]:
+        """Condition features, keys, values and convolution shares of all guidance blocks."""
+        parts = [image_input] if self.config.use_image and image_input is not None else []
+        if self.config.use_coarse:
+            parts.append(coarse_latent)
+        if self.pretrained is not None:
+            assert image_input is not None
+            parts.append(self.pretrained(image_input))
+        return self.guidance.prepare(self.condition_encoder(parts))
+
+    def predict(self, z: Tensor, t: Tensor, prepared: Sequence[Prepared], guidance_scale: float = 1.0) -> Tensor:
+        """One network evaluation at z [B,D,h,w], t [B]; the second branch runs only where guidance_scale is not 1."""
+        features = self.denoiser.encode(z, t)
+        guidance = self.guidance((*features.skips, features.middle), prepared)
+        if guidance_scale == 1.0:
+            return self.denoiser.decode(features.with_guidance(guidance))
+        free, led = self.denoiser.decode(features.doubled(guidance)).chunk(2)
+        return free + guidance_scale * (led - free)
+
+    def estimate(
+        self,
+        z: Tensor,
+        t: Tensor,
+        bar: Tensor | None,
+        coarse_latent: Tensor,
+        prepared: Sequence[Prepared],
+        guidance_scale: float = 1.0,
+        as_logits: bool = False,
+    ) -> Estimate:
+        """The clean map as the network sees it at z [B,D,h,w], timestep t [B] and noise level `bar` (None: z holds no noised map).
+
+        as_logits: read a latent output as logits too, as networks trained by the task loss want it.
+        """
+        output = self.predict(z, t, prepared, guidance_scale).float() + self.prior(coarse_latent, z, bar)
+        x0 = output if bar is None else self.process.x0(output, z, bar)
+        if self.process.reads_logits or as_logits:
+            probabilities = self.codec.logits(x0).softmax(1)
+            return Estimate(self.codec.encode(probabilities), probabilities)
+        return Estimate(x0 if self.codec.bound is None else x0.clamp(-self.codec.bound, self.codec.bound), None)
+
+    def prior(self, coarse_latent: Tensor, z: Tensor, bar: Tensor | None) -> Tensor | float:
+        """What is added to the network's output at z and noise level abar (`bar`; None: z holds no noised map).
+
+        With `coarse_residual` the network adds the image's evidence to what coarse map and z say by themselves: an untrained one returns
+        the coarse map, and one that sees a nearly clean z returns z.
+        """
+        kind = self.process.parameterisation
+        if not (self.config.coarse_residual and self.config.use_coarse) or kind == "epsilon":
+            return 0.0  # epsilon: near the clean map any change of x0 is a huge change of epsilon
+        if kind == "v":
+            assert bar is not None
+            return -(1 - bar).sqrt() * coarse_latent  # so that x0 = sqrt(abar) z - sqrt(1 - abar) v = sqrt(abar) z + (1 - abar) coarse
+        return self.codec.prior(coarse_latent, None if bar is None else z, bar, self.process.reads_logits)
+
+    @torch.no_grad()
+    def condition(self, image: Tensor, coarse: Tensor, valid: Tensor | None = None) -> Condition:
+        """Run the condition encoder and prepare the guidance once for all steps.
+
+        Args:
+            image: raw digital numbers [B,C,H,W]. coarse: probabilities [B,K,H,W]. valid: [B,H,W] bool, False at nodata.
+        """
+        image, coarse = image.to(self.device, torch.float32), coarse.to(self.device, torch.float32)
+        valid = None if valid is None else self.pad(valid.to(self.device)[:, None].float())[:, 0] > 0
+        # On the CPU kernels pick their summation order by batch size: tile by tile, a tile's result cannot depend on its neighbours.
+        size = 1 if self.device.type == "cpu" else len(image)
+        rows = []
+        for i in range(0, len(image), size):
+            guess = coarse[i : i + size]
+            latent = self.codec.encode(self.pad(guess))
+            seen = None
+            if self.config.use_image:
+                seen = self.image_input(self.pad(image[i : i + size]), None if valid is None else valid[i : i + size])
+            rows.append(Condition(guess, latent, self.guide(seen, latent)))
+        return stack(rows)
