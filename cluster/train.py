@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 from cluster.mailbox import Mailbox, Postman
 from cluster.session import check_room, check_storage, connected, environment, not_shared, root_for_all
 from idgbr.commands.train import check_batch
-from idgbr.config import Experiment, Runtime, from_dict, to_dict
+from idgbr.config import SECTIONS, Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
+from idgbr.settings import Section, names_of_paths
 from idgbr.store import Store
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 CONTROLLER_FAILURES = 5  # Ray's default is to try for ever
 START_TIMEOUT_S = 120  # a group that cannot be placed in this time counts as a controller failure
 KEEP_CHECKPOINTS = 2
-PATH_SETTINGS = ("root", "classes", "weights", "base", "vae", "teacher_weights")
 
 log = logging.getLogger("ray.train")  # Ray keeps one file of it for each worker
 
@@ -294,17 +294,12 @@ def _check_shape(workers: int, min_workers: int, sharding: str, cpus: float, gpu
 def _absolute(experiment: Experiment) -> Experiment:
     """Ray's workers run in folders of their own, so paths that mean something here must be absolute."""
     changed: dict[str, Any] = {}
-    for section in dataclasses.fields(experiment):
-        value = getattr(experiment, section.name)
-        if not dataclasses.is_dataclass(value):
-            continue
-        paths = {
-            f.name: str(Path(getattr(value, f.name)).expanduser().absolute())
-            for f in dataclasses.fields(value)
-            if f.name in PATH_SETTINGS and getattr(value, f.name)
-        }
-        if paths:
-            changed[section.name] = dataclasses.replace(value, **paths)  # type: ignore[type-var]
+    for name in SECTIONS:
+        section: Section = getattr(experiment, name)
+        given = {setting: getattr(section, setting) for setting in names_of_paths(section) if getattr(section, setting)}
+        if given:
+            absolute = {setting: str(Path(path).expanduser().absolute()) for setting, path in given.items()}
+            changed[name] = dataclasses.replace(section, **absolute)
     return dataclasses.replace(experiment, **changed)
 
 

@@ -7,41 +7,23 @@ Recipes (`recipes.py`) are functions that return an `Experiment`; `apply` sets `
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import types
-import typing
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from idgbr.errors import BadRequest, nearest
+from idgbr.settings import About, Section, When, about, cast, inherited, setting
 
 CONFIG_VERSION = 1
 
-
-def setting(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), speed_only: bool = False
-) -> Any:
-    """A dataclass field with its doc, its range (inclusive) and its choices; `Section.__post_init__` enforces them.
-
-    `speed_only` settings change how fast a result comes, never the result, so they are in no key.
-    """
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices, "speed_only": speed_only})
-
-
-class Section:
-    """Base of the stage dataclasses: checks every field against its declared type, range and choices."""
-
-    name: typing.ClassVar[str]
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            where = f"{self.name}.{f.name}={value!r}"
-            object.__setattr__(self, f.name, _cast(value, hints[f.name], where))
-            _check(getattr(self, f.name), f, where)
+_SYNTHETIC = When("data.source", ("synthetic",))
+_OUT_OF_FOLD = When("coarse.source", ("out_of_fold", "mixed"))
+_SIMULATED = When("coarse.source", ("simulated", "mixed"))
+_DIFFUSION = When("refiner.kind", ("diffusion",))
+_ANY_REFINER = When("refiner.kind", ("diffusion", "one_pass"))
+_ALIGNED = When("refiner.alignment")
+_ATTENTION = When("refiner.guidance_attention")
 
 
 @dataclass(frozen=True)
@@ -50,8 +32,8 @@ class DataConfig(Section):
 
     name = "data"
     source: str = setting("synthetic", "data set: naip_fields, synthetic, folder (your own), or a published one (docs/data.md)")
-    root: str = setting("", "folder of the unpacked data set; synthetic scenes and naip_fields need none")
-    classes: str = setting("", "class table (JSON file); empty: the one of the source")
+    root: str = setting("", "folder of the unpacked data set; synthetic scenes and naip_fields need none", path=True, in_key=False)
+    classes: str = setting("", "class table (JSON file); empty: the one of the source", path=True)
     bands: tuple[int, ...] = setting((1, 2, 3), "bands read from each image, from 1, in this order")
     split_table: str = setting("", "folder: split table (CSV) below the root; empty: splits.csv")
     where: str = setting("", 'filter on columns of the split table, e.g. "zoom == 20"')
@@ -59,37 +41,48 @@ class DataConfig(Section):
     val_ids: tuple[str, ...] = setting((), "ISPRS: official training tiles that validate; empty: see idgbr/datasets/isprs.py")
     allow_duplicates: bool = setting(False, "go on although one image stands in two splits")
     block_m: float = setting(150.0, "side of ground blocks, the unit of inference where a split has too few scenes", low=1)
-    layout_seed: int = setting(0, "synthetic: seed of the scenes", low=0)
-    train_scenes: int = setting(6, "synthetic: training scenes", low=1, high=10_000)
-    val_scenes: int = setting(3, "synthetic: validation scenes", low=0, high=10_000)
-    test_scenes: int = setting(3, "synthetic: test scenes", low=0, high=10_000)
-    scene_px: int = setting(256, "synthetic: side of a scene", low=64, high=20_000)
-    n_classes: int = setting(2, "synthetic: 2 (background, building), 3 (and road) or 4 (and field)", low=2, high=4)
+    layout_seed: int = setting(0, "synthetic: seed of the scenes", low=0, read_when=_SYNTHETIC)
+    train_scenes: int = setting(6, "synthetic: training scenes", low=1, high=10_000, read_when=_SYNTHETIC)
+    val_scenes: int = setting(3, "synthetic: validation scenes", low=0, high=10_000, read_when=_SYNTHETIC)
+    test_scenes: int = setting(3, "synthetic: test scenes", low=0, high=10_000, read_when=_SYNTHETIC)
+    scene_px: int = setting(256, "synthetic: side of a scene", low=64, high=20_000, read_when=_SYNTHETIC)
+    n_classes: int = setting(2, "synthetic: 2 (background, building), 3 (and road) or 4 (and field)", low=2, high=4, read_when=_SYNTHETIC)
 
 
 @dataclass(frozen=True)
-class BackboneConfig(Section):
+class TrainingConfig(Section):
+    """What the training loop reads; shared by the two stages that train."""
+
+    batch_images: int = setting(16, "global batch, whatever the number of workers", low=1, shapes_network=False)
+    train_images: int = setting(8000, "images seen in all", low=1, shapes_network=False)
+    lr: float = setting(1e-3, "peak learning rate of AdamW", low=1e-8, high=1, shapes_network=False)
+    weight_decay: float = setting(1e-2, "of AdamW", low=0, high=1, shapes_network=False)
+    warmup_images: int = setting(800, "linear warm-up", low=0, shapes_network=False)
+    clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0, shapes_network=False)
+    ema_images: float = setting(800.0, "half-life of the weight average in images; 0: none", low=0, shapes_network=False)
+    accumulate: int = setting(1, "micro-batches a step", low=1, shapes_network=False)
+    checkpoint_images: int = setting(4000, "images between resume checkpoints", low=1, speed_only=True)
+
+
+@dataclass(frozen=True)
+class BackboneConfig(TrainingConfig):
     """Stage I: a timm encoder with an smp decoder."""
 
     name = "backbone"
+    batch_images: int = inherited(TrainingConfig, "batch_images", 8)
+    train_images: int = inherited(TrainingConfig, "train_images", 2400)
+    warmup_images: int = inherited(TrainingConfig, "warmup_images", 160)
+    ema_images: float = inherited(TrainingConfig, "ema_images", 400.0)
+    checkpoint_images: int = inherited(TrainingConfig, "checkpoint_images", 800)
     encoder: str = setting("resnet18", "any timm encoder with features_only")
     decoder: str = setting(
         "fpn",
         "smp decoder",
         choices=("unet", "fpn", "deeplabv3plus", "upernet", "segformer", "dpt", "unetplusplus", "pspnet", "linknet", "manet", "pan"),
     )
-    weights: str = setting("", "safetensors file with encoder weights (timm keys); empty: random")
+    weights: str = setting("", "safetensors file with encoder weights (timm keys); empty: random", path=True)
     img_size: int = setting(0, "input side fixed at build time, for encoders that need it (Swin, plain ViT); 0: the crop", low=0)
     crop_px: int = setting(192, "training crop", low=32, high=2048)
-    batch_images: int = setting(8, "global batch, whatever the number of workers", low=1)
-    train_images: int = setting(2400, "images seen in all", low=1)
-    lr: float = setting(1e-3, "peak learning rate of AdamW", low=1e-8, high=1)
-    weight_decay: float = setting(1e-2, "of AdamW", low=0, high=1)
-    warmup_images: int = setting(160, "linear warm-up", low=0)
-    clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0)
-    ema_images: float = setting(400.0, "half-life of the weight average in images; 0: none", low=0)
-    accumulate: int = setting(1, "micro-batches a step", low=1)
-    checkpoint_images: int = setting(800, "images between resume checkpoints", low=1, speed_only=True)
 
 
 @dataclass(frozen=True)
@@ -100,17 +93,21 @@ class CoarseConfig(Section):
     source: str = setting(
         "out_of_fold", "where the refiner's training maps come from", choices=("out_of_fold", "in_fold", "simulated", "mixed", "external")
     )
-    folds: int = setting(3, "out of fold: number of folds, by scene, or by block where scenes are fewer", low=2, high=20)
-    root: str = setting("", "external: folder of class maps or probabilities, named like the images")
-    iou: float = setting(0.8, "simulated: wanted IoU of every class against the target", low=0.05, high=0.999)
-    modes: tuple[str, ...] = setting(("resample", "jitter", "holes", "missed", "false", "shift"), "simulated: kinds of error")
+    folds: int = setting(
+        3, "out of fold: number of folds, by scene, or by block where scenes are fewer", low=2, high=20, read_when=_OUT_OF_FOLD
+    )
+    root: str = setting("", "external: folder of class maps or probabilities, named like the images", path=True)
+    iou: float = setting(0.8, "simulated: wanted IoU of every class against the target", low=0.05, high=0.999, read_when=_SIMULATED)
+    modes: tuple[str, ...] = setting(
+        ("resample", "jitter", "holes", "missed", "false", "shift"), "simulated: kinds of error", read_when=_SIMULATED
+    )
     tile_px: int = setting(256, "prediction window", low=32, high=4096)
     overlap_px: int = setting(64, "overlap of windows, blended", low=0, high=2048)
     temperature: float = setting(1.0, "softmax temperature of the coarse probabilities", low=0.05, high=20)
 
 
 @dataclass(frozen=True)
-class RefinerConfig(Section):
+class RefinerConfig(TrainingConfig):
     """Stage II: what is trained to refine. Five independent choices of diffusion, the network, its training."""
 
     name = "refiner"
@@ -119,58 +116,73 @@ class RefinerConfig(Section):
         "diffusion; one_pass: same network, no noise, no steps; none: the coarse map itself",
         choices=("diffusion", "one_pass", "none"),
     )
-    base: str = setting("", "local Stable Diffusion folder (diffusers layout) to build from; empty: the small U-Net below")
+    base: str = setting("", "local Stable Diffusion folder (diffusers layout) to build from; empty: the small U-Net below", path=True)
     # label code
     codec: str = setting("analog", "label map <-> latent", choices=("analog", "vae"))
     block_px: int = setting(4, "analog: space-to-depth block", low=1, high=32)
     code_scale: float = setting(1.0, "analog: amplitude of the code; below 1 hides more of it at every timestep", low=0.01, high=10)
-    vae: str = setting("", "vae: local diffusers folder of AutoencoderKL or AutoencoderTiny")
+    vae: str = setting(
+        "", "vae: local diffusers folder of AutoencoderKL or AutoencoderTiny", path=True, read_when=When("refiner.codec", ("vae",))
+    )
     # network
     channels: tuple[int, ...] = setting((32, 64, 96), "U-Net channels, one entry a level")
     layers: int = setting(1, "ResNet blocks a level", low=1, high=4)
     condition_channels: tuple[int, ...] = setting((48, 96, 144), "condition encoder channels, one entry a level")
     condition_encoder: str = setting("", "timm encoder whose frozen features of the image are one more condition (small U-Net); empty: no")
-    condition_weights: str = setting("", "safetensors file of that encoder (timm keys); empty: random")
+    condition_weights: str = setting(
+        "", "safetensors file of that encoder (timm keys); empty: random", path=True, read_when=When("refiner.condition_encoder")
+    )
     guidance_width: int = setting(64, "channels inside the guidance network", low=8, high=2048)
-    guidance_heads: int = setting(4, "attention heads of the guidance network", low=1, high=64)
+    guidance_heads: int = setting(4, "attention heads of the guidance network", low=1, high=64, read_when=_ATTENTION)
     guidance_attention: bool = setting(True, "attention branch of the guidance network")
-    guidance_window: int = setting(8, "attention windows of this many latent positions a side; 0: over the whole map", low=0, high=256)
+    guidance_window: int = setting(
+        8, "attention windows of this many latent positions a side; 0: over the whole map", low=0, high=256, read_when=_ATTENTION
+    )
     use_image: bool = setting(True, "condition on the image")
     use_coarse: bool = setting(True, "condition on the coarse map")
     coarse_residual: bool = setting(False, "the network adds to what coarse and noised map say by themselves (x0, v, one_pass)")
     # diffusion
-    schedule: str = setting("cosine", "noise schedule", choices=("linear", "scaled_linear", "cosine", "sigmoid"))
-    zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise")
-    train_timesteps: int = setting(1000, "length of the training schedule", low=10, high=10_000)
-    parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"))
+    schedule: str = setting("cosine", "noise schedule", choices=("linear", "scaled_linear", "cosine", "sigmoid"), read_when=_DIFFUSION)
+    zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise", read_when=_DIFFUSION)
+    train_timesteps: int = setting(1000, "length of the training schedule", low=10, high=10_000, read_when=_DIFFUSION)
+    parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"), read_when=_DIFFUSION)
     target_loss: str = setting(
         "auto",
         "mse of the prediction; cross_entropy: output read as logits (x0); auto: that for x0, analog code",
         choices=("auto", "mse", "cross_entropy"),
+        read_when=_DIFFUSION,
     )
-    timestep_law: str = setting("cubic", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"))
-    loss_weighting: str = setting("uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"))
-    condition_dropout: float = setting(0.0, "share of samples trained without condition, for guidance_scale > 1", low=0, high=0.9)
-    one_step_images: int = setting(0, "fast track: last images fine-tuned end to end for one step with the task loss", low=0)
+    timestep_law: str = setting("cubic", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"), read_when=_DIFFUSION)
+    loss_weighting: str = setting(
+        "uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"), read_when=_DIFFUSION
+    )
+    condition_dropout: float = setting(
+        0.0,
+        "share of samples trained without condition, for guidance_scale > 1",
+        low=0,
+        high=0.9,
+        read_when=_DIFFUSION,
+        shapes_network=False,
+    )
+    one_step_images: int = setting(
+        0,
+        "fast track: last images fine-tuned end to end for one step with the task loss",
+        low=0,
+        read_when=_DIFFUSION,
+        shapes_network=False,
+    )
     # alignment
-    alignment: float = setting(0.0, "weight of representation alignment with a frozen ViT; 0: off", low=0, high=100)
-    alignment_images: int = setting(0, "images during which alignment lasts; 0: all", low=0)
-    teacher: str = setting("", "timm name of the frozen ViT")
-    teacher_weights: str = setting("", "safetensors file of the frozen ViT")
+    alignment: float = setting(0.0, "weight of representation alignment with a frozen ViT; 0: off", low=0, high=100, shapes_network=False)
+    alignment_images: int = setting(0, "images during which alignment lasts; 0: all", low=0, read_when=_ALIGNED, shapes_network=False)
+    teacher: str = setting("", "timm name of the frozen ViT", read_when=_ALIGNED, shapes_network=False)
+    teacher_weights: str = setting("", "safetensors file of the frozen ViT", path=True, read_when=_ALIGNED, shapes_network=False)
     # training
     crop_px: int = setting(96, "training crop", low=16, high=2048)
-    crop_pool: int = setting(0, "crops repeat after this many, so that frozen latents and teacher tokens can be cached; 0: never", low=0)
-    boundary_share: float = setting(0.75, "share of crops centred near a coarse or target boundary", low=0, high=1)
-    batch_images: int = setting(16, "global batch, whatever the number of workers", low=1)
-    train_images: int = setting(8000, "images seen in all", low=1)
-    lr: float = setting(1e-3, "peak learning rate of AdamW", low=1e-8, high=1)
-    weight_decay: float = setting(1e-2, "of AdamW", low=0, high=1)
-    warmup_images: int = setting(800, "linear warm-up", low=0)
-    clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0)
-    ema_images: float = setting(800.0, "half-life of the weight average in images; 0: none", low=0)
-    accumulate: int = setting(1, "micro-batches a step", low=1)
+    crop_pool: int = setting(
+        0, "crops repeat after this many, so that frozen latents and teacher tokens can be cached; 0: never", low=0, shapes_network=False
+    )
+    boundary_share: float = setting(0.75, "share of crops centred near a coarse or target boundary", low=0, high=1, shapes_network=False)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass", speed_only=True)
-    checkpoint_images: int = setting(4000, "images between resume checkpoints", low=1, speed_only=True)
 
 
 @dataclass(frozen=True)
@@ -179,17 +191,23 @@ class SamplerConfig(Section):
 
     name = "sampler"
     split: str = setting("val", "scenes refined and scored", choices=("train", "val", "test"))
-    sampler: str = setting("ddim", "sampler", choices=("ddim", "dpm++", "euler", "one_step"))
-    steps: int = setting(4, "denoising steps", low=1, high=1000)
-    spacing: str = setting("trailing", "timestep spacing", choices=("trailing", "leading", "linspace"))
-    guidance_scale: float = setting(1.0, "classifier-free guidance; 1 skips the second branch", low=0, high=30)
-    strength: float = setting(1.0, "1: start from noise; below: from the noised coarse map; 0: the coarse map itself", low=0, high=1)
-    samples: int = setting(1, "samples a tile, averaged", low=1, high=64)
-    tile_px: int = setting(128, "tile side", low=16, high=2048)
-    overlap_px: int = setting(32, "overlap of tiles, Hann blended", low=0, high=1024)
+    sampler: str = setting("ddim", "sampler", choices=("ddim", "dpm++", "euler", "one_step"), read_when=_DIFFUSION)
+    steps: int = setting(4, "denoising steps", low=1, high=1000, read_when=_DIFFUSION)
+    spacing: str = setting("trailing", "timestep spacing", choices=("trailing", "leading", "linspace"), read_when=_DIFFUSION)
+    guidance_scale: float = setting(1.0, "classifier-free guidance; 1 skips the second branch", low=0, high=30, read_when=_DIFFUSION)
+    strength: float = setting(
+        1.0, "1: start from noise; below: from the noised coarse map; 0: the coarse map itself", low=0, high=1, read_when=_DIFFUSION
+    )
+    samples: int = setting(1, "samples a tile, averaged", low=1, high=64, read_when=_DIFFUSION)
+    tile_px: int = setting(128, "tile side", low=16, high=2048, read_when=_ANY_REFINER)
+    overlap_px: int = setting(32, "overlap of tiles, Hann blended", low=0, high=1024, read_when=_ANY_REFINER)
     batch_tiles: int = setting(16, "tiles a batch", low=1, high=4096, speed_only=True)
-    reach_px: float = setting(0.0, "pixels farther than this from a coarse boundary keep the coarse class; 0: no limit", low=0)
-    keep_confidence: float = setting(0.0, "pixels whose coarse probability is above this keep the coarse class; 0: none", low=0, high=1)
+    reach_px: float = setting(
+        0.0, "pixels farther than this from a coarse boundary keep the coarse class; 0: no limit", low=0, read_when=_ANY_REFINER
+    )
+    keep_confidence: float = setting(
+        0.0, "pixels whose coarse probability is above this keep the coarse class; 0: none", low=0, high=1, read_when=_ANY_REFINER
+    )
 
 
 @dataclass(frozen=True)
@@ -255,7 +273,7 @@ class Runtime:
     checkpoint_seconds: float = 120.0
 
 
-# ---- dict, JSON, digest -------------------------------------------------------------------------------------------------
+# ---- dict and back -------------------------------------------------------------------------------------------------------
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -285,21 +303,11 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
 
 
 def section_from_dict(cls: type[Section], data: Mapping[str, Any]) -> Any:
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {f.name for f in dataclasses.fields(cls)}
     for name in data:
         if name not in known:
             raise BadRequest(f"unknown setting {cls.name}.{name}", allowed=", ".join(sorted(known)), hint=nearest(name, known) or None)
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})
-
-
-def canonical_json(value: Any) -> str:
-    """One spelling for one value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """20 hex digits of sha256 over the canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:20]
 
 
 # ---- overrides ----------------------------------------------------------------------------------------------------------
@@ -323,7 +331,7 @@ def apply(experiment: Experiment, overrides: Iterable[str] | Mapping[str, Any]) 
     top: dict[str, Any] = {}
     for name, value in overrides.items():
         if name == "seed":
-            top["seed"] = _cast(value, int, f"seed={value!r}")
+            top["seed"] = cast(value, int, f"seed={value!r}")
             continue
         if name == "reseed":
             top["reseed"] = value
@@ -338,7 +346,7 @@ def apply(experiment: Experiment, overrides: Iterable[str] | Mapping[str, Any]) 
 def split_name(name: str) -> tuple[str, str]:
     """`stage.field` -> (stage, field), or a `BadRequest` that names the nearest right one."""
     section, _, field_name = name.partition(".")
-    everything = [f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    everything = [f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
     if name not in everything:
         same = [n for n in everything if n.startswith(section + ".")]
         allowed = ", ".join(n.partition(".")[2] for n in same) if same else ", ".join(SECTIONS)
@@ -350,53 +358,20 @@ def split_name(name: str) -> tuple[str, str]:
     return section, field_name
 
 
-def _cast(value: Any, hint: Any, where: str) -> Any:
-    """`value` as type `hint` (bool, int, float, str, tuple of one of these); strings are parsed, nothing is guessed."""
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        item = typing.get_args(hint)[0]
-        if isinstance(value, str):
-            value = [v for v in value.strip("()[] ").split(",") if v.strip()]
-        if not isinstance(value, list | tuple):
-            raise BadRequest(f"{where} is not a list", allowed=f"values of type {item.__name__}, separated by commas")
-        return tuple(_cast(v.strip() if isinstance(v, str) else v, item, where) for v in value)
-    if isinstance(hint, types.UnionType):
-        raise TypeError(f"settings have one type each: {where}")
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        lowered = str(value).lower()
-        if lowered in ("true", "on", "yes", "1", "false", "off", "no", "0"):
-            return lowered in ("true", "on", "yes", "1")
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.replace("_", "").removeprefix("-").isdigit():
-            return int(value)
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                pass  # falls through to the one error below
-    elif hint is str and isinstance(value, str):
-        return value
-    raise BadRequest(f"{where} has the wrong type", allowed=getattr(hint, "__name__", str(hint)))
+def is_read(experiment: Experiment, condition: When | None) -> bool:
+    """Whether a setting with this `read_when` has an effect in the experiment."""
+    if condition is None:
+        return True
+    section, _, name = condition.name.partition(".")
+    return condition.holds(getattr(getattr(experiment, section), name))
 
 
-def _check(value: Any, f: dataclasses.Field, where: str) -> None:
-    choices, low, high = f.metadata.get("choices") or (), f.metadata.get("low"), f.metadata.get("high")
-    if choices and value not in choices:
-        raise BadRequest(f"{where} is not a choice", allowed=", ".join(choices), hint=nearest(str(value), choices) or None)
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and number != number:
-            raise BadRequest(f"{where} is not a number")
-        if (low is not None and number < low) or (high is not None and number > high):
-            bounds = " and ".join(
-                b for b in (f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else "") if b
-            )
-            raise BadRequest(f"{where} is out of range", allowed=bounds)
+@functools.cache
+def about_setting(name: str) -> About:
+    """What the setting `stage.field` says about itself.
+
+    Raises:
+        BadRequest: no such setting.
+    """
+    section, field_name = split_name(name)
+    return about(SECTIONS[section].__dataclass_fields__[field_name])

@@ -8,7 +8,6 @@ schedule), contents of files and not their paths, and the replicate seed from th
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
@@ -16,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idgbr.config import Experiment, Runtime, Section, digest, to_dict
+from idgbr.config import Experiment, Runtime, about_setting, is_read, to_dict
 from idgbr.errors import Missing
 from idgbr.files import require_variables
+from idgbr.settings import Section, digest, identity
 from idgbr.store import Store
 
 if TYPE_CHECKING:
@@ -31,25 +31,6 @@ VERSIONS = {"data": 1, "backbone": 1, "coarse": 1, "refiner": 1, "refined": 1, "
 
 Report = Callable[..., None]
 Stop = Callable[[], bool]
-
-# Settings that name a file or folder count by content, so that two users with other paths share artefacts.
-_PATHS = {"root", "classes", "weights", "base", "vae", "teacher_weights", "condition_weights"}
-_OF_SOURCE = {
-    "synthetic": ("layout_seed", "train_scenes", "val_scenes", "test_scenes", "scene_px", "n_classes"),
-}
-OF_DIFFUSION = (
-    "target_loss",
-    "schedule",
-    "zero_terminal_snr",
-    "train_timesteps",
-    "parameterisation",
-    "timestep_law",
-    "loss_weighting",
-    "condition_dropout",
-    "one_step_images",
-)
-OF_SAMPLING = ("sampler", "steps", "spacing", "guidance_scale", "strength", "samples")
-OF_TILES = ("tile_px", "overlap_px", "reach_px", "keep_confidence")
 
 
 @dataclass(frozen=True)
@@ -74,8 +55,10 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     Raises:
         Missing: a file named in the settings is not there.
     """
+    from idgbr import datasets
+
     e = experiment
-    data = _job("data", "data", _settings(e.data, leave_out=_foreign_data(e)) | {"inputs": _inputs(e)}, {}, None)
+    data = _job("data", "data", _settings(e, "data") | {"inputs": datasets.input_digest(e.data)}, {}, None)
     made = [data]
     backbones: dict[str, str] = {}
     seed_backbone = e.seed if e.reseed == "backbone" else 0
@@ -85,25 +68,25 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
             names += [f"fold{i}" for i in range(e.coarse.folds)]
         for name in names:
             part = {"part": name} | ({"folds": e.coarse.folds} if name != "full" else {})
-            job = _job("backbone", name, _settings(e.backbone) | part, {"data": data.key}, seed_backbone, trains=True)
+            job = _job("backbone", name, _settings(e, "backbone") | part, {"data": data.key}, seed_backbone, trains=True)
             backbones[name] = job.key
             made.append(job)
-    coarse = _job("coarse", "coarse", _settings(e.coarse, leave_out=_foreign_coarse(e)), {"data": data.key, **backbones}, seed_backbone)
+    coarse = _job("coarse", "coarse", _settings(e, "coarse"), {"data": data.key, **backbones}, seed_backbone)
     made.append(coarse)
     parents = {"data": data.key, "coarse": coarse.key}
     if e.refiner.kind != "none":
-        refiner = _job("refiner", "refiner", _settings(e.refiner, leave_out=_foreign_refiner(e)), parents, e.seed, trains=True)
+        refiner = _job("refiner", "refiner", _settings(e, "refiner"), parents, e.seed, trains=True)
         made.append(refiner)
         parents = parents | {"refiner": refiner.key}
     refined = _job(
         "refined",
         "refined",
-        _settings(e.sampler, leave_out=_foreign_sampler(e)) | {"kind": e.refiner.kind},
+        _settings(e, "sampler") | {"kind": e.refiner.kind},
         parents,
         e.seed if e.refiner.kind == "diffusion" else None,
     )
     made.append(refined)
-    made.append(_job("counts", "counts", _settings(e.score), {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
+    made.append(_job("counts", "counts", _settings(e, "score"), {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
     return tuple(made)
 
 
@@ -245,58 +228,18 @@ def _job(stage: str, name: str, config: dict[str, Any], parents: dict[str, str],
     return Job(stage, key, name, config, parents, seed, trains)
 
 
-def _settings(section: Section, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings that decide the bytes, paths replaced by what they hold."""
+def _settings(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The settings of a section that decide the bytes, paths replaced by what they hold."""
+    section: Section = getattr(experiment, name)
     values: dict[str, Any] = {}
-    for f in dataclasses.fields(section):  # type: ignore[arg-type]
-        value = getattr(section, f.name)
-        if f.name in leave_out or f.metadata.get("speed_only"):
+    for field, value in identity(section, paths=True).items():
+        a = about_setting(f"{name}.{field}")
+        if not a.in_key or not is_read(experiment, a.read_when):
             continue
-        if f.name in _PATHS and value:
-            value = content_digest(value, f"{section.name}.{f.name}")
-        values[f.name] = list(value) if isinstance(value, tuple) else value
+        if a.path and value:
+            value = content_digest(value, f"{name}.{field}")
+        values[field] = list(value) if isinstance(value, tuple) else value
     return values
-
-
-def _foreign_data(e: Experiment) -> tuple[str, ...]:
-    foreign = tuple(name for source, names in _OF_SOURCE.items() if source != e.data.source for name in names)
-    return (*foreign, "root")  # the content of root is in `inputs`
-
-
-def _foreign_coarse(e: Experiment) -> tuple[str, ...]:
-    source = e.coarse.source
-    out: tuple[str, ...] = ()
-    if source not in ("out_of_fold", "mixed"):
-        out += ("folds",)
-    if source not in ("simulated", "mixed"):
-        out += ("iou", "modes")
-    return out
-
-
-def _foreign_refiner(e: Experiment) -> tuple[str, ...]:
-    r = e.refiner
-    out: tuple[str, ...] = OF_DIFFUSION if r.kind == "one_pass" else ()
-    if r.alignment == 0:
-        out += ("alignment_images", "teacher", "teacher_weights")
-    if r.codec == "analog":
-        out += ("vae",)
-    if not r.condition_encoder:
-        out += ("condition_weights",)
-    if not r.guidance_attention:
-        out += ("guidance_heads", "guidance_window")
-    return out
-
-
-def _foreign_sampler(e: Experiment) -> tuple[str, ...]:
-    if e.refiner.kind == "none":
-        return (*OF_SAMPLING, *OF_TILES)
-    return OF_SAMPLING if e.refiner.kind == "one_pass" else ()
-
-
-def _inputs(e: Experiment) -> str:
-    from idgbr import datasets
-
-    return datasets.input_digest(e.data)
 
 
 def content_digest(path: str, where: str) -> str:

@@ -16,21 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from idgbr import stages
-from idgbr.config import SECTIONS, Experiment, Section, apply, digest, split_name, to_dict
+from idgbr.config import CONFIG_VERSION, SECTIONS, Experiment, apply, split_name
 from idgbr.errors import BadRequest, nearest
 from idgbr.recipes import recipe
+from idgbr.settings import Section, digest, identity
 
 DESIGNS = ("grid", "one_at_a_time")
 YARDSTICKS = ("coarse", "one_pass")
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-# Fields that name a place rather than a content, or change speed only: not part of a trial's identity.
-_NOT_IDENTITY = stages._PATHS | {
-    f.name
-    for cls in SECTIONS.values()
-    for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-    if f.metadata.get("speed_only")
-}
 
 
 @dataclass(frozen=True)
@@ -152,8 +145,7 @@ class Trial:
 
 @functools.lru_cache(maxsize=100_000)
 def _section_digest(section: Section) -> str:
-    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}  # type: ignore[arg-type]
-    return digest({k: v for k, v in values.items() if k not in _NOT_IDENTITY})
+    return digest(identity(section, paths=False))
 
 
 Constraint = Callable[[Experiment], bool]
@@ -360,10 +352,10 @@ def definition(study: Study, trials: Iterable[Trial]) -> dict[str, Any]:
 
 def _search_identity(study: Study) -> dict[str, Any]:
     assert study.search is not None
-    settings = to_dict(study.base())
+    base = study.base()
+    sections = {name: identity(getattr(base, name), paths=False) for name in SECTIONS}
     return {
-        "recipe": {s: ({k: v for k, v in values.items() if k not in _NOT_IDENTITY} if isinstance(values, dict) else values)
-                   for s, values in settings.items()},
+        "recipe": {"version": CONFIG_VERSION, **sections, "seed": base.seed, "reseed": base.reseed},
         "axes": _plain({a.name: [a.values, a.low, a.high, a.step, a.log] for a in study.axes}),
         "goals": list(study.search.goals), "sampler": study.search.sampler, "seeds": list(study.seeds),
     }  # fmt: skip

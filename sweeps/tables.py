@@ -51,7 +51,7 @@ def settings_fields() -> list[tuple[str, pa.DataType]]:
     out = []
     for section, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls)
-        out += [(f"{section}.{f.name}", _arrow_type(hints[f.name])) for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        out += [(f"{section}.{f.name}", _arrow_type(hints[f.name])) for f in dataclasses.fields(cls)]
     return out
 
 

@@ -18,16 +18,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from idgbr.config import SECTIONS
+from idgbr.config import SECTIONS, about_setting
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
-from idgbr.stages import OF_DIFFUSION, OF_SAMPLING, OF_TILES  # which settings a kind of refiner does not read
 from idgbr.store import Store
 
-UNREAD: dict[str, tuple[str, ...]] = {
-    "diffusion": (),
-    "one_pass": (*(f"refiner.{n}" for n in OF_DIFFUSION), *(f"sampler.{n}" for n in OF_SAMPLING)),
-    "none": (*(f"sampler.{n}" for n in (*OF_SAMPLING, *OF_TILES)),),
-}
+KIND = "refiner.kind"
+KINDS_OF_REFINER = about_setting(KIND).choices
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ def _choose(frame: pl.DataFrame, found: list[Part], studies: tuple[str, ...], wh
         notes.append(f"{failed.height} of {frame.height} trials failed and are not in the table.")
     if running:
         notes.append(f"{running} of {frame.height} trials were pruned and are not in the table.")
-    done = null_unread(done)
+    done = null_unread(fill_added(done))
     first = done.unique("key_counts", keep="first", maintain_order=True)
     duplicates = done.height - first.height
     if duplicates:
@@ -141,13 +137,29 @@ def study_names(store: Store) -> list[str]:
 
 def null_unread(frame: pl.DataFrame) -> pl.DataFrame:
     """Settings that a trial does not read, given its kind of refiner, become null: they may differ and mean nothing."""
-    kind = pl.col("refiner.kind")
     changes = []
     for name in frame.columns:
         section = name.partition(".")[0]
-        kinds = [k for k, unread in UNREAD.items() if name in unread or (k == "none" and section == "refiner" and name != "refiner.kind")]
-        if section in SECTIONS and kinds:
-            changes.append(pl.when(kind.is_in(kinds)).then(None).otherwise(pl.col(name)).alias(name))
+        if section not in SECTIONS or name == KIND:
+            continue
+        condition = about_setting(name).read_when
+        kinds = condition.values if condition is not None and condition.name == KIND else KINDS_OF_REFINER
+        if section == "refiner":
+            kinds = tuple(k for k in kinds if k != "none")
+        unread = [k for k in KINDS_OF_REFINER if k not in kinds]
+        if unread:
+            changes.append(pl.when(pl.col(KIND).is_in(unread)).then(None).otherwise(pl.col(name)).alias(name))
+    return frame.with_columns(changes) if changes else frame
+
+
+def fill_added(frame: pl.DataFrame) -> pl.DataFrame:
+    """Settings that did not exist when a trial was stored have their default, which is what the code did then."""
+    changes = []
+    for name in frame.columns:
+        section, _, field = name.partition(".")
+        if section in SECTIONS and not about_setting(name).key_at_default:
+            default = SECTIONS[section].__dataclass_fields__[field].default
+            changes.append(pl.col(name).fill_null(", ".join(map(str, default)) if isinstance(default, tuple) else default))
     return frame.with_columns(changes) if changes else frame
 
 

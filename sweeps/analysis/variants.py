@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from idgbr.config import SECTIONS
+from idgbr.config import about_setting
 from idgbr.errors import BadRequest, nearest
 from idgbr.stages import STAGES
 from sweeps.analysis.trials import Part, Trials, resolve
@@ -88,7 +88,9 @@ def populations(trials: Trials) -> list[Population]:
 
 def _population(trials: Trials) -> Population:
     frame = trials.frame
-    settings = [c for c in frame.columns if c.partition(".")[0] in ("backbone", "coarse", "refiner", "sampler") and not _speed_only(c)]
+    settings = [
+        c for c in frame.columns if c.partition(".")[0] in ("backbone", "coarse", "refiner", "sampler") and not about_setting(c).speed_only
+    ]
     settings += [c for c in ("reseed",) if c in frame.columns]
     axes = tuple(c for c in settings if c != "refiner.kind" and frame[c].drop_nulls().n_unique() > 1)
     names = short_names(axes)
@@ -112,12 +114,6 @@ def _population(trials: Trials) -> Population:
         variants.append(Variant(label, kind, values, trial_ids, seeds, group, first))
     variants.sort(key=lambda v: (_FIRST.get(v.kind, 9), [_order(v.axes[a]) for a in axes]))
     return Population(tuple(variants), axes, trials.parts, frame, tuple(notes))
-
-
-def _speed_only(column: str) -> bool:
-    section, _, name = column.partition(".")
-    fields = {f.name: f for f in dataclasses.fields(SECTIONS[section])}  # type: ignore[arg-type]
-    return name in fields and bool(fields[name].metadata.get("speed_only"))
 
 
 def short_names(axes: Iterable[str]) -> dict[str, str]:

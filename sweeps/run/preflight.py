@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 from idgbr.config import Experiment
 from idgbr.errors import BadRequest
+from idgbr.settings import network_shape
 from idgbr.store import Store
 from sweeps.run.plan import Plan
 
@@ -39,11 +39,13 @@ def preflight(plan: Plan, store: Store | None = None) -> list[Impossible]:
         for job in trial.jobs:
             if job.key not in wanted or not job.trains or (job.stage == "backbone" and job.name != "full"):
                 continue
-            key: Any = (e.backbone, e.coarse.tile_px, n_bands) if job.stage == "backbone" else (_shape_of(e.refiner), n_bands)
+            is_backbone = job.stage == "backbone"
+            shape = (*network_shape(e.backbone), e.coarse.tile_px) if is_backbone else network_shape(e.refiner)
+            key = (job.stage, shape, n_bands)
             users[key].append(trial.id)
             if key in checked:
                 continue
-            if job.stage == "backbone":
+            if is_backbone:
                 names[key] = f"backbone.encoder={e.backbone.encoder} backbone.decoder={e.backbone.decoder}"
                 checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: backbone.check(e.backbone, e.coarse.tile_px, b, k))
             else:
@@ -63,12 +65,6 @@ def refuse_impossible(plan: Plan, found: list[Impossible]) -> None:
             f"study {plan.study.name}: {trials} of {len(plan.open)} trials cannot be built. {listed} Nothing was launched",
             hint="drop these values from the axes, or add a constraint that leaves them out",
         )
-
-
-def _shape_of(config: Any) -> Any:
-    """The refiner's settings that its network depends on: learning rates and schedules build the same one."""
-    same = {"lr": 1e-3, "weight_decay": 0.0, "warmup_images": 0, "train_images": 1, "ema_images": 0.0, "boundary_share": 0.0}
-    return dataclasses.replace(config, **same)
 
 
 def _build_refiner(e: Experiment, n_bands: int, n_classes: int) -> None:

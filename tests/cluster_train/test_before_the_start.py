@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from cluster import train as sharded
-from idgbr.config import Experiment, apply
+from idgbr.config import SECTIONS, Experiment, apply
 from idgbr.errors import BadRequest, Missing, SomeFailed
+from idgbr.settings import names_of_paths
 
 
 def test_paths_become_absolute_because_workers_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    before = apply(Experiment(), {"data.root": "scenes", "backbone.weights": "w.safetensors"})
+    names = [f"{name}.{setting}" for name, section in SECTIONS.items() for setting in names_of_paths(section)]
+    assert "refiner.condition_weights" in names
+    before = apply(Experiment(), {name: f"files/{name}" for name in names})
     after = sharded._absolute(before)
-    assert after.data.root == str(tmp_path / "scenes")
-    assert after.backbone.weights == str(tmp_path / "w.safetensors")
-    assert after.refiner == before.refiner
-    assert dataclasses.replace(after, data=before.data, backbone=before.backbone) == before
+    assert after == apply(before, {name: str(tmp_path / "files" / name) for name in names})
+    assert sharded._absolute(Experiment()) == Experiment()  # an empty path means "none" and stays empty
 
 
 @pytest.mark.parametrize("shape", [{"workers": 0}, {"min_workers": 3}, {"cpus": 0}, {"gpus": -1}])

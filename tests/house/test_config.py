@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from idgbr.config import SECTIONS, Experiment, apply, canonical_json, from_dict, to_dict
+from idgbr.config import SECTIONS, Experiment, apply, from_dict, to_dict
 from idgbr.errors import BadRequest, Missing
 from idgbr.recipes import BUILT_IN, recipe
+from idgbr.settings import canonical_json
 
 
 def test_every_recipe_survives_json() -> None:
