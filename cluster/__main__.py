@@ -19,6 +19,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,12 +172,13 @@ def _submit(given: argparse.Namespace, command: list[str]) -> int:
     with_program(command, "python")  # refuses an empty command before anything is asked of the cluster
     launcher, slug = _open(given)
     job_id = launcher.submit(command, given.job or job_name(slug), given.working_dir or None)
-    print(f"submitted {job_id}; follow it: python -m cluster logs {given.target} --job {job_id} --follow", file=sys.stderr)
+    follow = shlex.join(["python", "-m", "cluster", "logs", given.target, "--job", job_id, "--follow"])
+    print(f"submitted {job_id}; follow it: {follow}", file=sys.stderr)
     print(job_id, flush=True)
     try:
         remember(slug, job_id, command)
     except Missing as error:  # the job runs all the same
-        print(f"{error} From now on say --job {job_id}.", file=sys.stderr)
+        print(f"{error} From now on say --job {shlex.quote(job_id)}.", file=sys.stderr)
     if given.wait:
         launcher.logs(job_id, True, _write)
         return _ended(launcher, job_id)

@@ -16,6 +16,7 @@ import fcntl
 import math
 import os
 import secrets
+import shlex
 import socket
 import struct
 import sys
@@ -161,7 +162,7 @@ def check_token(path: str | Path) -> Path:
         raise Disagreement(
             f"others can read the token file {target}",
             value=f"mode {status.st_mode & 0o777:04o}",
-            hint=f"chmod 600 {target}, and make a new token",
+            hint=f"chmod 600 {shlex.quote(str(target))}, and make a new token",
         )
     return target
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,9 @@ def connected() -> Iterator[None]:
                 continue  # Ray gives a node 30 s to come up, too few where other work takes the machine
             raise Missing(
                 f"no Ray cluster {'at ' + address if address else 'on this machine'}: {' '.join(str(error).split())[:300]}",
-                hint=f"python -m cluster doctor {address}" if address else "a short RAY_TMPDIR (36 characters) with some GB free",
+                hint=shlex.join(["python", "-m", "cluster", "doctor", address])
+                if address
+                else "a short RAY_TMPDIR (36 characters) with some GB free",
             ) from error
     try:
         yield

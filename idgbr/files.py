@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from idgbr.errors import BadRequest, IdgbrError, Missing, NoSpace, Outage
 from idgbr.retries import is_transient
@@ -60,7 +62,10 @@ def check_output(path: Path, overwrite: bool = True) -> None:
     """
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise BadRequest(
-            "rasters are written as GeoTIFF", value=path, allowed="names that end in .tif or .tiff", hint=f"-o {path.with_suffix('.tif')}"
+            "rasters are written as GeoTIFF",
+            value=path,
+            allowed="names that end in .tif or .tiff",
+            hint=f"-o {quote(str(path.with_suffix('.tif')))}",
         )
     check_place(path, overwrite)
 
@@ -74,7 +79,7 @@ def check_place(path: Path, overwrite: bool = True) -> None:
     if path.exists() and not overwrite:
         raise BadRequest(f"{path} is there already", hint="another name, or --overwrite")
     if not path.parent.is_dir():
-        raise Missing(f"no folder {path.parent} to write into", value=path, hint=f"mkdir -p {path.parent}")
+        raise Missing(f"no folder {path.parent} to write into", value=path, hint=f"mkdir -p {quote(str(path.parent))}")
     probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         probe.touch()
@@ -97,6 +102,12 @@ def check_apart(out: Path, *inputs: Path) -> None:
     for path in inputs:
         if out.exists() and path.exists() and out.samefile(path):
             raise BadRequest(f"the output {out} is an input of this command", value=path, hint="another name")
+
+
+def remove_beginning(folder: Path, start: str) -> None:
+    """Remove the files of a folder whose names begin with `start`, whatever characters it has: a name is never a pattern."""
+    for left in folder.glob(f"{glob.escape(start)}*"):
+        left.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> Path:

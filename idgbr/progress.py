@@ -28,8 +28,8 @@ class Progress:
             from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            self.bar = Bar(*columns, TextColumn("{task.fields[beside]}"), console=Console(stderr=True))
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self.bar = Bar(*columns, TextColumn("{task.fields[beside]}", markup=False), console=Console(stderr=True))
             self.task = self.bar.add_task(self.title, total=None, beside="")
             self.bar.start()
         return self

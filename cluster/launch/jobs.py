@@ -175,10 +175,11 @@ class Cluster:
             time.sleep(0.5)
 
     def _lost(self, job_id: str, error: Exception) -> Missing:
+        named = f"--job {shlex.quote(job_id)}"
         return Missing(
             f"the cluster at {self.address} was lost while the job {job_id} was being submitted: it may or may not have started",
             value=_first_line(error),
-            hint=f"`status --job {job_id}` once the cluster answers; submitting again with --job {job_id} cannot run it twice",
+            hint=f"`status {named}` once the cluster answers; submitting again with {named} cannot run it twice",
         )
 
     def job(self, job_id: str) -> Job:
@@ -219,7 +220,7 @@ class Cluster:
                 except (RuntimeError, OSError) as error:
                     raise Missing(
                         f"the cluster at {self.address} was lost while following the log: {_first_line(error)}",
-                        hint=f"`status --job {job_id}`",
+                        hint=f"`status --job {shlex.quote(job_id)}`",
                     ) from error
         finally:
             loop.run_until_complete(pieces.aclose())

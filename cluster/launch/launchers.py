@@ -172,7 +172,7 @@ class SlurmQueue:
     def logs(self, job_id: str, follow: bool, write: Write) -> None:
         path = Path(self.spec.job_dir) / f"{job_id}.log"
         if not path.exists() and not follow:
-            raise Missing(f"job {job_id} has no log yet", value=path, hint=f"`status --job {job_id}`: it may still be waiting")
+            raise Missing(f"job {job_id} has no log yet", value=path, hint=f"`status --job {shlex.quote(job_id)}`: it may still be waiting")
         place, ended = 0, False
         while True:
             if path.exists():

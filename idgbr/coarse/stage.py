@@ -64,7 +64,7 @@ def write(
     for name, rasters in _by_source(config, dataset, backbones):
         network = None
         for raster in rasters:
-            reader = Reader(raster.image, dataset.bands)
+            reader = raster.reader(dataset.bands)
             grid = reader.grid
             strips: Strips
             if name == "external":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def align(map: Path, like: Path, out: Path, *, overwrite: bool = False) -> None:
             raise BadRequest(
                 f"{path} has no coordinate reference system, so the two cannot be laid over each other",
                 value=f"{map.name}: {source_grid}; {like.name}: {grid}",
-                hint=f"assign it if you know it: rio edit-info --crs EPSG:... --transform ... {path}",
+                hint=f"assign it if you know it: rio edit-info --crs EPSG:... --transform ... {quote(str(path))}",
             )
     with opened(map) as source:
         same = bare or source_grid == grid

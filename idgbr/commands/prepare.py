@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +44,9 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None) ->
 
     if sheet is not None:
         if sheet.suffix.lower() != ".png":
-            raise BadRequest("the contact sheet is a PNG", value=f"--sheet {sheet}", hint=f"--sheet {sheet.with_suffix('.png')}")
+            raise BadRequest(
+                "the contact sheet is a PNG", value=f"--sheet {sheet}", hint=f"--sheet {quote(str(sheet.with_suffix('.png')))}"
+            )
         check_place(sheet)
     place = Store(store)
     place.check_writable()
@@ -157,11 +160,11 @@ def _pictures(dataset: Dataset, raster: Raster) -> tuple[NDArray[np.uint8], NDAr
     """Image (first three bands read, stretched between the 1st and 99th percentile) and label colours, [CELL_PX, CELL_PX, 3]."""
     import cv2
 
-    from idgbr.rasters.read import Reader, read_labels
+    from idgbr.rasters.read import read_labels
 
     side = min(CROP_PX, max(raster.height, raster.width))
     row, col = (max(0, (length - side) // 2) for length in (raster.height, raster.width))
-    raw, valid = Reader(raster.image, dataset.bands).read(row, col, side, side)
+    raw, valid = raster.reader(dataset.bands).read(row, col, side, side)
     bands = [0, 1, 2] if len(raw) >= 3 else [0, 0, 0]
     low, high = (np.array(v, np.float32)[bands] for v in (dataset.stats.low, dataset.stats.high))
     shown = np.clip((raw[bands].transpose(1, 2, 0) - low) / np.maximum(high - low, 1e-6), 0, 1)

@@ -84,7 +84,7 @@ def score(
     from idgbr.scores.summary import summarise
 
     for label_set in counts["label_set"].unique(maintain_order=True).to_list():
-        result["label_sets"][label_set] = summarise(counts, bands, label_set, iou_imp_k)
+        result["label_sets"][label_set] = summarise(counts, bands, label_set, config, iou_imp_k)
     if json:
         print(json_format.dumps(_plain(result), allow_nan=False))
     else:
@@ -137,7 +137,7 @@ def open_inputs(
     from idgbr.scores.rasters import Pair
 
     sides = {"pred": pred, "target": target, "coarse": coarse, "target (eroded)": eroded}
-    found = matched({side: Path(path) for side, path in sides.items() if path is not None})
+    found, notes = matched({side: Path(path) for side, path in sides.items() if path is not None})
     grids = {}
     for name, files in found:
         grids[name] = Grid.of(files["target"])
@@ -145,7 +145,6 @@ def open_inputs(
             if side != "target":
                 require_same_grid(grids[name], Grid.of(path), str(files["target"]), str(path))
     values = {side: [look(files[side]) for _, files in found] for side in found[0][1]}
-    notes = []
     if classes is not None:
         table, masks = ClassTable.load(classes), dict.fromkeys(values, False)
         if table.n_classes < 2:
@@ -154,7 +153,9 @@ def open_inputs(
             )
     else:
         table, masks = guess_table(values, ignore)
-        notes = [f"{side}: read as a 0/255 mask, 255 is `{table.names[1]}` (--classes decides otherwise)" for side, m in masks.items() if m]
+        notes += [
+            f"{side}: read as a 0/255 mask, 255 is `{table.names[1]}` (--classes decides otherwise)" for side, m in masks.items() if m
+        ]
     reading = {side: side_of(side, files, table, masks[side], ignore) for side, files in values.items()}
 
     def reader(side: str, path: Path) -> Callable[..., Any]:

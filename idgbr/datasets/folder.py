@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from idgbr.config import DataConfig
+from idgbr.datasets.ids import safe_id
 from idgbr.datasets.layout import IMAGE_SUFFIXES, SPLITS, Entry, Found, Layout
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
 from idgbr.labels import binary
@@ -149,11 +150,6 @@ def find_rows(root: Path, config: DataConfig, derive: Callable[[Row], Mapping[st
             f"{path}: found {len(entries)} of {len(rows)} pairs; missing {some(missing)}", hint="put the files there, or take the rows out"
         )
     return Found(tuple(entries), extra_files=(path,))
-
-
-def safe_id(name: str) -> str:
-    """A raster id names files and stands in tables: no separators, no blanks."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("_")
 
 
 def some(names: list[str], most: int = 5) -> str:

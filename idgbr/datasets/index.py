@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,9 @@ from idgbr.config import DataConfig
 from idgbr.datasets.sources import layout
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import ClassTable
+
+if TYPE_CHECKING:
+    from idgbr.rasters.read import Reader
 
 INDEX_VERSION = 1
 SCHEMA = pa.schema(
@@ -71,6 +74,13 @@ class Raster:
     gsd_m: float | None
     x_m: float = 0.0
     y_m: float = 0.0
+    alpha_is_data: bool = False  # the band that the image marks as alpha is a band like the others (near infrared)
+
+    def reader(self, bands: tuple[int, ...]) -> Reader:
+        """Windows of the image, with the pixels that are valid in this data set."""
+        from idgbr.rasters.read import Reader
+
+        return Reader(self.image, bands, alpha_is_data=self.alpha_is_data)
 
 
 @dataclass(frozen=True)
@@ -222,6 +232,7 @@ def load(folder: Path, config: DataConfig | None = None) -> Dataset:
             r["gsd_m"],
             r["x_m"],
             r["y_m"],
+            facts.get("alpha_is_data", False),
         )
         for r in records
     )

@@ -167,7 +167,12 @@ def _one(paths: list[Path]) -> Path | None:
 
 
 POTSDAM = Layout(
-    "potsdam", "ISPRS Potsdam", TABLE, "top_potsdam_R_C_{RGB,IRRG,RGBIR}.tif, top_potsdam_R_C_label.tif (_label_noBoundary.tif)", _potsdam
+    "potsdam",
+    "ISPRS Potsdam",
+    TABLE,
+    "top_potsdam_R_C_{RGB,IRRG,RGBIR}.tif, top_potsdam_R_C_label.tif (_label_noBoundary.tif)",
+    _potsdam,
+    alpha_is_data=True,  # some tools mark the fourth band of RGBIR files as alpha; it is near infrared
 )
 VAIHINGEN = Layout(
     "vaihingen", "ISPRS Vaihingen", TABLE, "top/top_mosaic_09cm_areaN.tif, labels of the same name in another folder", _vaihingen

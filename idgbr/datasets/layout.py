@@ -55,4 +55,5 @@ class Layout:
     expected: str
     find: Callable[[Path, DataConfig], Found] | None
     built_in: Path | None = None
+    alpha_is_data: bool = False  # a band marked as alpha is one of the sensor's
     filters_rows: bool = False  # `data.where` is about columns of its split table; else about id, scene and split

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idgbr.datasets.folder import safe_id, some
+from idgbr.datasets.folder import some
+from idgbr.datasets.ids import safe_id
 from idgbr.datasets.layout import IMAGE_SUFFIXES, Entry
 from idgbr.errors import Disagreement, Missing
 
@@ -28,6 +30,7 @@ class Part:
     images: tuple[str, ...]
     labels: tuple[str, ...] = ()
     optional: bool = False
+    prefix: str = ""  # of the ids, where the publisher's names are told apart by the folder only
 
 
 def base_folder(root: Path, parts: Sequence[Part]) -> Path:
@@ -78,7 +81,7 @@ def pictures(folder: Path, key: Key) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            name = key(path.stem)
+            name = key(unicodedata.normalize("NFC", path.stem))
             if name in found:
                 raise Disagreement("two files are the same tile", value=f"{found[name]}, {path}", hint="keep one of them")
             found[name] = path
@@ -123,14 +126,16 @@ def find_parts(root: Path, parts: Sequence[Part], key: Key = str, gsd_m: float |
                 )
         if not found:
             raise Missing(f"{title} {part.split}: no images in {images}", allowed=" ".join(IMAGE_SUFFIXES))
-        entries += [Entry(safe_id(name), safe_id(name), part.split, path, labels.get(name), gsd_m=gsd_m) for name, path in found.items()]
+        ids = {name: safe_id(part.prefix + name) for name in found}
+        entries += [Entry(ids[name], ids[name], part.split, path, labels.get(name), gsd_m=gsd_m) for name, path in found.items()]
         groups += [re.sub(r"\W+", "_", str(images.relative_to(root))).lower()] * len(found)
     return unique(entries, groups)
 
 
 def unique(entries: Sequence[Entry], groups: Sequence[str]) -> list[Entry]:
     """The same entries; where names are used again in another folder, all of them are told apart by the folder's name."""
-    if max(Counter(e.id for e in entries).values(), default=0) < 2:
+    folders = {(e.id, group) for e, group in zip(entries, groups, strict=True)}
+    if max(Counter(name for name, _ in folders).values(), default=0) < 2:
         return list(entries)
     return [dataclasses.replace(e, id=f"{group}_{e.id}", scene=f"{group}_{e.scene}") for e, group in zip(entries, groups, strict=True)]
 

@@ -12,7 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from idgbr.config import DataConfig
-from idgbr.datasets.folder import read_split_table, safe_id, some
+from idgbr.datasets.folder import read_split_table, some
+from idgbr.datasets.ids import safe_id
 from idgbr.datasets.layout import Entry, Found, Layout
 from idgbr.datasets.pairs import Part, base_folder, child, counted, find_parts, pictures
 from idgbr.errors import Disagreement, Missing
@@ -141,15 +142,20 @@ INRIA = Layout("inria", "INRIA aerial image labeling", binary("building", others
 
 def _loveda(root: Path, config: DataConfig) -> Found:
     parts = [
-        Part(split, (f"{split}/{area}/images_png",), (f"{split}/{area}/masks_png",) if split != "test" else (), optional=split == "test")
+        Part(
+            split,
+            (f"{split}/{area}/images_png",),
+            (f"{split}/{area}/masks_png",) if split != "test" else (),
+            optional=split == "test",
+            prefix=f"{area.lower()}_",
+        )
         for split in ("train", "val", "test")
         for area in ("Urban", "Rural")
     ]
     base = base_folder(root, parts)
     found = find_parts(base, parts, str, 0.3, LOVEDA.title)
-    named = [dataclasses.replace(e, id=(name := f"{e.image.parent.parent.name.lower()}_{e.image.stem}"), scene=name) for e in found]
     notes = counted(found, {"train": 2522, "val": 1669}, LOVEDA.title)
-    return Found(tuple(named), (*notes, "the publisher keeps the test labels", "urban or rural only: data.where=\"id LIKE 'urban%'\""))
+    return Found(tuple(found), (*notes, "the publisher keeps the test labels", "urban or rural only: data.where=\"id LIKE 'urban%'\""))
 
 
 LOVEDA = Layout(

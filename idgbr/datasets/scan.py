@@ -26,6 +26,7 @@ from idgbr.config import DataConfig
 from idgbr.datasets import index, synthetic
 from idgbr.datasets.digest import digests
 from idgbr.datasets.folder import select, some
+from idgbr.datasets.ids import told_apart
 from idgbr.datasets.layout import SPLITS, Entry, Found, Layout
 from idgbr.datasets.moments import SAMPLES, Gatherer, Moments, band_stats
 from idgbr.datasets.sources import layout
@@ -65,7 +66,7 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
     rows: list[dict[str, Any]] = []
     totals: dict[bool, Moments] = {}  # of training rasters, of others
     flat: set[str] = set()
-    for entry, (row, moment) in zip(found.entries, _inspect_all(found.entries, table, config.bands, report)):
+    for entry, (row, moment) in zip(found.entries, _inspect_all(found.entries, table, config.bands, report, source.alpha_is_data)):
         row |= {"image": _below(entry.image, base), "label": _below(entry.label, base), "label_eroded": _below(entry.label_eroded, base)}
         row |= {"image_digest": contents[entry.image], "label_digest": contents[entry.label] if entry.label else None}
         rows.append(row)
@@ -83,6 +84,7 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
         "block_m": config.block_m,
         "notes": notes,
         "measured_on": "train" if True in totals else "all",
+        "alpha_is_data": source.alpha_is_data,
     }
     index.save(out, rows, table, stats, facts)
 
@@ -116,7 +118,9 @@ def find(config: DataConfig) -> Found:
     source = layout(config.source)
     if source.find is None:
         raise BadRequest("synthetic scenes are made, not found", value=f"data.source={config.source}")
-    found = source.find(_root(config, source), config)
+    root = _root(config, source)
+    found = source.find(root, config)
+    found = dataclasses.replace(found, entries=told_apart(found.entries, root))
     if config.where and not source.filters_rows:
         rows = [{"id": e.id, "scene": e.scene, "split": e.split} for e in found.entries]
         kept = {row["id"] for row in select(rows, config.where, Path(source.title))}
@@ -128,7 +132,7 @@ def find(config: DataConfig) -> Found:
         ids[entry.id].append(entry.image)
     twice = [f"{name}: {', '.join(str(p) for p in paths)}" for name, paths in ids.items() if len(paths) > 1]
     if twice:
-        raise Disagreement("two rasters have one name", value=some(twice, 3), hint="rename one, or take one out of the split table")
+        raise Disagreement("one file for two rasters", value=some(twice, 3), hint="take one of them out of the split table")
     return found
 
 
@@ -187,7 +191,9 @@ def _below(path: Path | None, root: Path) -> str | None:
 # ---- one raster ---------------------------------------------------------------------------------------------------------
 
 
-def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...], samples: int = SAMPLES) -> tuple[dict[str, Any], Moments]:
+def inspect(
+    entry: Entry, table: ClassTable, bands: tuple[int, ...], samples: int = SAMPLES, alpha_is_data: bool = False
+) -> tuple[dict[str, Any], Moments]:
     """Read one pair completely. Returns its row of the index (without paths) and the moments of its bands.
 
     Raises:
@@ -195,7 +201,7 @@ def inspect(entry: Entry, table: ClassTable, bands: tuple[int, ...], samples: in
     """
     from idgbr.rasters.read import Grid, Reader, opened, read_labels
 
-    reader = Reader(entry.image, bands)
+    reader = Reader(entry.image, bands, alpha_is_data=alpha_is_data)
     grid = reader.grid
     for label in (entry.label, entry.label_eroded):
         if label is not None:
@@ -256,11 +262,11 @@ def _number(value: float | None) -> float | None:
 
 
 def _inspect_all(
-    entries: Sequence[Entry], table: ClassTable, bands: tuple[int, ...], report: Report | None
+    entries: Sequence[Entry], table: ClassTable, bands: tuple[int, ...], report: Report | None, alpha_is_data: bool
 ) -> Iterator[tuple[dict[str, Any], Moments]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = sum(e.image.stat().st_size for e in entries)
-    each = (entries, *([value] * len(entries) for value in (table, bands, max(200, SAMPLES // len(entries)))))
+    each = (entries, *([value] * len(entries) for value in (table, bands, max(200, SAMPLES // len(entries)), alpha_is_data)))
     if cores < 2 or size < SPAWN_BYTES or len(entries) < 2:
         results: Iterator[Any] = map(inspect, *each)
         yield from _told(results, len(entries), report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import threading
 import warnings
 from collections import OrderedDict
@@ -123,7 +124,7 @@ def require_same_grid(grid: Grid, other: Grid, name: str, other_name: str, out: 
         raise Disagreement(
             f"`{other_name}` and `{name}` are on different grids. {Path(name).name}: {grid}; {Path(other_name).name}: {other}. "
             "Class maps are never resampled unasked",
-            hint=f"align by nearest neighbour: `idgbr align {other_name} --like {name} -o {out}`",
+            hint=f"align by nearest neighbour: `{shlex.join(['idgbr', 'align', other_name, '--like', name, '-o', out])}`",
         )
 
 
@@ -176,11 +177,11 @@ def opened(path: str | Path) -> Iterator[Any]:
 
 def unreadable(path: Path, error: BaseException) -> IdgbrError:
     if not os.access(path, os.R_OK):
-        return Missing(f"no permission to read {path}", hint=f"chmod u+r {path}")
+        return Missing(f"no permission to read {path}", hint=f"chmod u+r {shlex.quote(str(path))}")
     cause = f"{error.__cause__}" if error.__cause__ is not None else f"{error}"
     return Disagreement(
         f"cannot read {path}: the file is truncated, damaged, or not a raster ({cause})",
-        hint=f"copy or download it again; `rio info {path}` shows what GDAL sees",
+        hint=f"copy or download it again; `rio info {shlex.quote(str(path))}` shows what GDAL sees",
     )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import uuid
 import warnings
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Missing
-from idgbr.files import check_place, not_written
+from idgbr.files import check_place, not_written, remove_beginning
 from idgbr.rasters.grid import Grid, opened
 from idgbr.rasters.write import IGNORE
 
@@ -37,7 +38,7 @@ def check_polygons(path: Path, simplify_px: float, overwrite: bool) -> None:
             "polygons are written as GeoPackage or GeoJSON",
             value=path,
             allowed=" or ".join(DRIVERS),
-            hint=f"--polygons {path.with_suffix('.gpkg')}",
+            hint=f"--polygons {quote(str(path.with_suffix('.gpkg')))}",
         )
     if simplify_px < 0:
         raise BadRequest(
@@ -116,8 +117,7 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise Missing(f"cannot write {path}: {error}", hint="another folder, or more free space") from error
     finally:
-        for left in path.parent.glob(f"{temporary.name}*"):
-            left.unlink(missing_ok=True)
+        remove_beginning(path.parent, temporary.name)
     return len(shapes)
 
 

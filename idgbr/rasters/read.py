@@ -6,6 +6,7 @@ Class indices are uint8 with 255 for "no class", declared as nodata; probabiliti
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,14 +41,16 @@ class Reader:
     Args:
         path: anything GDAL reads.
         bands: numbered from 1, in the order wanted; an empty tuple: all of them.
+        alpha_is_data: a band that is marked as alpha holds data (near infrared in published RGBIR files), whichever bands are read.
 
     Raises (when first used):
         Missing: no such file. Disagreement: unreadable, complex, or fewer bands than asked for.
     """
 
-    def __init__(self, path: str | Path, bands: tuple[int, ...] = (1, 2, 3)):
+    def __init__(self, path: str | Path, bands: tuple[int, ...] = (1, 2, 3), *, alpha_is_data: bool = False):
         self.path = Path(path)
         self.bands = tuple(bands)
+        self.alpha_is_data = alpha_is_data
         self._floats = False
         self._facts: tuple[Grid, float | None, tuple[int, ...], bool] | None = None
 
@@ -55,7 +58,7 @@ class Reader:
         return f"Reader({str(self.path)!r}, bands={self.bands})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "bands": self.bands, "_facts": None, "_floats": False}
+        return {"path": self.path, "bands": self.bands, "alpha_is_data": self.alpha_is_data, "_facts": None, "_floats": False}
 
     @property
     def grid(self) -> Grid:
@@ -91,7 +94,7 @@ class Reader:
                 # Every band may carry its own kind of mask. All valid: no mask to read. A fourth band marked
                 # as alpha but asked for by number is data (near infrared in published RGBIR files), not transparency.
                 flags = [source.mask_flag_enums[band - 1] for band in bands]
-                as_data = any(source.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
+                as_data = self.alpha_is_data or any(source.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
                 masked = any(MaskFlags.all_valid not in flag and not (as_data and MaskFlags.alpha in flag) for flag in flags)
                 self._floats = any(np.dtype(kind).kind == "f" for kind in kinds)
                 self._facts = (grid_of(source), source.nodatavals[bands[0] - 1], bands, masked)
@@ -232,4 +235,4 @@ def require_placed(scene: Path) -> None:
     with opened(scene) as source:
         if source.crs is None and source.gcps[0]:
             raise Disagreement(f"{scene} is placed by {len(source.gcps[0])} ground control points, not by a transform",
-                               hint=f"rectify it first: gdalwarp -r cubic {scene} RECTIFIED.tif")  # fmt: skip
+                               hint=f"rectify it first: gdalwarp -r cubic {quote(str(scene))} RECTIFIED.tif")  # fmt: skip

@@ -26,7 +26,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as GdalWindow
 
 from idgbr.errors import IdgbrError, Missing
-from idgbr.files import check_output, not_written
+from idgbr.files import check_output, not_written, remove_beginning
 from idgbr.rasters.grid import Grid
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ class RasterWriter:
                 file.close()
             except (RasterioError, CPLE_BaseError):  # closing a file that could not be written; it is deleted next
                 file = None
-        for left in self.path.parent.glob(f"{self._temporary.name.removesuffix('.tif')}*"):
-            left.unlink(missing_ok=True)
+        remove_beginning(self.path.parent, self._temporary.name.removesuffix(".tif"))
 
     def _diagnose(self, error: BaseException) -> IdgbrError:
         """GDAL's text says little; the system call that fails the same way says which it is."""

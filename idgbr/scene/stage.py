@@ -10,7 +10,6 @@ from typing import Any
 
 from idgbr.config import Runtime, SamplerConfig
 from idgbr.rasters.coarse_map import CoarseMap
-from idgbr.rasters.read import Reader
 from idgbr.scene.strips import TileRefiner, refine_raster
 
 Report = Callable[..., None]
@@ -43,7 +42,7 @@ def refine_split(
         tiles = tiles_of(refiner_dir, runtime)
     done: dict[str, Any] = {}
     for i, raster in enumerate(rasters):
-        image = Reader(raster.image, dataset.bands)
+        image = raster.reader(dataset.bands)
         coarse = CoarseMap(Path(coarse_dir) / f"{raster.id}.tif", dataset.table)
         path = Path(out) / f"{raster.id}.tif"
         path.parent.mkdir(parents=True, exist_ok=True)  # ids may name folders

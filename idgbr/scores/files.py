@@ -8,6 +8,7 @@ hold indices and say so. Targets must hold only known codes; a prediction's unkn
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,12 @@ _COLORS = ((40, 40, 40), (255, 80, 40), (60, 160, 60), (70, 110, 220), (240, 200
 # ---- which files --------------------------------------------------------------------------------------------------------------
 
 
-def matched(sides: dict[str, Path]) -> list[tuple[str, dict[str, Path]]]:
-    """(name, file of every side): one entry if the sides are files, one a name (without suffix) if they are folders.
+def matched(sides: dict[str, Path]) -> tuple[list[tuple[str, dict[str, Path]]], list[str]]:
+    """Which files are compared, and what is left out.
+
+    Returns:
+        (name, file of every side): one entry if the sides are files, one a name (without suffix) if they are folders.
+        A note for every folder with files that are no class maps; a name that begins with "_" counts like any other.
 
     Raises:
         BadRequest: a file against a folder. Missing: no such path, or a folder without class maps.
@@ -45,8 +50,12 @@ def matched(sides: dict[str, Path]) -> list[tuple[str, dict[str, Path]]]:
         kinds = ", ".join(f"{side} is a {'folder' if f else 'file'}" for side, f in folders.items())
         raise BadRequest("files are compared with files, folders with folders", value=kinds)
     if not any(folders.values()):
-        return [(next(iter(sides.values())).stem, sides)]
-    names = {side: _by_name(side, path) for side, path in sides.items()}
+        return [(next(iter(sides.values())).stem, sides)], []
+    names, left_out = {}, []
+    for side, path in sides.items():
+        names[side], others = _by_name(side, path)
+        if others:
+            left_out.append(f"{side}: left out, for they are no class maps: {_few(others)}")
     everywhere = set.intersection(*(set(n) for n in names.values()))
     alone = {side: sorted(set(n) - everywhere) for side, n in names.items()}
     if any(alone.values()):
@@ -56,22 +65,25 @@ def matched(sides: dict[str, Path]) -> list[tuple[str, dict[str, Path]]]:
             value=listed,
             hint="the same names in both folders; move the others away",
         )
-    return [(name, {side: found[name] for side, found in names.items()}) for name in sorted(everywhere)]
+    return [(name, {side: found[name] for side, found in names.items()}) for name in sorted(everywhere)], left_out
 
 
-def _by_name(side: str, folder: Path) -> dict[str, Path]:
+def _by_name(side: str, folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Class maps by name without suffix, and the names of everything else: hidden files, folders, other kinds of files."""
     found: dict[str, Path] = {}
+    others: list[str] = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "_")) or path.suffix.lower() not in SUFFIXES:
+        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or path.is_dir():
+            others.append(path.name + "/" * path.is_dir())
             continue
-        if path.stem in found:
-            raise Disagreement(
-                f"{side}: one name twice in a folder", value=f"{found[path.stem].name}, {path.name}", hint="keep one of them"
-            )
-        found[path.stem] = path
+        name = unicodedata.normalize("NFC", path.stem)  # the same name from a Mac and from Linux differs in its bytes
+        if name in found:
+            raise Disagreement(f"{side}: one name twice in a folder", value=f"{found[name].name}, {path.name}", hint="keep one of them")
+        found[name] = path
     if not found:
-        raise Missing(f"{side}: no class maps in the folder", value=folder, allowed=", ".join(SUFFIXES))
-    return found
+        there = f"; it holds {_few(others)}" if others else ""
+        raise Missing(f"{side}: no class maps in the folder", value=f"{folder}{there}", allowed=", ".join(SUFFIXES))
+    return found, others
 
 
 def _few(names: Sequence[str], most: int = 12) -> str:

@@ -282,6 +282,42 @@ def evaluate(frame: pl.DataFrame, name: str) -> Value:
     return Value(float(pooled), (), undefined, len(values), wanted.how)
 
 
+def gain(after: pl.DataFrame, before: pl.DataFrame, name: str) -> tuple[float, int, int]:
+    """How much better `after` scores than `before`, over the values that are defined in both.
+
+    A class that one map lacks altogether has no value there (a distance to nothing, an IoU of a class in neither map); a difference of
+    two means over different classes would call its loss a gain. Pooled scores are compared class by class, means over tiles
+    tile by tile and class by class.
+
+    Returns:
+        The mean difference, positive if better (NaN if nothing is defined in both); of how many values; how many are defined in only one.
+
+    Raises: as `evaluate`.
+    """
+    wanted = metric(name)
+    by = ("scene", "raster") if wanted.how == "pooled" else TILE
+    values = []
+    for frame in (after, before):
+        one_set(frame)
+        _, columns = arrays(frame, wanted, by)
+        if wanted.how == "pooled":
+            columns = {c: column.sum(0)[None] for c, column in columns.items()}
+        values.append(np.asarray(wanted.value(columns), np.float64))
+    new, old = values
+    if new.shape != old.shape:
+        raise Disagreement("two maps that were not counted on the same tiles", value=f"{len(new)} and {len(old)}", hint="score both again")
+    both = np.isfinite(new) & np.isfinite(old)
+    left_out = int((np.isfinite(new) != np.isfinite(old)).sum())
+    if wanted.combine is None:
+        better = mean_of_defined(np.atleast_1d(mean_of_defined(np.where(both, new - old, np.nan), 0)))
+    else:  # parts that the combination leaves out of one map only are left out of both
+        means = [mean_of_defined(np.where(both, v, np.nan), 0) for v in (new, old)]
+        used = (means[0] > 0) & (means[1] > 0)
+        left_out += int(((means[0] > 0) != (means[1] > 0)).sum())
+        better = np.asarray(wanted.combine(means[0][used]) - wanted.combine(means[1][used]))
+    return float(better) * (1 if wanted.higher_is_better else -1) + 0.0, int(both.sum()), left_out
+
+
 def score_table(frame: pl.DataFrame, names: Iterable[str] = ()) -> dict[str, Value]:
     """Every score (or those named) of one trial, split and label set."""
     return {name: evaluate(frame, name) for name in (names or METRICS)}

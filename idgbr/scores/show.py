@@ -16,34 +16,39 @@ def show(result: dict[str, Any]) -> None:
     """Print to stdout. `result` as `idgbr score --json` gives it."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # names of classes and files are text, whatever signs they hold
     for label_set, found in result["label_sets"].items():
         many = len(result["label_sets"]) > 1
-        console.print(_heading(result, label_set if many else "", found), highlight=False)
-        console.print(_widths(result["widths"]), highlight=False)
+        console.print(_heading(result, label_set if many else "", found))
+        console.print(_widths(result["widths"]))
         console.print(_scores(found, console.width))
+        if starred := [name for name, e in found["scores"].items() if e.get("gain_left_out")]:
+            console.print(_left_out(found["scores"], starred))
         for table in _classes(result["classes"], found, console.width):
             console.print(table)
         console.print(_distance(found["distance"]))
-        console.print(_frequency(found["frequency"]), highlight=False)
+        console.print(_frequency(found["frequency"]))
         if "ledger" in found:
-            console.print(_ledger(found), highlight=False)
+            console.print(_ledger(found))
         console.print()
     for note in result["notes"]:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}")
 
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def _heading(result: dict[str, Any], label_set: str, found: dict[str, Any]) -> str:
+def _heading(result: dict[str, Any], label_set: str, found: dict[str, Any]) -> Any:
+    from rich.text import Text
+
     pixels = found["pixels"]
     parts = [f"{result['rasters']} raster{'s' * (result['rasters'] > 1)}, {found['tiles']} tile{'s' * (found['tiles'] > 1)}",
              f"{pixels['valid']:,} px scored, {pixels['ignored']:,} ignored"]  # fmt: skip
+    text = Text.assemble((f"{label_set} labels: ", "bold") if label_set else "", "; ".join(parts))
     if pixels["outside"]:
-        parts.append(f"[bold]{pixels['outside']:,} predicted outside the classes (counted wrong)[/bold]")
-    return (f"[bold]{label_set} labels[/bold]: " if label_set else "") + "; ".join(parts)
+        text.append(f"; {pixels['outside']:,} predicted outside the classes (counted wrong)", "bold")
+    return text
 
 
 def _widths(widths: dict[str, list[float]]) -> str:
@@ -82,10 +87,16 @@ def _scores(found: dict[str, Any], width: int) -> Any:
             continue  # the same width twice
         digits = 5 if name.endswith("band_error") else 4  # small by nature
         row = [name, _number(entry["score"], digits)]
-        row += [_number(entry.get("coarse"), digits), _signed(entry.get("gain"), digits)] if has_coarse else []
+        star = "*" if entry.get("gain_left_out") else ""
+        row += [_number(entry.get("coarse"), digits), _signed(entry.get("gain"), digits) + star] if has_coarse else []
         row += [_undefined(entry)] if undefined else []
         table.add_row(*row, *((entry["doc"],) if with_doc else ()))
     return table
+
+
+def _left_out(entries: dict[str, Any], names: list[str]) -> str:
+    counts = ", ".join(f"{name} {entries[name]['gain_left_out']} left out, {entries[name]['gain_of']} compared" for name in names)
+    return f"* gain over what is defined in both maps, not the difference of the two columns: {counts}"
 
 
 def _undefined(entry: dict[str, Any]) -> str:
@@ -101,11 +112,13 @@ def _signed(value: float | None, digits: int = 4) -> str:
 
 def _classes(names: list[str], found: dict[str, Any], width: int) -> Iterator[Any]:
     """As many tables as it takes for no number to be cut."""
+    from rich.cells import cell_len  # a Chinese letter takes two columns
+
     columns = [(t, [_number(v, 3) for v in found["scores"][n]["per_class"]]) for n, t in PER_CLASS.items() if n in found["scores"]]
     lacking = found["scores"]["miou"]["undefined"]
     if any(lacking):
         columns.append(("rasters without", [str(n or "") for n in lacking]))
-    first = min(max(map(len, ["class", *names])), width // 3)
+    first = min(max(map(cell_len, ["class", *names])), width // 3)
     part: list[tuple[str, list[str]]] = []
     for i, column in enumerate(columns):
         part.append(column)

@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from idgbr.config import ScoreConfig
 from idgbr.scores import formulas
-from idgbr.scores.read import METRICS, arrays, distance_curve, evaluate
-from idgbr.scores.schema import JOINT, LEDGER, MAX_LEVELS
+from idgbr.scores.read import METRICS, Metric, Value, arrays, distance_curve, evaluate, gain
+from idgbr.scores.schema import JOINT, LEDGER, MAX_LEVELS, PER_CLASS_VALUES, PER_TILE_VALUES
 
 
-def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, iou_imp_k: float = 1.0) -> dict[str, Any]:
+def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, config: ScoreConfig, iou_imp_k: float = 1.0) -> dict[str, Any]:
     """Of the trials pred and (if there) coarse.
 
-    Keys: pixels, scores {name: {score, per_class, undefined, of, how, higher_is_better, doc, coarse, gain}}, confusion [K][K+1],
-    frequency {levels, pred, coarse, gain_low, gain_high}, distance [...], and with a coarse map ledger and improvement.
-    `gain` is the score's change for the better. Undefined numbers are NaN.
+    Keys: pixels, scores {name: {score, per_class, undefined, of, how, higher_is_better, doc, coarse, gain, gain_of, gain_left_out}},
+    confusion [K][K+1], frequency {levels, pred, coarse, gain_low, gain_high}, distance [...], and with a coarse map ledger and improvement.
+    Every score that was asked for is there. `gain` is its change for the better over what is defined in both maps: `gain_of` values were
+    compared (classes; in scores that are means over tiles, classes of tiles), `gain_left_out` are defined in one map only.
+    Undefined numbers are NaN.
     """
     counts, bands = (frame.filter(pl.col("label_set") == label_set) for frame in (counts, bands))
     after, before = (counts.filter(pl.col("trial") == trial) for trial in ("pred", "coarse"))
@@ -31,21 +34,12 @@ def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, iou_imp
         "distance": distance_curve(bands.filter(pl.col("trial") == "pred")),
     }
     for name, wanted in METRICS.items():
-        if all(after[c].null_count() == len(after) for c in wanted.columns):
-            continue  # needs what was not asked for: a coarse map, surface distances
-        value = evaluate(after, name)
-        entry: dict[str, Any] = {
-            "score": value.score,
-            "per_class": list(value.per_class),
-            "undefined": list(value.undefined),
-            "of": value.of,
-            "how": value.how,
-            "higher_is_better": wanted.higher_is_better,
-            "doc": wanted.doc,
-        }
-        if has_coarse and not all(before[c].null_count() == len(before) for c in wanted.columns):
+        if not _asked_for(wanted, config, has_coarse):
+            continue
+        entry = _entry(evaluate(after, name), wanted)
+        if has_coarse and not _needs_coarse(wanted):
             entry["coarse"] = evaluate(before, name).score
-            entry["gain"] = (value.score - entry["coarse"]) * (1 if wanted.higher_is_better else -1)
+            entry["gain"], entry["gain_of"], entry["gain_left_out"] = gain(after, before, name)
         out["scores"][name] = entry
     out["frequency"] = frequency(after, before if has_coarse else None)
     if has_coarse:
@@ -57,6 +51,32 @@ def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, iou_imp
             doc = f"IoU_imp of IDGBR's README with k = {iou_imp_k:g}, pooled (blind to new false positives)"
             out["scores"]["iou_imp"] |= {"score": float(formulas.mean_of_defined(values)), "per_class": values.tolist(), "doc": doc}
     return out
+
+
+def _needs_coarse(wanted: Metric) -> bool:
+    return wanted.columns[0] in (*LEDGER, *JOINT)
+
+
+def _asked_for(wanted: Metric, config: ScoreConfig, has_coarse: bool) -> bool:
+    """Whether the columns of a score were counted; whether it is defined is another question."""
+    legacy = [c for c in (*PER_CLASS_VALUES, *PER_TILE_VALUES) if c.startswith("wfm_")]
+    if wanted.columns[0] in legacy:
+        return config.legacy
+    if wanted.columns[0] in PER_CLASS_VALUES:
+        return config.surface
+    return has_coarse or not _needs_coarse(wanted)
+
+
+def _entry(value: Value, wanted: Metric) -> dict[str, Any]:
+    return {
+        "score": value.score,
+        "per_class": list(value.per_class),
+        "undefined": list(value.undefined),
+        "of": value.of,
+        "how": value.how,
+        "higher_is_better": wanted.higher_is_better,
+        "doc": wanted.doc,
+    }
 
 
 def confusion(counts: pl.DataFrame) -> list[list[int]]:

@@ -156,7 +156,7 @@ class TrainSamples:
     # ---- pixels ------------------------------------------------------------------------------------------------------
 
     def _window(self, raster: Raster, row: int, col: int) -> tuple[Floats, NDArray[np.bool_], NDArray[np.uint8]]:
-        from idgbr.rasters.read import Reader, read_labels
+        from idgbr.rasters.read import read_labels
 
         n = self.crop_px
         if self.cached:
@@ -169,17 +169,17 @@ class TrainSamples:
                 valid, target = np.pad(valid, pad), np.pad(target, pad, constant_values=IGNORE)
         else:
             assert raster.label is not None
-            image, valid = Reader(raster.image, self.bands).read(row, col, n, n)
+            image, valid = raster.reader(self.bands).read(row, col, n, n)
             target = read_labels(raster.label, self.table, row, col, n, n)
         target[~valid] = IGNORE
         return image, valid, target
 
     def _load(self, raster: Raster) -> _Pixels:
         if raster.id not in self._pixels:
-            from idgbr.rasters.read import Reader, read_labels
+            from idgbr.rasters.read import read_labels
 
             assert raster.label is not None
-            image, valid = Reader(raster.image, self.bands).read(0, 0, raster.height, raster.width)
+            image, valid = raster.reader(self.bands).read(0, 0, raster.height, raster.width)
             pixels = _Pixels(smallest(image), valid, read_labels(raster.label, self.table))
             self._pixel_bytes += sum(a.nbytes for a in pixels)
             if self._pixel_bytes > CACHE_BYTES:  # 16-bit or float imagery after all: from now on window by window, with the same result

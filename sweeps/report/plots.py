@@ -52,6 +52,7 @@ def new_figure(width: float, height: float, themed: bool = True) -> Figure:
             "svg.fonttype": "none",
             "font.family": "DejaVu Sans",
             "font.size": 9,
+            "text.parse_math": False,  # a class may be called $x$
             "axes.spines.top": False,
             "axes.spines.right": False,
             "legend.frameon": False,

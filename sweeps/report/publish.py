@@ -287,21 +287,21 @@ def options(request: Mapping[str, Any]) -> str:
 
 def readme(study: str, views: Sequence[View], request: Mapping[str, Any], found: Sequence[Table], defined: bool) -> str:
     """How each file was made, and with which expected score."""
-    metric, asked = request["metric"], options(request)
+    metric, asked, name = request["metric"], options(request), shlex.quote(study)
     commits = sorted({c for v in views for c in v.population.frame["git_commit"].to_list() if c})
     lines = [
         f"# {study}: published results",
         "",
-        f"Made with `python -m sweeps publish {study}{asked}` at commit {', '.join(c[:12] + c[40:] for c in commits) or 'unknown'};",
-        f"checked with `python -m sweeps verify {study}`, which recomputes every number of the tables from `rows/`.",
+        f"Made with `python -m sweeps publish {name}{asked}` at commit {', '.join(c[:12] + c[40:] for c in commits) or 'unknown'};",
+        f"checked with `python -m sweeps verify {name}`, which recomputes every number of the tables from `rows/`.",
         "",
         "| file | made by |",
         "|---|---|",
-        f"| rows/trials.parquet | `python -m sweeps run {study}`: one row a trial, settings, keys, seconds, versions |",
+        f"| rows/trials.parquet | `python -m sweeps run {name}`: one row a trial, settings, keys, seconds, versions |",
         "| rows/counts.parquet | counts of every trial, summed by scene (or ground block) and class |",
         *(["| rows/study.json | the definition that was run |"] if defined else []),
-        f"| tables.md, tables.tex, tables.json | `python -m sweeps ablate {study}{asked}` with `--md`, `--latex`, `--json` |",
-        f"| report.html | `python -m sweeps report {study}{asked}` |",
+        f"| tables.md, tables.tex, tables.json | `python -m sweeps ablate {name}{asked}` with `--md`, `--latex`, `--json` |",
+        f"| report.html | `python -m sweeps report {name}{asked}` |",
         "",
         f"Expected {TITLES.get(metric, metric)} when the study is run again (mean over seeds; other hardware moves the last digits):",
         "",

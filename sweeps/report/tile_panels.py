@@ -92,7 +92,7 @@ def panels(part: Part, row: Mapping[str, Any], label_set: str, chosen: list[tupl
         Missing: artefacts or data are not there any more (a synced folder may hold the tables alone).
     """
     from idgbr import datasets
-    from idgbr.rasters.read import Reader, read_labels, read_probabilities
+    from idgbr.rasters.read import read_labels, read_probabilities
 
     store = part.store
     refined_dir, coarse_dir = store.path("refined", row["key_refined"]), store.path("coarse", row["key_coarse"])
@@ -108,7 +108,7 @@ def panels(part: Part, row: Mapping[str, Any], label_set: str, chosen: list[tupl
         label = raster.label_eroded if label_set == "eroded" else raster.label
         if label is None or not Path(label).is_file():
             raise Missing(f"the label of {raster.id} is not there any more", value=label)
-        values, valid = Reader(raster.image, dataset.bands).read(r, c, h, w)
+        values, valid = raster.reader(dataset.bands).read(r, c, h, w)
         refined = _indices(refined_dir / f"{raster.id}.tif", r, c, h, w)
         coarse = read_probabilities(coarse_dir / f"{raster.id}.tif", r, c, h, w).argmax(axis=0).astype(np.uint8)
         target = read_labels(label, dataset.table, r, c, h, w)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -146,4 +147,4 @@ class Stopped(IdgbrError):
 def resume_line(study: Study) -> str:
     """The command that was given, as far as it is known: it resumes."""
     words = [w for w in sys.argv[1:] if w != "--retry-failed"]
-    return "python -m sweeps " + " ".join(words) if words[:1] == ["run"] else f"python -m sweeps run {study.name}"
+    return shlex.join(["python", "-m", "sweeps", *words]) if words[:1] == ["run"] else f"python -m sweeps run {shlex.quote(study.name)}"

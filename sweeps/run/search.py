@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ def search(
         if other is not None:
             raise Missing(
                 f"another driver already searches {study.name}: {other['host']} process {other['pid']}",
-                hint=f"wait for it (python -m sweeps status {study.name}), or stop it; the same command goes on from where it was",
+                hint=f"wait for it (python -m sweeps status {shlex.quote(study.name)}), or stop it and give this command again",
             )
         journal.mend(study, store)
         if (prepared.open or prepared.to_do) and not place.compute(prepared):
@@ -146,4 +147,4 @@ def show(study: Study, store: Store, *, as_json: bool = False) -> None:
     for best in found["best"]:
         goals = "  ".join(f"{g.removeprefix('-')} {best[g.removeprefix('-')]:.4f}" for g in found["goals"])
         print(f"  {goals}  {' '.join(f'{k}={v}' for k, v in best['settings'].items())}  trial {best['trial']}")
-    print(f"optuna-dashboard {found['journal']}")
+    print(shlex.join(["optuna-dashboard", found["journal"]]))

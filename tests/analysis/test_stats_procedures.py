@@ -175,3 +175,22 @@ def test_intervals_with_three_varying_seeds_cover_the_mean_over_seeds(scenes, mo
     one = sum(covered(sums[r].mean(axis=0, keepdims=True), tiles[r], 0.02, weights) for r in range(repeats)) / repeats
     assert one < two
     assert 0.90 <= two <= 0.98
+
+
+@pytest.mark.parametrize(
+    "differences", [[3, 3, 3, -3], [0.5, -0.5, 0.5, 1, 0], [1, 1, 1, 1, 1], [2, 2, -1, -1, -1, 4, 4, -4], [-7], [1, -1]]
+)
+def test_wilcoxon_is_exact_with_ties(differences: list[float]) -> None:
+    """Against the enumeration of all signs."""
+    d = np.array([v for v in differences if v])
+    ranks = ss.rankdata(np.abs(d))
+    seen = abs((np.sign(d) * ranks).sum())
+    exact = np.mean([abs((np.array(signs) * ranks).sum()) >= seen - 1e-9 for signs in itertools.product([-1, 1], repeat=len(d))])
+    assert stats.wilcoxon_p(differences) == exact
+
+
+def test_wilcoxon_without_ties_is_scipys() -> None:
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 7, 20, 300):
+        d = rng.normal(0.2, 1, n)
+        assert stats.wilcoxon_p(d) == pytest.approx(ss.wilcoxon(d, method="exact").pvalue, rel=1e-9)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniature_layouts import LAYOUTS, Truth, drawn, dubai_landcover, eroded, inria, potsdam, tiff, vaihingen, whu_building
+from miniature_layouts import ISPRS, LAYOUTS, Truth, coloured, drawn, dubai_landcover, eroded, inria, potsdam, tiff, vaihingen, whu_building
 
 from idgbr import datasets
 from idgbr.config import DataConfig
@@ -68,6 +68,32 @@ def test_potsdam_has_full_and_eroded_labels_and_any_composite(tmp_path: Path, po
     assert raster.gsd_m == 0.05
     rgb = datasets.scan.find(DataConfig(source="potsdam", root=str(root), variant="rgb"))
     assert {e.image.parent.name for e in rgb.entries} == {"2_Ortho_RGB"}
+
+
+@pytest.mark.parametrize("bands", [(1, 2, 3), (3, 1), (4,), (4, 1, 2), (1, 2, 3, 4)])
+def test_potsdam_infrared_marked_as_alpha_is_never_transparency(bands: tuple[int, ...], tmp_path: Path) -> None:
+    """The same pixels are valid whichever bands are read, in the index and in every reader of the data set."""
+    for name in ("2_11", "2_12", "2_13"):
+        image, index_map = drawn(f"alpha{name}", 6)
+        infrared = image[..., :1].copy()
+        infrared[:15] = 0  # water and deep shadow
+        profile = {"photometric": "RGB", "alpha": "YES"}
+        tiff(tmp_path / "p" / f"top_potsdam_{name}_RGBIR.tif", np.concatenate([image, infrared], -1), **profile)
+        tiff(tmp_path / "p" / f"top_potsdam_{name}_label.tif", coloured(index_map, ISPRS))
+    dataset = prepared(DataConfig(source="potsdam", root=str(tmp_path / "p"), bands=bands), tmp_path / "out")
+    assert [(row["ignored_px"], row["valid_px"]) for row in index.rows(tmp_path / "out")] == [(0, 40 * 40)] * 3
+    assert all(r.reader(bands).read(0, 0, 40, 40)[1].all() for r in dataset.rasters)
+    assert all(r.reader(bands).valid(0, 0, 40, 40).all() for r in dataset.rasters)
+
+
+def test_alpha_of_other_sets_stays_transparency(tmp_path: Path) -> None:
+    whu_building(tmp_path / "w")
+    image, _ = drawn("whutrain0", 2)
+    alpha = np.full((*image.shape[:2], 1), 255, np.uint8)
+    alpha[:10] = 0
+    tiff(tmp_path / "w" / "train" / "image" / "0.tif", np.concatenate([image, alpha], -1), photometric="RGB", alpha="YES")
+    prepared(DataConfig(source="whu_building", root=str(tmp_path / "w")), tmp_path / "out")
+    assert [row["ignored_px"] for row in index.rows(tmp_path / "out")][0] == 400
 
 
 def test_potsdam_takes_the_right_copy_of_the_label_that_is_wrong_in_the_complete_archive(potsdam_copy: Path) -> None:
