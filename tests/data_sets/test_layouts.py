@@ -93,7 +93,7 @@ def test_alpha_of_other_sets_stays_transparency(tmp_path: Path) -> None:
     alpha[:10] = 0
     tiff(tmp_path / "w" / "train" / "image" / "0.tif", np.concatenate([image, alpha], -1), photometric="RGB", alpha="YES")
     prepared(DataConfig(source="whu_building", root=str(tmp_path / "w")), tmp_path / "out")
-    assert [row["ignored_px"] for row in index.rows(tmp_path / "out")][0] == 400
+    assert next(row["ignored_px"] for row in index.rows(tmp_path / "out")) == 400
 
 
 def test_potsdam_takes_the_right_copy_of_the_label_that_is_wrong_in_the_complete_archive(potsdam_copy: Path) -> None:

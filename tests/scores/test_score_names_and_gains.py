@@ -154,7 +154,9 @@ def test_surface_scores_stand_in_the_result_whenever_they_were_asked_for(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     empty, full = np.zeros((24, 30), np.uint8), np.ones((24, 30), np.uint8)
-    pred, target = {"pred empty": (empty, full), "target empty": (full, empty), "both empty": (empty, empty), "pred full": (full, square(4, 4, 9, (24, 30)))}[kind]  # fmt: skip
+    some = square(4, 4, 9, (24, 30))
+    pairs = {"pred empty": (empty, full), "target empty": (full, empty), "both empty": (empty, empty), "pred full": (full, some)}
+    pred, target = pairs[kind]
     paths = write(tmp_path / "p.png", pred), write(tmp_path / "t.png", target)
     found = result(capsys, *paths, surface=True)["label_sets"]["full"]["scores"]
     assert not set(SURFACE) & set(result(capsys, *paths)["label_sets"]["full"]["scores"])
