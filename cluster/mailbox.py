@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from typing import Any
+
+from idgbr.interfaces import Report, Stop
 
 log = logging.getLogger("ray.train")
 
@@ -39,7 +40,7 @@ class Mailbox:
 class Postman:
     """A thread of the driver: reports out, wishes in. An error of `report` or `stop` ends the training and is raised when it has ended."""
 
-    def __init__(self, mailbox: Any, report: Callable[..., None] | None, stop: Callable[[], bool] | None):
+    def __init__(self, mailbox: Any, report: Report | None, stop: Stop | None):
         self.mailbox, self.report, self.stop = mailbox, report, stop
         self.is_over = threading.Event()
         self.error: Exception | None = None

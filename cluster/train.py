@@ -19,7 +19,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from cluster.session import check_room, check_storage, connected, environment, n
 from idgbr.commands.train import check_batch
 from idgbr.config import SECTIONS, Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
+from idgbr.interfaces import Report, Stop
 from idgbr.settings import Section, names_of_paths
 from idgbr.store import Store
 
@@ -48,8 +50,8 @@ def fit_sharded(
     out: Path,
     *,
     runtime: Runtime | None = None,
-    report: Callable[..., None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    report: Report | None = None,
+    stop: Stop | None = None,
     workers: int = 2,
     min_workers: int = 0,
     sharding: str = "ddp",
@@ -58,7 +60,7 @@ def fit_sharded(
     max_failures: int = 3,
     start_timeout_s: float = START_TIMEOUT_S,
 ) -> None:
-    """Train one stage over several workers; same signature as `idgbr.stages.train_stage`, so `stages.run(..., fit=fit_sharded)`.
+    """Train one stage over several workers of Ray; `RayTraining` is the same as a `Trainer` for `stages.run`.
 
     The global batch is the stage's `batch_images`, whatever the number of workers, so the loss curve is that of one process.
 
@@ -145,6 +147,37 @@ def fit_sharded(
             shutil.copytree(Path(folder) / "out", out, dirs_exist_ok=True)
 
 
+@dataclass(frozen=True)
+class RayTraining:
+    """`fit_sharded` as a `Trainer`; the fields are its arguments."""
+
+    workers: int = 2
+    min_workers: int = 0
+    sharding: str = "ddp"
+    cpus: float = 1.0
+    gpus: float = 0.0
+    max_failures: int = 3
+    start_timeout_s: float = START_TIMEOUT_S
+
+    @property
+    def processes(self) -> int:
+        """The number asked for: with `min_workers`, parts of the training may run on fewer."""
+        return self.workers
+
+    def __call__(
+        self,
+        job: Job,
+        store: Store,
+        experiment: Experiment,
+        out: Path,
+        *,
+        runtime: Runtime | None = None,
+        report: Report | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        fit_sharded(job, store, experiment, out, runtime=runtime, report=report, stop=stop, **dataclasses.asdict(self))
+
+
 # ---- in the workers -----------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +219,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _reporter(mailbox: Any, size: int) -> Callable[..., None]:
+def _reporter(mailbox: Any, size: int) -> Report:
     def report(**values: Any) -> None:
         log.info("%s", {"workers": size, **values})
         mailbox.put.remote({"workers": size, **values})
@@ -194,7 +227,7 @@ def _reporter(mailbox: Any, size: int) -> Callable[..., None]:
     return report
 
 
-def _asker(mailbox: Any) -> Callable[[], bool]:
+def _asker(mailbox: Any) -> Stop:
     """Whether the driver wants to stop; asked at most once a second, for a lone worker comes by at every step."""
     import ray
 
@@ -337,12 +370,7 @@ def main(words: list[str]) -> int:
     store.check_writable()
     runtime = Runtime(precision="bf16" if given.bf16 else "fp32")
 
-    def fit(*args: Any, **kwargs: Any) -> None:
-        fit_sharded(
-            *args, **kwargs, workers=given.workers, min_workers=given.min_workers, sharding=given.sharding, cpus=given.cpus,
-            gpus=given.gpus, max_failures=given.max_failures,
-        )  # fmt: skip
-
+    fit = RayTraining(given.workers, given.min_workers, given.sharding, given.cpus, given.gpus, given.max_failures)
     wanted = stages.STAGES[: stages.STAGES.index(given.stage) + 1]
     todo = [job for job in stages.jobs(experiment) if job.stage in wanted]
     with connected():

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from idgbr.config import Experiment, Runtime, about_setting, is_read, to_dict
 from idgbr.errors import Missing
 from idgbr.files import require_variables
+from idgbr.interfaces import Report, Stop
 from idgbr.settings import Section, digest, identity
 from idgbr.store import Store
 
@@ -28,9 +28,6 @@ STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
 
 # Raised by hand when a stage comes to mean something else; the git commit is recorded, not hashed.
 VERSIONS = {"data": 1, "backbone": 1, "coarse": 1, "refiner": 1, "refined": 1, "counts": 1}
-
-Report = Callable[..., None]
-Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,25 @@ class Job:
     parents: dict[str, str]
     seed: int | None
     trains: bool = False
+
+
+class Trainer(Protocol):
+    """Trains one stage over `processes` processes; `train_stage` is one process without this."""
+
+    @property
+    def processes(self) -> int: ...
+
+    def __call__(
+        self,
+        job: Job,
+        store: Store,
+        experiment: Experiment,
+        out: Path,
+        *,
+        runtime: Runtime | None = None,
+        report: Report | None = None,
+        stop: Stop | None = None,
+    ) -> None: ...
 
 
 def jobs(experiment: Experiment) -> tuple[Job, ...]:
@@ -97,14 +113,14 @@ def run(
     runtime: Runtime | None = None,
     report: Report | None = None,
     stop: Stop | None = None,
-    fit: Callable[..., None] | None = None,
+    fit: Trainer | None = None,
 ) -> dict[str, Any]:
     """Make sure the job's artefact is in the store (its parents must be) and return its manifest; does nothing when it is there.
 
     Args:
         report: called with keyword arguments while it works (stage, done, total, and what the stage has to tell).
         stop: asked between steps; True ends the job with `Interrupted`, its checkpoint kept.
-        fit: takes over the training stages, e.g. `cluster.train.fit_sharded`; same signature as `train_stage` without `world`.
+        fit: takes over the training stages, e.g. `cluster.train.RayTraining`.
 
     Raises:
         IdgbrError: whatever the stage finds wrong; nothing half-written is left.
@@ -129,7 +145,7 @@ def run(
         "seed": job.seed,
         "experiment": to_dict(experiment),
         # a training that several processes share costs its time on the clock on each of them
-        "processes": fit.keywords.get("workers", 1) if job.trains and isinstance(fit, functools.partial) else 1,
+        "processes": fit.processes if job.trains and fit is not None else 1,
     }
     manifest = store.put(job.stage, job.key, write, record)
     if job.trains:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from idgbr.coarse.encoders import build_body, built_side, check, side_multiple
 from idgbr.config import BackboneConfig, Runtime, section_from_dict
 from idgbr.errors import Disagreement, Missing
+from idgbr.interfaces import Report, Stop
 from idgbr.labels import IGNORE
 from idgbr.rasters.tiling import Strip, windows
 from idgbr.training.distributed import World
@@ -125,8 +126,8 @@ def fit(
     scratch: Path | None = None,
     world: World | None = None,
     runtime: Runtime | None = None,
-    report: Callable[..., None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    report: Report | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """Train on `rasters`; leaves `model.safetensors`, `backbone.json`, `curve.jsonl` in `out`. See `train.train` for the rest."""
     from idgbr.training.samples import TrainSamples

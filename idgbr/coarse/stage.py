@@ -11,7 +11,7 @@ K classes, H, W.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from idgbr.coarse.simulate import corrupt, smooth, soften
 from idgbr.config import CoarseConfig, Runtime
 from idgbr.errors import Disagreement, Missing
+from idgbr.interfaces import Report
 from idgbr.labels import IGNORE
 from idgbr.rasters.coarse_map import coarse_path
 from idgbr.rasters.read import Grid, RasterWriter, Reader, read_labels, read_probabilities, require_same_grid
@@ -43,7 +44,7 @@ def write(
     seed: int,
     out: Path,
     runtime: Runtime | None = None,
-    report: Callable[..., None] | None = None,
+    report: Report | None = None,
 ) -> None:
     """Write `<raster id>.tif` of every raster of the data set.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,10 @@ import numpy as np
 
 from idgbr.config import Experiment, Runtime
 from idgbr.errors import BadRequest, Missing
+from idgbr.interfaces import Report
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable
-
-Report = Callable[..., None]
 
 
 def predict(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import signal
 import socket
@@ -17,7 +16,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +26,7 @@ from typing import Any
 
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, SomeFailed
+from idgbr.interfaces import Report, Stop
 from idgbr.stages import Job, scratch_name
 from idgbr.store import Store
 
@@ -40,12 +41,12 @@ def fit_processes(
     out: Path,
     *,
     runtime: Runtime | None = None,
-    report: Callable[..., None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    report: Report | None = None,
+    stop: Stop | None = None,
     workers: int = 2,
     sharding: str = "ddp",
 ) -> None:
-    """Train one stage over `workers` processes; same signature as `idgbr.stages.train_stage`, so `stages.run(..., fit=fit_processes)`.
+    """Train one stage over `workers` processes of this machine.
 
     Args:
         job, store, experiment, out, runtime, report: as `train_stage`. threads 0: the cores are shared out among the processes.
@@ -105,6 +106,31 @@ def fit_processes(
         )
 
 
+@dataclass(frozen=True)
+class LocalProcesses:
+    """`fit_processes` as a `Trainer`."""
+
+    workers: int
+    sharding: str = "ddp"
+
+    @property
+    def processes(self) -> int:
+        return self.workers
+
+    def __call__(
+        self,
+        job: Job,
+        store: Store,
+        experiment: Experiment,
+        out: Path,
+        *,
+        runtime: Runtime | None = None,
+        report: Report | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        fit_processes(job, store, experiment, out, runtime=runtime, report=report, stop=stop, workers=self.workers, sharding=self.sharding)
+
+
 def check_workers(workers: int, sharding: str, kind: str) -> None:
     """Raises:
     BadRequest: no workers, more than GPUs, or an unknown sharding.
@@ -145,9 +171,7 @@ def _cores() -> int:
 # ---- in the parent ----------------------------------------------------------------------------------------------------------
 
 
-def _attend(
-    processes: Sequence[BaseProcess], ends: list[Any], leave: Any, report: Callable[..., None] | None, stop: Callable[[], bool] | None
-) -> IdgbrError | None:
+def _attend(processes: Sequence[BaseProcess], ends: list[Any], leave: Any, report: Report | None, stop: Stop | None) -> IdgbrError | None:
     """Reports out, wishes in, until all have ended, or one has failed and the others had their time. Returns what a rank found wrong."""
     error: IdgbrError | None = None
     ends = list(ends)
@@ -254,12 +278,12 @@ def run_until(
             f"this recipe has no {stage} to train",
             value=f"refiner.kind={experiment.refiner.kind}, coarse.source={experiment.coarse.source}",
         )
-    fit: Callable[..., None] | None = None
+    fit: stages.Trainer | None = None
     if workers != 1 or sharding != "ddp":
         from idgbr.training.distributed import device_of
 
         check_workers(workers, sharding, device_of(runtime).type)
-        fit = functools.partial(fit_processes, workers=workers, sharding=sharding)
+        fit = LocalProcesses(workers, sharding)
     for job in todo:
         with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
             stages.run(job, place, experiment, runtime, report=progress, fit=fit)

@@ -15,7 +15,7 @@ import math
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,11 @@ from idgbr.datasets.moments import SAMPLES, Gatherer, Moments, band_stats
 from idgbr.datasets.sources import layout
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.files import require_variables
+from idgbr.interfaces import Report
 from idgbr.labels import IGNORE, ClassTable
 
 STRIP_PX = 4_000_000  # pixels read at once: bounds memory for scenes of any size, whole rows so that JPEG and striped files decode once
 SPAWN_BYTES = 300_000_000  # compressed imagery above which a second process pays for its start
-
-Report = Callable[..., None]
 
 
 def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None:

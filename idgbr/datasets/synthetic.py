@@ -11,7 +11,6 @@ Deterministic in (layout_seed, scene number, side): numpy's Philox, nothing from
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from idgbr.config import DataConfig
 from idgbr.datasets.layout import Entry, Layout
+from idgbr.interfaces import Report
 from idgbr.labels import ClassTable, LabelClass
 
 VERSION = 1  # raised when the scenes change, so that their keys do
@@ -264,7 +264,7 @@ def _numbered(config: DataConfig) -> list[tuple[str, int]]:
     return [(split, number) for number, split in enumerate(splits)]
 
 
-def write(config: DataConfig, folder: Path, report: Callable[..., None] | None = None) -> list[Entry]:
+def write(config: DataConfig, folder: Path, report: Report | None = None) -> list[Entry]:
     """Write all scenes as GeoTIFFs (0.3 m, UTM) into `folder`; returns what a layout reader would find there."""
     import rasterio
     from rasterio.transform import from_origin

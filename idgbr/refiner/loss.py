@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgbr.config import RefinerConfig, Runtime
+from idgbr.interfaces import Report, Stop
 from idgbr.labels import IGNORE
 from idgbr.refiner import saved
 from idgbr.refiner.refiner import Refiner
@@ -186,8 +187,8 @@ def fit(
     scratch: Path | None = None,
     world: Any = None,
     runtime: Runtime | None = None,
-    report: Any = None,
-    stop: Any = None,
+    report: Report | None = None,
+    stop: Stop | None = None,
     max_images: int | None = None,
 ) -> None:
     """Train a refiner on the training rasters of `dataset` and their coarse maps; leaves a folder that `Refiner.load` reads.
@@ -195,7 +196,7 @@ def fit(
     Args:
         coarse_dir: folder of the coarse stage. seed: of the replicate: initial weights, crops, noise.
         max_images: train on fewer images than `config.train_images` (quick looks, early rungs); the schedule is shortened too.
-        scratch, world, runtime, report, stop: see `idgbr.train.train`.
+        scratch, world, runtime, report, stop: see `idgbr.training.loop.train`.
 
     Raises:
         BadRequest, Missing, Disagreement: settings or inputs that cannot be used. Interrupted: `stop` said so.

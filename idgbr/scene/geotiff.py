@@ -7,13 +7,13 @@ import hashlib
 import json
 import sys
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from idgbr.config import Experiment, Runtime, SamplerConfig, from_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing
+from idgbr.interfaces import Report
 from idgbr.labels import ClassTable
 from idgbr.rasters.read import require_placed
 from idgbr.scene.strips import Tally, TileRefiner
@@ -30,9 +30,6 @@ def newest_refiner(root: str) -> str:
     newest = max(found, key=lambda m: m["finished"])
     print(f"model: {newest['key']}, the newest refiner of {root}", file=sys.stderr)
     return str(newest["key"])
-
-
-Report = Callable[..., None]
 
 
 PRECISIONS = ("fp32", "bf16")

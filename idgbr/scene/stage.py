@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from idgbr.config import Runtime, SamplerConfig
+from idgbr.interfaces import Report
 from idgbr.rasters.coarse_map import CoarseMap
 from idgbr.scene.strips import TileRefiner, refine_raster
-
-Report = Callable[..., None]
 
 
 def refine_split(

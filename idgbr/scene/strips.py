@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest
+from idgbr.interfaces import Report
 from idgbr.labels import ClassTable
 from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
 from idgbr.rasters.edges import changeable
@@ -28,7 +29,6 @@ from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, require_same_
 from idgbr.rasters.tiling import Strip, Window, starts
 from idgbr.rasters.write import class_colours, class_tags, quantise
 
-Report = Callable[..., None]
 MAX_OPEN_ROWS = 4  # rows of tiles kept while a batch fills up
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from idgbr.config import ScoreConfig
 from idgbr.files import unwritable
+from idgbr.interfaces import Report
 from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA
 from idgbr.scores.tile import Row, Widths, count_tile, count_window
 
@@ -106,7 +107,7 @@ def count_rasters(
     refined_dir: Path,
     coarse_dir: Path,
     out: Path,
-    report: Callable[..., None] | None = None,
+    report: Report | None = None,
 ) -> None:
     """Write out/counts.parquet and out/bands.parquet of the labelled rasters of a split. `trial` stays null: the table of trials fills it.
 

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Interrupted, Missing
 from idgbr.files import replacing, unwritable
+from idgbr.interfaces import Report, Stop
 from idgbr.training.batches import Plan, batches
 from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local
 from idgbr.training.distributed import World
@@ -74,8 +75,8 @@ def train(
     scratch: Path | None = None,
     world: World | None = None,
     runtime: Runtime | None = None,
-    report: Callable[..., None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    report: Report | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """Train `module` and leave `model.safetensors` and `curve.jsonl` in `out`.
 
@@ -316,7 +317,7 @@ class _Run:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.curve))
 
 
-def _loop(run: _Run, out: Path, scratch: Path, report: Callable[..., None] | None, stop: Callable[[], bool] | None) -> None:
+def _loop(run: _Run, out: Path, scratch: Path, report: Report | None, stop: Stop | None) -> None:
     world = run.world
     with world.latest_checkpoint(scratch) as folder:
         if folder is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.errors import IdgbrError
+from idgbr.interfaces import Report, Stop
 from idgbr.store import Store
 
 
@@ -52,7 +53,7 @@ def survives(value: float, others: list[float], reduction: int) -> bool:
 class Halving:
     """Report and stop hooks of one training."""
 
-    def __init__(self, watch: Watch, store: Store, report: Callable[..., None] | None, stop: Callable[[], bool] | None):
+    def __init__(self, watch: Watch, store: Store, report: Report | None, stop: Stop | None):
         self.watch, self.store, self._report, self._stop = watch, store, report, stop
         self.is_pruned = False
         self.reason = ""
@@ -102,7 +103,7 @@ class WatchedStore(Store):
 class TileTest:
     """Report hook of one "refined" job: scores every finished raster and compares it with the rival's on the same one."""
 
-    def __init__(self, watch: Watch, store: WatchedStore, job: Any, experiment: Any, report: Callable[..., None] | None):
+    def __init__(self, watch: Watch, store: WatchedStore, job: Any, experiment: Any, report: Report | None):
         from idgbr import datasets
 
         self.watch, self.store, self.experiment, self._report = watch, store, experiment, report

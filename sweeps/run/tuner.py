@@ -23,6 +23,7 @@ from typing import Any
 
 from idgbr.errors import IdgbrError
 from idgbr.files import unwritable
+from idgbr.stages import Trainer
 from sweeps.run.placement import Placement
 from sweeps.run.progress import Progress
 from sweeps.run.schedule import Schedule
@@ -71,14 +72,11 @@ def trainable(desk: Desk, stop_name: str, placement: Placement) -> Callable[[dic
     return unit_of_work
 
 
-def sharded_fit(placement: Placement) -> Callable[..., None]:
+def sharded_fit(placement: Placement) -> Trainer:
     """Trainings over several workers through Ray Train."""
-    import functools
+    from cluster.train import RayTraining
 
-    from cluster.train import fit_sharded
-
-    shape: dict[str, Any] = {"workers": placement.workers, "cpus": placement.cpus, "gpus": placement.gpus, "sharding": placement.sharding}
-    return functools.partial(fit_sharded, **shape, start_timeout_s=PLACE_S)
+    return RayTraining(placement.workers, cpus=placement.cpus, gpus=placement.gpus, sharding=placement.sharding, start_timeout_s=PLACE_S)
 
 
 def execute(schedule: Schedule, progress: Progress, desk: Desk, placement: Placement) -> bool:

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from typing import Any
 from idgbr import stages
 from idgbr.config import Experiment, Runtime
 from idgbr.errors import IdgbrError
+from idgbr.interfaces import Report, Stop
 from idgbr.stages import Job
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.run.pruning import Halving, Pruned, TileTest, Watch, WatchedStore
 
 NO_SPACE = "no space left"  # of `store.unwritable`
-Report = Callable[..., None]
-Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Desk:
     commit: str = ""
     report: Report | None = None
     stop: Stop | None = None
-    fit: Callable[..., None] | None = None
+    fit: stages.Trainer | None = None
     logs: Path | None = None
     goal: str = "boundary_iou"
 

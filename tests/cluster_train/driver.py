@@ -13,7 +13,7 @@ def main(address: str, root: str, overrides: str) -> None:
     import ray
     from small_trainings import prepared
 
-    from cluster.train import fit_sharded
+    from cluster.train import RayTraining
     from idgbr import stages
     from idgbr.config import Runtime
     from idgbr.store import Store
@@ -22,9 +22,7 @@ def main(address: str, root: str, overrides: str) -> None:
     experiment, job = prepared(store, **json.loads(overrides))
     ray.init(address=address, logging_level="ERROR", log_to_driver=False)
 
-    def fit(*args: object, **kwargs: object) -> None:
-        fit_sharded(*args, **kwargs, workers=2, sharding="fsdp")  # type: ignore[arg-type]
-
+    fit = RayTraining(workers=2, sharding="fsdp")
     stages.run(job, store, experiment, Runtime(device="cpu", threads=1), report=lambda **v: print(v["images"], flush=True), fit=fit)
 
 

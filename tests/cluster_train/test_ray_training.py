@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import driver
 from small_trainings import one_process, prepared
 
 from cluster.session import check_storage
-from cluster.train import fit_sharded
+from cluster.train import RayTraining
 from idgbr import stages
 from idgbr.coarse import backbone
 from idgbr.config import Runtime
@@ -41,10 +40,6 @@ LONGER = {"backbone.train_images": 400, "backbone.checkpoint_images": 16}
 def same_curve(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     assert [x["images"] for x in other] == [x["images"] for x in one], "a step is missing or counted twice"
     assert [x["loss"] for x in other] == pytest.approx([x["loss"] for x in one], rel=3e-3)
-
-
-def over(workers: int, **settings: Any) -> Callable[..., None]:
-    return lambda *args, **kwargs: fit_sharded(*args, **kwargs, workers=workers, **settings)
 
 
 def worker_processes(cluster: Any) -> list[int]:
@@ -76,12 +71,13 @@ def test_a_killed_worker_and_a_lost_node_cost_only_the_steps_since_the_last_chec
             threading.Thread(target=lambda: loopback.remove_node(lost, allow_graceful=False)).start()
             loopback.join()
 
-    manifest = stages.run(job, store, experiment, CPU, report=report, fit=over(2))
+    manifest = stages.run(job, store, experiment, CPU, report=report, fit=RayTraining(2))
     assert done == ["worker", "node"]
     same_curve(read_curve(one_process(store, experiment, job, tmp_path / "one")), read_curve(store.path(job.stage, job.key)))
     assert {"model.safetensors", "curve.jsonl", "backbone.json"} <= set(manifest["files"])
     backbone.load(store.path(job.stage, job.key))
     assert {x["workers"] for x in lines} == {2}
+    assert manifest["processes"] == 2
     assert not store.names("scratch", recursive=True), "checkpoints go when the artefact is stored"
 
 
@@ -100,7 +96,7 @@ def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(loopb
     while worker_processes(loopback) and time.monotonic() < deadline:  # Ray ends the orphans
         time.sleep(0.2)
     lines: list[int] = []
-    stages.run(job, store, experiment, CPU, report=lambda **values: lines.append(values["images"]), fit=over(1))
+    stages.run(job, store, experiment, CPU, report=lambda **values: lines.append(values["images"]), fit=RayTraining(1))
     assert not lines or lines[0] > 48, "it went on from a checkpoint"
     same_curve(read_curve(one_process(store, experiment, job, tmp_path / "one")), read_curve(store.path(job.stage, job.key)))
 
@@ -108,7 +104,7 @@ def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(loopb
 def test_a_stop_keeps_a_checkpoint_and_leaves_no_artefact(loopback: Any, store: Store) -> None:
     experiment, job = prepared(store, **LONGER)
     with pytest.raises(Interrupted, match="of 400 images"):
-        stages.run(job, store, experiment, CPU, stop=lambda: True, fit=over(1))
+        stages.run(job, store, experiment, CPU, stop=lambda: True, fit=RayTraining(1))
     assert not store.has(job.stage, job.key)
     assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
 
@@ -120,9 +116,9 @@ def test_a_store_that_is_not_shared_is_refused_before_the_start(loopback: Any, t
     experiment, job = prepared(private)
     started = time.monotonic()
     with pytest.raises(Missing, match=r"not one place for all nodes.*does not see"):
-        stages.run(job, private, experiment, CPU, fit=over(2))
+        stages.run(job, private, experiment, CPU, fit=RayTraining(2))
     assert time.monotonic() - started < 60
     assert not (tmp_path / "store/scratch/preflight").exists()
     check_storage(Store(tmp_path / "shared"))
     with pytest.raises(Missing, match=r"no room for the workers: 3 x 1 CPU asked, 2 there.*--workers 2"):
-        stages.run(job, private, experiment, CPU, fit=over(3))
+        stages.run(job, private, experiment, CPU, fit=RayTraining(3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import signal
@@ -18,8 +17,9 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 import worlds
 
+from cluster.train import RayTraining
 from idgbr import stages
-from idgbr.commands.train import check_batch, check_workers, fit_processes
+from idgbr.commands.train import LocalProcesses, check_batch, check_workers
 from idgbr.config import Experiment, Runtime, apply
 from idgbr.errors import BadRequest, Interrupted, SomeFailed
 from idgbr.store import Store
@@ -106,13 +106,15 @@ def test_workers_of_this_machine_killed_stopped_and_resumed_give_the_curve_of_on
             os.kill(multiprocessing.active_children()[-1].pid or 0, signal.SIGKILL)
 
     with pytest.raises(SomeFailed, match=r"of the 2 that train backbone .* by SIGKILL.*rank-\d\.log.*memory ran out"):
-        stages.run(job, store, experiment, runtime, report=kill, fit=functools.partial(fit_processes, sharding="fsdp"))
+        stages.run(job, store, experiment, runtime, report=kill, fit=LocalProcesses(2, "fsdp"))
     logs = Path(store.base) / stages.scratch_name(job)
     assert "rank 1 of 2" in (logs / "rank-1.log").read_text()
     assert "'images': 40" in (logs / "rank-0.log").read_text()
     seen: list[int] = []
     with pytest.raises(Interrupted, match="of 120 images"):
-        stages.run(job, store, experiment, runtime, report=lambda **v: seen.append(v["images"]), stop=lambda: bool(seen), fit=fit_processes)
+        stages.run(
+            job, store, experiment, runtime, report=lambda **v: seen.append(v["images"]), stop=lambda: bool(seen), fit=LocalProcesses(2)
+        )
     assert 8 < seen[0] <= 44, "it went on from a checkpoint"
     assert not store.has(job.stage, job.key)
     stages.run(job, store, experiment, runtime)
@@ -121,6 +123,24 @@ def test_workers_of_this_machine_killed_stopped_and_resumed_give_the_curve_of_on
     one, two = read_curve(tmp_path / "one"), read_curve(store.path(job.stage, job.key))
     assert [x["images"] for x in two] == [x["images"] for x in one]
     assert [x["loss"] for x in two] == pytest.approx([x["loss"] for x in one], rel=1e-3)
+
+
+@pytest.mark.parametrize("trainer", [LocalProcesses(2), RayTraining(3), RayTraining(4, min_workers=1)], ids=str)
+def test_the_manifest_says_how_many_processes_a_training_took(trainer: stages.Trainer, tmp_path: Path) -> None:
+    """GPU time is time on the clock times this number, whoever trains: this machine, Ray, or a sweep."""
+
+    class Alone:
+        """The training itself on one process: what is recorded is what the trainer says."""
+
+        processes = trainer.processes
+
+        def __call__(self, *job: Any, **how: Any) -> None:
+            stages.train_stage(*job, **how)
+
+    store, experiment = Store(tmp_path / "store"), apply(Experiment(), {**SMALL, "backbone.train_images": 8})
+    data, job = stages.jobs(experiment)[:2]
+    assert stages.run(data, store, experiment, fit=Alone())["processes"] == 1
+    assert stages.run(job, store, experiment, Runtime(device="cpu", threads=1), fit=Alone())["processes"] == trainer.processes > 1
 
 
 def test_workers_that_cannot_be_are_refused() -> None:
