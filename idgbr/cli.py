@@ -75,11 +75,12 @@ def prepare(
     *,
     store: StorePath = "",
     sheet: Annotated[str, arg(help="write a contact sheet in class colours to this PNG")] = "",
+    rehash: Annotated[bool, arg(help="read all files again, also those whose size and times are as before")] = False,
 ) -> None:
     """Index the scenes of a recipe, check every pair, show the class histogram."""
     from idgbr.commands.prepare import prepare as run
 
-    run(experiment(recipe, overrides), store or default_root(), sheet=Path(sheet) if sheet else None)
+    run(experiment(recipe, overrides), store or default_root(), sheet=Path(sheet) if sheet else None, rehash=rehash)
 
 
 def train_backbone(

@@ -27,8 +27,11 @@ CROP_PX = 512  # what it shows: the middle of the raster
 PER_SPLIT = 8
 
 
-def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None) -> Path:
+def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None, rehash: bool = False) -> Path:
     """Run stage "data" if it is not in the store, print what is there, and write a contact sheet if `sheet` is given.
+
+    Args:
+        rehash: read all files again, also those whose size and times of change are as they were.
 
     Returns:
         The folder with scenes.parquet, classes.json and stats.json; printed last.
@@ -50,6 +53,8 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None) ->
         check_place(sheet)
     place = Store(store)
     place.check_writable()
+    if rehash:
+        datasets.rehash(experiment.data)
     job = next(job for job in stages.jobs(experiment) if job.stage == "data")
     if place.has(job.stage, job.key):
         print(f"data {job.key}: in the store already", file=sys.stderr)

@@ -18,6 +18,7 @@ from idgbr.labels import ClassTable
 if TYPE_CHECKING:
     import polars as pl
 
+    from idgbr.rasters.grid import Grid
     from idgbr.scores.rasters import Pair
 
 TILE_PX = 1024  # images up to this size are scored whole; larger rasters in tiles of it
@@ -31,6 +32,7 @@ class Inputs:
     table: ClassTable
     maps: dict[str, list[Pair]]
     notes: tuple[str, ...]
+    grids: tuple[Grid, ...]
 
 
 def score(
@@ -75,6 +77,10 @@ def score(
     if out is not None:
         _check_out(Path(out), overwrite)
     inputs = open_inputs(pred, target, coarse, eroded, classes, ignore)
+    for name in ("boundary_m", "tolerance_m"):
+        if getattr(config, name):
+            for grid in inputs.grids:
+                grid.require_square(name)
     counts, bands = _count(inputs, config, None if out is None else Path(out))
     result: dict[str, Any] = {
         "version": VERSION, "pred": str(pred), "target": str(target), "coarse": None if coarse is None else str(coarse),
@@ -172,7 +178,7 @@ def open_inputs(
                 Pair(name, name, "all", grids[name].height, grids[name].width, table.n_classes, reader(side, files[side]), targets,
                      before if side == "pred" else None, grids[name].metres())
             )  # fmt: skip
-    return Inputs(table, maps, tuple(notes))
+    return Inputs(table, maps, tuple(notes), tuple(grids.values()))
 
 
 # ---- counting ---------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
-"""What files contain, as a digest that is computed once for a given size and time of change.
+"""What files contain, as a digest that is computed once for a given size and times of change.
 
 Digests are kept in one SQLite file in the user's cache (`IDGBR_CACHE`, else `~/.cache/idgbr`), so that planning a study over 30 GB of
-imagery does not read it again. A cache that cannot be written costs time only: the digest is then computed anew.
+imagery does not read it again. A cache that cannot be written costs time only: the digest is then computed again. Programs that keep
+a file's modification time (`cp -p`, `rsync -t`, `touch -r`) still change its status time, which counts as well; where a file system
+keeps neither, `idgbr prepare --rehash` reads the files again.
 """
 
 from __future__ import annotations
@@ -16,30 +18,35 @@ from pathlib import Path
 
 from idgbr.errors import Missing
 
-_known: dict[tuple[str, int, int], str] = {}
+Stamp = tuple[str, int, int, int]  # path, size, time of modification, time of status change (ns)
+_known: dict[Stamp, str] = {}
 
 
 def cache_folder() -> Path:
     return Path(os.environ.get("IDGBR_CACHE") or Path.home() / ".cache" / "idgbr")
 
 
-def digests(paths: Iterable[Path]) -> dict[Path, str]:
+def digests(paths: Iterable[Path], *, rehash: bool = False) -> dict[Path, str]:
     """Content digest (BLAKE2b, 32 hex digits) of every file.
+
+    Args:
+        rehash: read every file, whatever is remembered of it.
 
     Raises:
         Missing: a file is not there or may not be read.
     """
-    stamps: dict[Path, tuple[str, int, int]] = {}
+    stamps: dict[Path, Stamp] = {}
     for path in paths:
         try:
             stat = path.stat()
         except OSError as error:
             raise Missing(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
-        stamps[path] = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
-    unknown = {p: s for p, s in stamps.items() if s not in _known}
+        stamps[path] = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    unknown = {p: s for p, s in stamps.items() if rehash or s not in _known}
     if unknown:
-        _recall(set(unknown.values()))
-        unknown = {p: s for p, s in unknown.items() if s not in _known}
+        if not rehash:
+            _recall(set(unknown.values()))
+            unknown = {p: s for p, s in unknown.items() if s not in _known}
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
             fresh = dict(zip(unknown.values(), pool.map(_digest, unknown), strict=True))
         _known.update(fresh)
@@ -58,28 +65,30 @@ def _digest(path: Path) -> str:
 def _connect() -> sqlite3.Connection:
     cache_folder().mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(cache_folder() / "digests.sqlite", timeout=20)
-    connection.execute("create table if not exists digests (path text, size integer, mtime integer, digest text, primary key (path))")
+    connection.execute(
+        "create table if not exists digests_2 (path text, size integer, mtime integer, ctime integer, digest text, primary key (path))"
+    )
     return connection
 
 
-def _recall(stamps: set[tuple[str, int, int]]) -> None:
+def _recall(stamps: set[Stamp]) -> None:
     try:
         with closing(_connect()) as connection:
-            for path, size, mtime in stamps:
+            for stamp in stamps:
                 row = connection.execute(
-                    "select digest from digests where path = ? and size = ? and mtime = ?", (path, size, mtime)
+                    "select digest from digests_2 where path = ? and size = ? and mtime = ? and ctime = ?", stamp
                 ).fetchone()
                 if row:
-                    _known[path, size, mtime] = row[0]
+                    _known[stamp] = row[0]
     except (sqlite3.Error, OSError):
         return  # no cache: digests are computed, which is slower and the same
 
 
-def _remember(fresh: dict[tuple[str, int, int], str]) -> None:
+def _remember(fresh: dict[Stamp, str]) -> None:
     try:
         with closing(_connect()) as connection, connection:
             connection.executemany(
-                "insert or replace into digests values (?, ?, ?, ?)", [(*stamp, digest) for stamp, digest in fresh.items()]
+                "insert or replace into digests_2 values (?, ?, ?, ?, ?)", [(*stamp, digest) for stamp, digest in fresh.items()]
             )
     except (sqlite3.Error, OSError):
         return  # as above

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def read_split_table(path: Path, root: Path) -> list[Row]:
         raise Missing(
             f"no split table in {root}: expected {path.name}",
             value=f"found {', '.join(near) or 'no .csv file'}",
-            allowed="a CSV with the columns image, mask, split (or name, split)",
+            allowed="a CSV with the columns image, mask, split (or name, split); without one, folders images and masks, "
+            "train/images and train/masks, img_dir/train and ann_dir/train, or NAME.png beside NAME_gt.png",
             hint="data.split_table=FILE.csv",
         )
     try:
@@ -91,7 +93,7 @@ def select(rows: list[Row], where: str, path: Path) -> list[Row]:
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """Raster files of a folder by name without suffix.
+    """Raster files of a folder by name without suffix, and by the NFC form of the name.
 
     Raises:
         Missing: no such folder. Disagreement: two files differ only in the suffix.
@@ -104,7 +106,29 @@ def by_stem(folder: Path) -> dict[str, Path]:
             if path.stem in found:
                 raise Disagreement("two files of one name", value=f"{found[path.stem]}, {path}", hint="keep one of them")
             found[path.stem] = path
+    for path in list(found.values()):  # a table from Linux finds the files of a Mac, which writes é as two letters
+        found.setdefault(unicodedata.normalize("NFC", path.stem), path)
     return found
+
+
+def slashes(text: str) -> str:
+    """A relative path written on Windows (`images\\a.png`) with slashes; other paths as they are."""
+    return text if "/" in text or text[1:2] == ":" else text.replace("\\", "/")
+
+
+def place(root: Path, text: str) -> Path:
+    """The file that a table names: with backslashes for slashes, and in the form of Unicode that the file system has, if need be."""
+    path = root / slashes(text)
+    if not path.is_file():
+        for form in ("NFC", "NFD"):
+            other = root / unicodedata.normalize(form, slashes(text))
+            if other.is_file():
+                return other
+    return path
+
+
+def _by_name(files: Mapping[str, Path], name: str) -> Path | None:
+    return files.get(name, files.get(unicodedata.normalize("NFC", name)))
 
 
 def find_rows(root: Path, config: DataConfig, derive: Callable[[Row], Mapping[str, object]] | None = None) -> Found:
@@ -123,10 +147,11 @@ def find_rows(root: Path, config: DataConfig, derive: Callable[[Row], Mapping[st
     images, masks = (by_stem(root / "images"), by_stem(root / "masks")) if named else ({}, {})
     entries, missing = [], []
     for row in rows:
-        name = row["name"] if named else str(Path(row["image"]).with_suffix(""))
-        image = images.get(name) if named else root / row["image"]
-        mask = masks.get(name) if named else (root / row["mask"] if row.get("mask") else None)
-        eroded = root / row["mask_eroded"] if row.get("mask_eroded") else None
+        name = row["name"] if named else str(Path(slashes(row["image"])).with_suffix(""))
+        image, mask = (_by_name(files, name) for files in (images, masks))
+        if not named:
+            image, mask = place(root, row["image"]), place(root, row["mask"]) if row.get("mask") else None
+        eroded = place(root, row["mask_eroded"]) if row.get("mask_eroded") else None
         absent = [p for p in (image, mask, eroded) if p is not None and not named and not p.is_file()]
         if image is None or absent or (mask is None and (row["split"] == "train" or named)):
             missing.append(
@@ -147,7 +172,10 @@ def find_rows(root: Path, config: DataConfig, derive: Callable[[Row], Mapping[st
         entries.append(Entry(id=safe_id(name), split=row["split"], image=image, label=mask, label_eroded=eroded, **fields))  # type: ignore[arg-type]
     if missing:
         raise Missing(
-            f"{path}: found {len(entries)} of {len(rows)} pairs; missing {some(missing)}", hint="put the files there, or take the rows out"
+            f"{path}: found {len(entries)} of {len(rows)} pairs; missing {some(missing)}",
+            hint="paths below the folder of the table, with slashes, as on Linux"
+            if any("\\" in name for name in missing)
+            else "put the files there, or take the rows out",
         )
     return Found(tuple(entries), extra_files=(path,))
 
@@ -155,15 +183,6 @@ def find_rows(root: Path, config: DataConfig, derive: Callable[[Row], Mapping[st
 def some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
-
-LAYOUT = Layout(
-    name="folder",
-    title="own folder",
-    table=None,
-    find=find_rows,
-    filters_rows=True,
-    expected="splits.csv (image, mask, split), classes.json, and the files the table names",
-)
 
 # ---- hotosm tiles: the split table knows scenes and zoom, the names know the place --------------------------------------
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from idgbr.config import DataConfig
 from idgbr.datasets.folder import some
 from idgbr.datasets.layout import Entry, Found, Layout
+from idgbr.datasets.unlisted import find_converted
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
 from idgbr.labels import ClassTable, LabelClass
 
@@ -47,10 +48,73 @@ _POTSDAM = re.compile(r"^top_potsdam_(\d+_\d+)_(RGBIR|RGB|IRRG|label_noBoundary|
 _VAIHINGEN = re.compile(r"^top_mosaic_09cm_area(\d+)(_noBoundary)?\.tiff?$", re.IGNORECASE)
 _OVERLAY = "4_12"  # its label in 5_Labels_all is the label drawn over the image (torchgeo issue 1727); the participants' copy is right
 
+# mmsegmentation's converters cut tiles into img_dir/{train,val}/TILE_X0_Y0_X1_Y1.png and write codes: 0 is black (the eroded rim, no data)
+# and is ignored there (reduce_zero_label), the classes follow in the order of its palette.
+CONVERTED_TABLE = ClassTable(
+    tuple(LabelClass(TABLE.classes[i].name, (code,), TABLE.classes[i].color) for i, code in enumerate((6, 1, 2, 3, 4, 5))),
+    ignore=(0,),
+)
+_CONVERTED = re.compile(r"^(?:area)?(?P<tile>\d+(?:_\d+)?)(?:_noBoundary)?_(?P<x>\d+)_(?P<y>\d+)_\d+_\d+$")
+
 Files = dict[str, dict[str, list[Path]]]  # tile -> kind -> files
 
 
+def _converted(found: Found, where: str, official: tuple[tuple[str, ...], ...], config: DataConfig, gsd_m: float) -> Found:
+    """Crops as mmsegmentation's converters cut them: the official split of the tile counts, whichever folder a crop lies in.
+
+    Raises:
+        BadRequest: data.val_ids that are no training tiles. Missing: no crop of an official tile.
+    """
+    train, val, test = _splits(where, official, config)
+    entries, strange = [], []
+    for entry in found.entries:
+        match = _CONVERTED.match(entry.image.stem)
+        tile = match["tile"] if match else ""
+        if match is None or tile not in (*train, *test):
+            strange.append(entry.image.name)
+            continue
+        split = "test" if tile in test else "val" if tile in val else "train"
+        x, y = int(match["x"]), int(match["y"])
+        place = {"gsd_m": gsd_m, "x_m": x * gsd_m, "y_m": y * gsd_m}
+        entries.append(Entry(f"{where}_{tile}_{x}_{y}", f"{where}_{tile}", split, entry.image, entry.label, **place))  # type: ignore[arg-type]
+    if not entries:
+        raise Missing(
+            f"no crops of {where} tiles",
+            value=some(strange),
+            allowed="names TILE_X0_Y0_X1_Y1.png, as mmsegmentation's converter writes them",
+        )
+    tiles = {e.scene for e in entries}
+    notes = [
+        f"as converted by mmsegmentation: crops of {len(tiles)} of {len(train) + len(test)} tiles; code 0 is ignored",
+        f"official splits by tile, not by the converter's folders (its val is the official test); validation tiles: {' '.join(val)}",
+    ]
+    if strange:
+        notes.append(f"crops of tiles the contest does not have, left out: {some(strange)}")
+    return Found(tuple(entries), tuple(notes), table=CONVERTED_TABLE)
+
+
+def _splits(where: str, official: tuple[tuple[str, ...], ...], config: DataConfig) -> tuple[tuple[str, ...], ...]:
+    """(train, val, test), with the validation tiles of data.val_ids.
+
+    Raises:
+        BadRequest: they are no official training tiles.
+    """
+    train, val, test = official
+    wrong = [name for name in config.val_ids if name not in train]
+    if wrong:
+        raise BadRequest(
+            f"data.val_ids are official training tiles of {where}",
+            value=", ".join(wrong),
+            allowed=", ".join(train),
+            hint=nearest(wrong[0], train) or None,
+        )
+    return train, config.val_ids or val, test
+
+
 def _potsdam(root: Path, config: DataConfig) -> Found:
+    converted = find_converted(root)
+    if converted is not None:
+        return _converted(converted, "potsdam", (POTSDAM_TRAIN, POTSDAM_VAL, POTSDAM_TEST), config, 0.05)
     files: Files = defaultdict(lambda: defaultdict(list))
     for path in sorted(root.rglob("*")):
         if match := _POTSDAM.search(path.name):
@@ -99,6 +163,9 @@ def _has_table_colours(path: Path) -> bool:
 
 
 def _vaihingen(root: Path, config: DataConfig) -> Found:
+    converted = find_converted(root)
+    if converted is not None:
+        return _converted(converted, "vaihingen", (VAIHINGEN_TRAIN, VAIHINGEN_VAL, VAIHINGEN_TEST), config, 0.09)
     files: Files = defaultdict(lambda: defaultdict(list))
     for path in sorted(root.rglob("*")):
         if match := _VAIHINGEN.search(path.name):
@@ -116,13 +183,7 @@ def _vaihingen(root: Path, config: DataConfig) -> Found:
 def _entries(
     root: Path, place: str, files: Files, official: tuple[tuple[str, ...], ...], config: DataConfig, gsd_m: float, notes: list[str]
 ) -> Found:
-    train, val, test = official
-    if config.val_ids:
-        wrong = [name for name in config.val_ids if name not in train]
-        if wrong:
-            raise BadRequest(f"data.val_ids are official training tiles of {place}", value=", ".join(wrong), allowed=", ".join(train),
-                             hint=nearest(wrong[0], train) or None)  # fmt: skip
-        val = config.val_ids
+    train, val, test = _splits(place, official, config)
     notes.append(f"validation tiles, taken from the official training tiles: {' '.join(val)} (data.val_ids)")
     entries, missing, unlabelled, eroded_only = [], [], [], []
     for name in (*train, *test):

@@ -34,15 +34,14 @@ class Part:
 
 
 def base_folder(root: Path, parts: Sequence[Part]) -> Path:
-    """`root`, or the one folder up to three levels below it in which the first part is: archives unpack with wrapping folders.
+    """`root`, or the one folder up to three levels below it in which images or labels of a part are: archives unpack with wrapping folders.
 
     Raises:
         Missing: neither; says what was looked for and what is there.
     """
-    first = parts[0]
     level = [root]
     for _ in range(4):
-        found = [folder for folder in level if child(folder, first.images) is not None]
+        found = [folder for folder in level if any(child(folder, names) for part in parts for names in (part.images, part.labels))]
         if len(found) == 1:
             return found[0]
         if found:
@@ -52,7 +51,7 @@ def base_folder(root: Path, parts: Sequence[Part]) -> Path:
     raise Missing(
         f"{root} does not hold the data set",
         value=f"found {there}",
-        allowed=f"a folder {' or '.join(first.images)}",
+        allowed=f"a folder {' or '.join(parts[0].images)}",
         hint="data.root=FOLDER of the unpacked download",
     )
 
@@ -91,8 +90,10 @@ def pictures(folder: Path, key: Key) -> dict[str, Path]:
 def find_parts(root: Path, parts: Sequence[Part], key: Key = str, gsd_m: float | None = None, title: str = "") -> list[Entry]:
     """Entries of all parts. Every tile is its own scene (where one tile lies beside another is not published).
 
+    A split whose folder is not there at all is left out.
+
     Raises:
-        Missing: a folder or the label of an image is not there ("found 12 of 38 pairs; missing ...").
+        Missing: no split, a folder of a split, or the label of an image is not there ("found 12 of 38 pairs; missing ...").
         Disagreement: two files with one name.
     """
     entries: list[Entry] = []
@@ -100,10 +101,13 @@ def find_parts(root: Path, parts: Sequence[Part], key: Key = str, gsd_m: float |
     for part in parts:
         images = child(root, part.images)
         if images is None:
-            if part.optional:
-                continue
+            labels_there = child(root, part.labels) if part.labels else None
+            if labels_there is None and (part.optional or not child(root, [name.split("/")[0] for name in part.images])):
+                continue  # this split was not unpacked; `counted` says how many tiles that makes
             raise Missing(
-                f"{title or root}: no folder {' or '.join(part.images)} in {root}", value=f"found {some(_names(root), 12) or 'nothing'}"
+                f"{title or root}: no folder {' or '.join(part.images)} in {root}",
+                value=f"labels in {labels_there}, but no images" if labels_there else f"found {some(_names(root), 12) or 'nothing'}",
+                hint="unpack the images as well" if labels_there else None,
             )
         found = pictures(images, key)
         labels: dict[str, Path] = {}
@@ -129,6 +133,8 @@ def find_parts(root: Path, parts: Sequence[Part], key: Key = str, gsd_m: float |
         ids = {name: safe_id(part.prefix + name) for name in found}
         entries += [Entry(ids[name], ids[name], part.split, path, labels.get(name), gsd_m=gsd_m) for name, path in found.items()]
         groups += [re.sub(r"\W+", "_", str(images.relative_to(root))).lower()] * len(found)
+    if not entries:
+        raise Missing(f"{title}: no images in {root}", value=f"found {some(_names(root), 12) or 'nothing'}")
     return unique(entries, groups)
 
 

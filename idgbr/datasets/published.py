@@ -16,6 +16,7 @@ from idgbr.datasets.folder import read_split_table, some
 from idgbr.datasets.ids import safe_id
 from idgbr.datasets.layout import Entry, Found, Layout
 from idgbr.datasets.pairs import Part, base_folder, child, counted, find_parts, pictures
+from idgbr.datasets.unlisted import find_converted
 from idgbr.errors import Disagreement, Missing
 from idgbr.labels import ClassTable, LabelClass, binary
 
@@ -141,12 +142,18 @@ INRIA = Layout("inria", "INRIA aerial image labeling", binary("building", others
 
 
 def _loveda(root: Path, config: DataConfig) -> Found:
+    """As published, Urban or Rural or both; or as mmsegmentation's converter leaves it: all in img_dir/{train,val,test} and ann_dir."""
+    converted = find_converted(root)
+    if converted is not None:
+        entries = tuple(dataclasses.replace(e, gsd_m=0.3) for e in converted.entries)
+        notes = counted(entries, {"train": 2522, "val": 1669}, LOVEDA.title)
+        return Found(entries, (*notes, "as converted by mmsegmentation: the names do not tell urban from rural"))
     parts = [
         Part(
             split,
             (f"{split}/{area}/images_png",),
             (f"{split}/{area}/masks_png",) if split != "test" else (),
-            optional=split == "test",
+            optional=True,  # Urban or Rural alone is usual in domain adaptation
             prefix=f"{area.lower()}_",
         )
         for split in ("train", "val", "test")

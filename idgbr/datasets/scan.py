@@ -88,6 +88,16 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
     index.save(out, rows, table, stats, facts)
 
 
+def rehash(config: DataConfig) -> None:
+    """Read every file of the data set again for its digest, whatever is remembered of it.
+
+    Raises: as `input_digest`.
+    """
+    if layout(config.source).find is not None:
+        found = find(config)
+        digests([*(p for e in found.entries for p in (e.image, e.label, e.label_eroded) if p is not None), *found.extra_files], rehash=True)
+
+
 def input_digest(config: DataConfig) -> str:
     """Digest of everything the files contribute to stage "data": names, splits, contents, class table. Paths above the root do not count.
 
@@ -233,8 +243,7 @@ def inspect(
         if entry.label_eroded is not None:
             read_labels(entry.label_eroded, table, row, 0, height, grid.width)
     gsd = entry.gsd_m if entry.gsd_m is not None else grid.metres()
-    ground = gsd / grid.pixel if gsd and grid.pixel else 1.0
-    corner = (grid.transform.c, grid.transform.f)
+    sides = grid.sides_m() or (gsd, gsd)
     row_of_index = {
         "id": entry.id,
         "scene": entry.scene,
@@ -244,7 +253,8 @@ def inspect(
         "gsd_m": gsd,
         "x_m": entry.x_m,
         "y_m": entry.y_m,
-        "_corner": (corner[0] * ground, -corner[1] * ground) if grid.crs is not None else None,
+        "_corner": (grid.transform.c, -grid.transform.f, *(grid.unit_m() or (1.0, 1.0))) if grid.crs is not None else None,
+        "_sides": sides if gsd else None,
         "crs": grid.crs.to_string() if grid.crs else None,
         "transform": list(grid.transform)[:6],
         "nodata": _number(reader.nodata),
@@ -289,17 +299,26 @@ def _told(results: Iterator[Any], total: int, report: Report | None) -> Iterator
 
 
 def _place(rows: list[dict[str, Any]]) -> None:
-    """x_m, y_m: by the names, else by the georeference relative to the scene's upper left, else 0."""
+    """x_m, y_m: by the names, else by the georeference relative to the scene's upper left, else 0.
+
+    One scale for all rasters of a scene: a degree of longitude is 0.01 % shorter a kilometre farther from the equator, and coordinates are
+    large. Where a pixel is not square on the ground, the corner is put such that the raster's middle is where it is: `index.block` asks.
+    """
     corners = defaultdict(list)
     for row in rows:
         if row["_corner"] is not None:
             corners[row["scene"], row["crs"]].append(row["_corner"])
     for row in rows:
-        corner = row.pop("_corner")
+        corner, sides = row.pop("_corner"), row.pop("_sides")
         if row["x_m"] is None or row["y_m"] is None:
-            others = corners[row["scene"], row["crs"]]
-            row["x_m"] = corner[0] - min(c[0] for c in others) if corner else 0.0
-            row["y_m"] = corner[1] - min(c[1] for c in others) if corner else 0.0
+            row["x_m"] = row["y_m"] = 0.0
+            if corner:
+                others = corners[row["scene"], row["crs"]]
+                for axis, (name, length) in enumerate((("x_m", "width"), ("y_m", "height"))):
+                    unit = sum(c[2 + axis] for c in others) / len(others)
+                    row[name] = (corner[axis] - min(c[axis] for c in others)) * unit
+                    if sides and max(sides) > 1.001 * min(sides):
+                        row[name] += (sides[axis] - row["gsd_m"]) * row[length] / 2
 
 
 def _duplicates(rows: list[dict[str, Any]], allowed: bool) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idgbr.datasets import folder, isprs, places, published, synthetic
+from idgbr.datasets import folder, isprs, places, published, synthetic, unlisted
 from idgbr.datasets.layout import Layout
 from idgbr.errors import BadRequest, nearest
 
@@ -11,7 +11,7 @@ SOURCES: dict[str, Layout] = {
     for each in (
         synthetic.LAYOUT,
         *places.LAYOUTS,
-        folder.LAYOUT,
+        unlisted.LAYOUT,
         folder.OAM_BUILDINGS,
         isprs.POTSDAM,
         isprs.VAIHINGEN,

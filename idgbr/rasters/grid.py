@@ -23,6 +23,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
 
+SQUARE = 1.05  # sides of a pixel on the ground may differ by this factor where a length in metres is asked for
 OPEN_FILES = 64  # data sets kept open in one process
 # libjpeg only warns of a truncated file and fills the rest with grey; a scene that is not all there must not be read in silence
 READ_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"}
@@ -59,31 +60,68 @@ class Grid:
 
         Right for geographic CRS and for Mercator, whose map unit is not a metre on the ground.
         """
+        t = self.transform
+        steps = self._on_ground((t.a, t.d), (t.b, t.e))
+        if steps is None:
+            return None
+        (east, north), (east2, north2) = steps
+        side = math.sqrt(abs(east * north2 - east2 * north))
+        return side if math.isfinite(side) and side > 0 else None
+
+    def sides_m(self) -> tuple[float, float] | None:
+        """Width and height of a pixel on the ground in metres, at the middle of the raster; None without a CRS.
+
+        They differ where degrees are the unit: a degree of longitude is cos(latitude) times as long as one of latitude.
+        """
+        t = self.transform
+        steps = self._on_ground((t.a, t.d), (t.b, t.e))
+        return None if steps is None else (math.hypot(*steps[0]), math.hypot(*steps[1]))
+
+    def unit_m(self) -> tuple[float, float] | None:
+        """Metres on the ground of one unit of the CRS along its x and along its y axis, at the middle of the raster; None without a CRS."""
+        steps = self._on_ground((self.pixel, 0.0), (0.0, self.pixel)) if self.pixel else None
+        return None if steps is None else (math.hypot(*steps[0]) / self.pixel, math.hypot(*steps[1]) / self.pixel)
+
+    def _on_ground(self, *steps: tuple[float, float]) -> list[tuple[float, float]] | None:
+        """(east, north) in metres of steps (dx, dy) in CRS units from the middle of the raster, on the WGS 84 ellipsoid."""
         if self.crs is None:
             return None
         from rasterio.warp import transform as reproject
 
-        col, row = self.width / 2, self.height / 2
-        t = self.transform
-        points = [(t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f) for x, y in ((col, row), (col + 1, row), (col, row + 1))]
+        t, (col, row) = self.transform, (self.width / 2, self.height / 2)
+        x, y = t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
         try:
-            lon, lat = reproject(self.crs, CRS.from_epsg(4326), [x for x, _ in points], [y for _, y in points])
+            lon, lat = reproject(self.crs, CRS.from_epsg(4326), [x, *(x + dx for dx, _ in steps)], [y, *(y + dy for _, dy in steps)])
         except (RasterioError, CPLE_BaseError):
             return None  # an engineering CRS that has no place on the earth
         phi, axis, e2 = math.radians(lat[0]), 6378137.0, 0.00669437999014  # WGS 84
         prime = axis / math.sqrt(1 - e2 * math.sin(phi) ** 2)  # radius of curvature in the prime vertical, and in the meridian below
         meridian = axis * (1 - e2) / (1 - e2 * math.sin(phi) ** 2) ** 1.5
-        east = [math.radians(lon[i] - lon[0]) * prime * math.cos(phi) for i in (1, 2)]
-        north = [math.radians(lat[i] - lat[0]) * meridian for i in (1, 2)]
-        side = math.sqrt(abs(east[0] * north[1] - east[1] * north[0]))
-        return side if math.isfinite(side) and side > 0 else None
+        return [
+            (math.radians(lon[i] - lon[0]) * prime * math.cos(phi), math.radians(lat[i] - lat[0]) * meridian)
+            for i in range(1, len(steps) + 1)
+        ]
+
+    def require_square(self, asked_by: str) -> None:
+        """Raises:
+        BadRequest: a pixel's width and height on the ground differ by more than 5 %, so that a length in metres is no number of pixels.
+        """
+        sides = self.sides_m()
+        if sides is None or min(sides) <= 0 or max(sides) <= SQUARE * min(sides):
+            return
+        raise BadRequest(
+            f"{asked_by} is given in metres, but pixels are not square on the ground",
+            value=f"a pixel is {sides[0]:.3g} m wide and {sides[1]:.3g} m high ({self})",
+            hint="give the length in pixels, or warp image, labels and maps to a projected CRS first (gdalwarp -t_srs EPSG:...)",
+        )
 
     def pixels(self, metres: float, asked_by: str) -> float:
         """A length in metres as pixels.
 
         Raises:
-            BadRequest: the raster has no CRS, so metres mean nothing.
+            BadRequest: the raster has no CRS, so metres mean nothing; or its pixels are not square on the ground.
         """
+        self.require_square(asked_by)
         side = self.metres()
         if side is None:
             raise BadRequest(

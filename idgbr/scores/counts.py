@@ -100,6 +100,18 @@ class Collected:
         return counts, bands
 
 
+def require_square(config: ScoreConfig, images: Iterable[Path]) -> None:
+    """Raises:
+    BadRequest: a width is given in metres, and the pixels of an image are not square on the ground.
+    """
+    from idgbr.rasters.read import Grid
+
+    for name in ("boundary_m", "tolerance_m"):
+        if getattr(config, name):
+            for image in images:
+                Grid.of(image).require_square(f"score.{name}")
+
+
 def count_rasters(
     config: ScoreConfig,
     dataset: Dataset,
@@ -122,6 +134,7 @@ def count_rasters(
     from idgbr.scores.rasters import dataset_pairs, tiles_of
 
     pairs = dataset_pairs(dataset, split, Path(refined_dir), Path(coarse_dir))
+    require_square(config, [raster.image for raster in dataset.of(split) if raster.label is not None])
     with TablesWriter(Path(out) / "counts.parquet", Path(out) / "bands.parquet") as tables:
         for done, pair in enumerate(pairs):
             for counts, bands in tiles_of(pair, config):
