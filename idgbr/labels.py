@@ -1,12 +1,13 @@
-"""Class tables: names, raw codes, colours, ignore. Raw codes exist nowhere else; every other file sees class indices.
+"""Class tables: names, raw codes, colours, ignore.
 
-A class index is a uint8 position in the table; 255 is ignore (unlabelled, eroded rim, nodata).
+A class index is a uint8 position in the table; `IGNORE` (255) marks pixels without a class: unlabelled, eroded rim, nodata.
+`idgbr.rasters.codes` decides which codes the samples of a file stand for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from idgbr.errors import Disagreement, Missing
 
 IGNORE = 255
-_UNKNOWN = 254  # a code that no class has; never leaves this file
+UNKNOWN = 254  # result of `look_up` for a code that the table does not have
 
 Code = int | tuple[int, int, int]
 
@@ -43,7 +44,7 @@ class ClassTable:
     ignore: tuple[Code, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.classes) <= _UNKNOWN:
+        if not 1 <= len(self.classes) <= UNKNOWN:
             raise Disagreement("a class table has between 1 and 254 classes", value=len(self.classes))
         if len(set(self.names)) != len(self.classes):
             raise Disagreement("a class name stands twice in a class table", value=", ".join(self.names))
@@ -70,10 +71,23 @@ class ClassTable:
         """Whether any raw code is an RGB colour, so that paletted masks are to be read as colours, not as indices."""
         return any(isinstance(code, tuple) for code in [*self.ignore, *(k for c in self.classes for k in c.codes)])
 
-    def encode(self, raw: NDArray[Any], where: object) -> NDArray[np.uint8]:
-        """Raw codes [H,W], or colours [H,W,3] ([H,W,4]: alpha is not read), to class indices uint8 [H,W] (255 ignored).
+    @property
+    def numbers(self) -> dict[int, int]:
+        """Number codes and their class index; `IGNORE` for ignore codes."""
+        return {code: index for code, index in self._pairs() if isinstance(code, int)}
 
-        A grey picture saved as RGB (all three channels equal) is read as grey where the table has no such colour.
+    @property
+    def rgb(self) -> dict[int, int]:
+        """Colour codes, packed as 0xRRGGBB, and their class index; `IGNORE` for ignore codes."""
+        return {pack(code): index for code, index in self._pairs() if not isinstance(code, int)}
+
+    def _pairs(self) -> list[tuple[Code, int]]:
+        return [(code, i) for i, c in enumerate(self.classes) for code in c.codes] + [(code, IGNORE) for code in self.ignore]
+
+    def encode(self, raw: NDArray[Any], where: object) -> NDArray[np.uint8]:
+        """Raw codes [H,W], or colours [H,W,3], of a whole image to class indices uint8 [H,W] (255 ignored).
+
+        A grey image saved as RGB (all three channels equal) is read as grey if the table lacks one of its colours.
 
         Args:
             where: named in the error; the path of the file.
@@ -81,31 +95,32 @@ class ClassTable:
         Raises:
             Disagreement: a code that the table does not have, with a histogram of the codes found.
         """
-        codes = [(code, i) for i, c in enumerate(self.classes) for code in c.codes] + [(code, IGNORE) for code in self.ignore]
         if raw.ndim == 3:
-            rgb = raw[..., :3]
-            if rgb.shape[-1] != 3:
+            if raw.shape[-1] != 3:
                 raise Disagreement(f"{where}: a label file has 1 band or 3 (RGB)", value=f"{raw.shape[-1]} bands")
-            colours = {(k[0] << 16) | (k[1] << 8) | k[2]: i for k, i in codes if isinstance(k, tuple)}
-            is_grey = (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all()
-            if is_grey and not all((int(v) * 0x010101) in colours for v in np.unique(rgb[..., 0])):
-                return self.encode(rgb[..., 0], where)
-            packed = (rgb[..., 0].astype(np.uint32) << 16) | (rgb[..., 1].astype(np.uint32) << 8) | rgb[..., 2].astype(np.uint32)
-            index = _lookup(packed, colours)
+            colours = self.rgb
+            packed = pack_array(raw)
+            grey = (raw[..., 0] == raw[..., 1]).all() and (raw[..., 1] == raw[..., 2]).all()
+            if grey and not all(int(v) in colours for v in np.unique(packed)):
+                return self.encode(raw[..., 0], where)
+            index = look_up(packed, colours)
         else:
-            if raw.dtype.kind == "f":
-                if not (raw == np.floor(raw)).all():
-                    raise Disagreement(f"{where}: label values are not whole numbers", value=f"{raw.dtype}, {raw.min()} to {raw.max()}")
-                raw = raw.astype(np.int64)
-            index = _lookup(raw, {k: i for k, i in codes if isinstance(k, int)})
-        if (index == _UNKNOWN).any():
-            raise Disagreement(
-                f"{where}: codes that the class table does not have",
-                value=_histogram(raw),
-                allowed=self.describe_codes(),
-                hint="a class table with these codes: --classes FILE.json, or data.classes=FILE.json in a recipe",
-            )
+            if raw.dtype.kind == "f" and not (raw == np.floor(raw)).all():
+                raise Disagreement(f"{where}: label values are not whole numbers", value=f"{raw.dtype}, {raw.min()} to {raw.max()}")
+            index = look_up(raw, self.numbers)
+        if (index == UNKNOWN).any():
+            values, counts = np.unique(packed if raw.ndim == 3 else raw, return_counts=True)
+            raise self.unknown_codes(where, histogram(values.tolist(), counts.tolist(), raw.ndim == 3))
         return index
+
+    def unknown_codes(self, where: object, found: str) -> Disagreement:
+        """The error for codes that the table does not have. `found`: a histogram of the codes."""
+        return Disagreement(
+            f"{where}: codes that the class table does not have",
+            value=found,
+            allowed=self.describe_codes(),
+            hint="a class table with these codes: --classes FILE.json, or data.classes=FILE.json in a recipe",
+        )
 
     def colorize(self, index: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Class indices [...] to RGB uint8 [...,3] in the table's colours; ignore (and anything else) is mid grey."""
@@ -168,29 +183,53 @@ def binary(
     return ClassTable((LabelClass("background", others, (40, 40, 40)), LabelClass(name, codes, color)), ignore)
 
 
-def _lookup(raw: NDArray[Any], codes: dict[int, int]) -> NDArray[np.uint8]:
-    if raw.dtype in (np.uint8, np.uint16, np.bool_):
-        lut = np.full(65536 if raw.dtype == np.uint16 else 256, _UNKNOWN, np.uint8)
+def look_up(raw: NDArray[Any], codes: Mapping[int, int]) -> NDArray[np.uint8]:
+    """The value of every code, uint8 in the shape of `raw`; `UNKNOWN` where `codes` lacks it (NaN and fractions included)."""
+    if raw.dtype == np.bool_:
+        raw = raw.view(np.uint8)
+    if raw.dtype in (np.uint8, np.uint16):
+        lut = np.full(65536 if raw.dtype == np.uint16 else 256, UNKNOWN, np.uint8)
         for code, index in codes.items():
             if 0 <= code < len(lut):
                 lut[code] = index
-        return lut[raw.astype(np.uint8) if raw.dtype == np.bool_ else raw]
+        return lut[raw]
+    if raw.dtype.kind in "iu":  # codes outside the sample type cannot occur
+        limits = np.iinfo(raw.dtype)
+        codes = {code: index for code, index in codes.items() if limits.min <= code <= limits.max}
     if not codes:
-        return np.full(raw.shape, _UNKNOWN, np.uint8)
-    known = np.array(sorted(codes), raw.dtype if raw.dtype.kind == "u" else np.int64)
+        return np.full(raw.shape, UNKNOWN, np.uint8)
+    known = np.array(sorted(codes), raw.dtype if raw.dtype.kind == "u" else np.float64 if raw.dtype.kind == "f" else np.int64)
     values = np.array([codes[int(k)] for k in known], np.uint8)
     at = np.searchsorted(known, raw).clip(max=len(known) - 1)
-    return np.where(known[at] == raw, values[at], np.uint8(_UNKNOWN))
+    return np.where(known[at] == raw, values[at], np.uint8(UNKNOWN))
 
 
-def _histogram(raw: NDArray[Any], most: int = 12) -> str:
-    flat = raw[..., :3].reshape(-1, 3) if raw.ndim == 3 else raw.reshape(-1, 1)
-    packed = flat.astype(np.int64) @ np.array([65536, 256, 1][: flat.shape[1]] if flat.shape[1] == 3 else [1])
-    values, counts = np.unique(packed, return_counts=True)
-    order = np.argsort(-counts)
-    names = [str((int(v) >> 16, int(v) >> 8 & 255, int(v) & 255)) if raw.ndim == 3 else str(int(v)) for v in values[order[:most]]]
-    text = ", ".join(f"{n}: {c / packed.size:.2%}" for n, c in zip(names, counts[order]))
+def pack(colour: tuple[int, int, int]) -> int:
+    """(red, green, blue) as 0xRRGGBB."""
+    return (colour[0] << 16) | (colour[1] << 8) | colour[2]
+
+
+def pack_array(rgb: NDArray[Any]) -> NDArray[np.uint32]:
+    """Colours [...,3] as 0xRRGGBB, uint32 [...]; 0xFFFFFFFF where a sample is not a whole number from 0 to 255."""
+    with np.errstate(invalid="ignore"):
+        wide = rgb.astype(np.uint32)
+    packed = ((wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]).astype(np.uint32)
+    if rgb.dtype != np.uint8:
+        packed[~((rgb >= 0) & (rgb <= 255) & (rgb == wide)).all(axis=-1)] = 0xFFFFFFFF
+    return packed
+
+
+def histogram(values: Sequence[float], counts: Sequence[int], colours: bool = False, most: int = 12) -> str:
+    """`code: share` of the most frequent codes. `colours`: the values are packed colours."""
+    total = sum(counts)
+    order = sorted(range(len(values)), key=lambda i: -counts[i])[:most]
+    shown = [(_color_text(int(values[i])) if colours else f"{values[i]:.12g}", counts[i]) for i in order]
+    text = ", ".join(f"{name}: {count / total:.2%}" for name, count in shown)
     return text + (f", and {len(values) - most} more" if len(values) > most else "")
+
+
+def _color_text(packed: int) -> str:
+    return "no colour of 8 bits" if packed > 0xFFFFFF else str((packed >> 16, packed >> 8 & 255, packed & 255))
 
 
 def _codes(codes: Iterable[Code]) -> str:
@@ -198,11 +237,21 @@ def _codes(codes: Iterable[Code]) -> str:
 
 
 def _read_codes(values: Any) -> tuple[Code, ...]:
-    return tuple(v if isinstance(v, int) else _read_color(v) for v in values)
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"codes are a list of numbers and colours, not {values!r}")
+    return tuple(_whole(v) if not isinstance(v, list | tuple) else _read_color(v) for v in values)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a code is a whole number or a colour [red, green, blue], not {value!r}")
+    return value
 
 
 def _read_color(value: Any) -> tuple[int, int, int]:
-    red, green, blue = (int(v) for v in value)
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError(f"a colour has three values from 0 to 255, not {value!r}")
+    red, green, blue = (_whole(v) for v in value)
     if not all(0 <= v <= 255 for v in (red, green, blue)):
         raise ValueError(f"a colour has three values from 0 to 255, not {value}")
     return red, green, blue

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
 
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.labels import ClassTable, LabelClass
-from idgbr.rasters.grid import Grid, grid_of, opened
-from idgbr.rasters.read import IGNORE, Reader, normalised, read_labels, read_probabilities
-from idgbr.rasters.write import PREFIX
+from idgbr.labels import IGNORE, ClassTable
+from idgbr.rasters.codes import class_bands, coding_of, drawn_colours, index_table
+from idgbr.rasters.grid import Grid
+from idgbr.rasters.meaning import Meaning, meaning_of, values_of, why_no_probabilities
+from idgbr.rasters.read import known_and_normalised, normalised, read_labels, read_probabilities
 
-
-def index_table(table: ClassTable) -> ClassTable:
-    """The same classes, written as 0 .. K-1 with 255 for none: how this program writes class maps."""
-    return ClassTable(tuple(LabelClass(c.name, (i,), c.color) for i, c in enumerate(table.classes)), (IGNORE,))
+__all__ = ["CoarseMap", "CoarseStrip", "MemoryCoarse", "coarse_path", "index_table", "read_coarse"]
 
 
 @dataclass(frozen=True)
@@ -57,53 +53,46 @@ class CoarseStrip:
 class CoarseMap:
     """A file with class codes, class colours, or K probability bands.
 
-    What is read as what: a file written by this program says it in its tags. Otherwise as many bands as classes, of floating point or
-    (not three or four bands) with a constant sum, are probabilities; three bands hold the table's colours; a single band holds the
-    table's number codes, or class indices where the table has only colours.
+    A file written by this program says in its tags what it is. Otherwise one data band, a palette, or three bands with the table's colours
+    are a class map, read as `idgbr.rasters.codes` says (class indices where the table has only colours). As many data bands as classes are
+    probabilities if they look so over the whole file (`why_no_probabilities`). Anything else is refused. Transparency is never a class.
 
     Args:
         table: the model's classes.
         codes: the same classes, in any order, with the codes or colours of this file (another program's); a class may have several.
 
     Raises (when made):
-        Missing: no such file. Disagreement: unreadable, another number of classes, other class names.
+        Missing: no such file. Disagreement: unreadable, no class map and no probabilities, another number of classes, other class names,
+        codes that the table does not have (as far as the file must be looked at to decide).
         BadRequest: `codes` for a file of probabilities.
     """
 
     def __init__(self, path: str | Path, table: ClassTable, codes: ClassTable | None = None):
         self.path, self.table = Path(path), table
-        with opened(self.path) as source:
-            self.grid: Grid = grid_of(source)
-            tags: dict[str, Any] = source.tags()
-            count, dtypes, interp = source.count, source.dtypes, source.colorinterp
+        meaning = meaning_of(self.path)
+        self.grid: Grid = meaning.grid
         self.reading = table
-        self.is_probabilities = tags.get(f"{PREFIX}KIND") == "probabilities"
+        self._by_tags = codes is None
+        self.is_probabilities = meaning.probabilities
         if codes is not None:
             self._read_as(codes)
-        elif f"{PREFIX}CLASSES" in tags and not self.is_probabilities:
-            names = tuple(c["name"] for c in json.loads(tags[f"{PREFIX}CLASSES"])["classes"])
-            if names != table.names:
-                raise Disagreement(f"{self.path} has other classes than the model", value=", ".join(names), allowed=", ".join(table.names))
+            if self.is_probabilities:
+                raise BadRequest(f"{path} has probabilities; a table of codes says nothing about it", hint="without --classes")
+        elif meaning.written_as and not self.is_probabilities:
             self.reading = index_table(table)
         elif not self.is_probabilities:
-            rgb = interp[0] == ColorInterp.red or table.has_colors
-            floats = all(np.dtype(d).kind == "f" for d in dtypes)
-            self.is_probabilities = (
-                count > 1 and count == table.n_classes and (floats or (not (rgb and count in (3, 4)) and self._sums_alike()))
-            )
+            self.is_probabilities = _are_probabilities(meaning, table)
             has_numbers = any(isinstance(code, int) for c in table.classes for code in c.codes)
-            if not self.is_probabilities and count == 1 and not has_numbers and interp[0] != ColorInterp.palette:
+            if not self.is_probabilities and len(meaning.data) == 1 and not has_numbers and meaning.palette is None:
                 self.reading = index_table(table)
-        bands_of_numbers = count > 4 or (count > 1 and any(np.dtype(d).kind == "f" for d in dtypes))
-        if codes is not None and (self.is_probabilities or bands_of_numbers):
-            raise BadRequest(f"{self.path} has {count} bands of numbers; a table of codes says nothing about it", hint="without --classes")
-        if (self.is_probabilities or bands_of_numbers) and count != table.n_classes:
+        if self.is_probabilities and len(meaning.data) != table.n_classes:
             raise Disagreement(
-                f"{self.path} has probabilities of {count} classes, the model has {table.n_classes}",
+                f"{self.path} has probabilities of {len(meaning.data)} classes, the model has {table.n_classes}",
                 value=self.path,
                 allowed=", ".join(table.names),
             )
-        self._reader = Reader(self.path, ())
+        if not self.is_probabilities:
+            coding_of(self.path, self.reading, by_tags=self._by_tags)
 
     def _read_as(self, codes: ClassTable) -> None:
         by_name = {each.name: each for each in codes.classes}
@@ -122,19 +111,44 @@ class CoarseMap:
     def strip(self, row: int, height: int) -> CoarseStrip:
         """Rows [row, row + height), cut to the frame."""
         row, stop = max(row, 0), min(row + height, self.grid.height)
-        k = self.table.n_classes
+        k, width = self.table.n_classes, self.grid.width
         if not self.is_probabilities:
-            return CoarseStrip(k, read_labels(self.path, self.reading, row, 0, stop - row, self.grid.width), None)
-        raw, valid = self._reader.read(row, 0, stop - row, self.grid.width)
-        index = raw.argmax(axis=0).astype(np.uint8)
-        index[~valid | (raw.sum(axis=0) == 0)] = IGNORE
-        return CoarseStrip(k, index, normalised(raw, self.path))
+            index = read_labels(self.path, self.reading, row, 0, stop - row, width, by_tags=self._by_tags)
+            return CoarseStrip(k, index, None)
+        values, known = known_and_normalised(self.path, row, 0, stop - row, width)
+        index = values.argmax(axis=0).astype(np.uint8)
+        index[~known] = IGNORE
+        return CoarseStrip(k, index, values)
 
-    def _sums_alike(self) -> bool:
-        grid = self.grid
-        values, valid = Reader(self.path, ()).read(grid.height // 2, 0, min(64, grid.height), grid.width)
-        sums = values.sum(axis=0)[valid]
-        return bool(len(sums)) and float(sums.max() - sums.min()) <= 2 * self.table.n_classes
+
+def _are_probabilities(meaning: Meaning, table: ClassTable) -> bool:
+    """Of a file without this program's tags.
+
+    Raises:
+        Disagreement: several data bands that are neither a class map nor probabilities of the table's classes.
+    """
+    data, path = meaning.data, meaning.path
+    if len(data) == 1:
+        return False
+    whole = all(np.dtype(meaning.dtypes[band - 1]).kind in "iu" for band in data)
+    if whole and len(meaning.rgb) == 3 and (len(data) == 3 or len(data) == table.n_classes + 1 or table.has_colors):
+        found = values_of(path, meaning.rgb)
+        colours = table.rgb if table.has_colors else drawn_colours(table)
+        if not found.many and set(found.numbers) <= colours.keys():
+            return False
+    why = why_no_probabilities(path) if len(data) == table.n_classes else f"{len(data)} data bands for {table.n_classes} classes"
+    if why is None:
+        return True
+    try:
+        class_bands(meaning)
+    except Disagreement:
+        raise Disagreement(
+            f"{path} is neither a class map nor probabilities of the model's {table.n_classes} classes",
+            value=f"{len(data)} data bands; {why}",
+            allowed=f"1 band of codes, 3 of colours, or {table.n_classes} bands with one sum everywhere, each with more than one value",
+            hint="mark probabilities with the tag IDGBR_KIND=probabilities (rio edit-info --tag IDGBR_KIND=probabilities FILE)",
+        ) from None
+    return False
 
 
 class MemoryCoarse:

@@ -1,4 +1,4 @@
-"""The grid a raster lies on, and a small pool of open files. Every read of an image file's pixels goes through `opened`."""
+"""The grid a raster lies on, and a small pool of open files. Every raster file is opened by `opened`."""
 
 from __future__ import annotations
 
@@ -183,19 +183,28 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def file_key(path: str | Path) -> tuple[str, int, int, int]:
+    """What identifies the present content of a file without reading it: path, modification time (ns), size (bytes), inode.
+
+    Raises:
+        Missing: no such file.
+    """
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise Missing(f"no such raster: {path}", value=getattr(error, "strerror", error), hint="check the path") from error
+    return str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[Any]:
     """A rasterio data set, one at a time in a process, from a small pool of open files.
 
     Raises:
-        Missing: no such file, or no permission. Disagreement: not a raster, or a truncated one.
+        Missing: no such file, or no permission. Disagreement: not a raster, a truncated one, or a container without bands of its own.
     """
     path = Path(path)
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise Missing(f"no such raster: {path}", value=error.strerror, hint="check the path") from error
-    key = (str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    key = file_key(path)
     with _lock, rasterio.Env(**READ_OPTIONS), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a photograph without a CRS is a fair input
         with stack_errors():  # rasterio leaves GDAL's error of a failed read standing, and may raise it for the next file: forget it
@@ -205,6 +214,8 @@ def opened(path: str | Path) -> Iterator[Any]:
             if source is None:
                 _check_complete(path)
                 source = rasterio.open(path)
+                if source.count == 0:
+                    raise _without_bands(path, source)
             _open[key] = source
             while len(_open) > OPEN_FILES:
                 _open.popitem(last=False)[1].close()
@@ -220,6 +231,18 @@ def unreadable(path: Path, error: BaseException) -> IdgbrError:
     return Disagreement(
         f"cannot read {path}: the file is truncated, damaged, or not a raster ({cause})",
         hint=f"copy or download it again; `rio info {shlex.quote(str(path))}` shows what GDAL sees",
+    )
+
+
+def _without_bands(path: Path, source: Any) -> IdgbrError:
+    with source:
+        parts = list(source.subdatasets)
+        driver = source.driver
+    shown = ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
+    return Disagreement(
+        f"{path} is a container ({driver}) without bands of its own",
+        value=f"subdatasets {shown}" if parts else "no subdatasets",
+        hint=f"write one subdataset as a file: gdal_translate '{parts[0]}' ONE.tif" if parts else "another file",
     )
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Missing
 from idgbr.files import check_place, not_written, remove_beginning
+from idgbr.labels import IGNORE
 from idgbr.rasters.grid import Grid, opened
-from idgbr.rasters.write import IGNORE
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable

@@ -1,22 +1,26 @@
-"""Rasters in and out: windowed reading, label files, class maps and probabilities.
+"""Reading rasters in windows: images, class maps, probabilities.
 
-Class indices are uint8 with 255 for "no class", declared as nodata; probabilities are kept as uint8 bands, 255 for 1.
+Class indices are uint8 with `IGNORE` for "no class"; probabilities are kept as uint8 bands, 255 for 1.
+What the samples of a file mean is decided by `idgbr.rasters.meaning` (bands, masks) and `idgbr.rasters.codes` (classes).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window as GdalWindow
 
 from idgbr.errors import Disagreement
-from idgbr.rasters.grid import Grid, grid_of, opened, require_same_grid
-from idgbr.rasters.write import IGNORE, RasterWriter, write_class_map, write_probabilities
+from idgbr.labels import IGNORE, UNKNOWN
+from idgbr.rasters.codes import coding_of
+from idgbr.rasters.grid import Grid, opened, require_same_grid
+from idgbr.rasters.meaning import TOLERANCE, Meaning, is_nodata, is_transparency, known_probabilities, meaning_of
+from idgbr.rasters.write import RasterWriter, write_class_map, write_probabilities
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable
@@ -26,22 +30,41 @@ __all__ = [
     "Grid",
     "RasterWriter",
     "Reader",
+    "opened",
     "read_labels",
     "read_probabilities",
+    "require_placed",
     "require_same_grid",
     "write_class_map",
     "write_probabilities",
 ]
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What a `Reader` needs to know of its file. bands: as numbered in the file, or in its palette (1 red, 2 green, 3 blue)."""
+
+    meaning: Meaning
+    bands: tuple[int, ...]
+    alpha: int | None  # band that masks pixels
+    nodata: bool  # some data band declares one
+
+    @property
+    def masked(self) -> bool:
+        return self.alpha is not None or self.nodata or self.meaning.masked
+
+
 class Reader:
-    """Windows of an image file as raw numbers. Opens the file when first asked, in every process anew;
-    may be pickled, and shared by threads.
+    """Windows of an image file as numbers. Opens the file when first asked, in every process anew; may be pickled, and shared by threads.
+
+    A palette is read as its colours (bands 1, 2, 3); where white is zero, samples are turned so that black is.
+    Which pixels are valid does not depend on the bands read. A band marked as alpha masks pixels if it holds transparency; if it holds
+    data (near infrared in published RGBIR files), it is a band like the others. `alpha_is_data` decides that for a set of files.
 
     Args:
         path: anything GDAL reads.
         bands: numbered from 1, in the order wanted; an empty tuple: all of them.
-        alpha_is_data: a band that is marked as alpha holds data (near infrared in published RGBIR files), whichever bands are read.
+        alpha_is_data: a band that is marked as alpha holds data in this set; else what it holds decides.
 
     Raises (when first used):
         Missing: no such file. Disagreement: unreadable, complex, or fewer bands than asked for.
@@ -51,72 +74,63 @@ class Reader:
         self.path = Path(path)
         self.bands = tuple(bands)
         self.alpha_is_data = alpha_is_data
-        self._floats = False
-        self._facts: tuple[Grid, float | None, tuple[int, ...], bool] | None = None
+        self._facts: _Facts | None = None
 
     def __repr__(self) -> str:
         return f"Reader({str(self.path)!r}, bands={self.bands})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "bands": self.bands, "alpha_is_data": self.alpha_is_data, "_facts": None, "_floats": False}
+        return {"path": self.path, "bands": self.bands, "alpha_is_data": self.alpha_is_data, "_facts": None}
 
     @property
     def grid(self) -> Grid:
-        return self._look()[0]
+        return self._look().meaning.grid
 
     @property
     def nodata(self) -> float | None:
         """The declared nodata value of the first band asked for, or None."""
-        return self._look()[1]
+        facts = self._look()
+        return facts.meaning.nodata[0 if facts.meaning.palette is not None else facts.bands[0] - 1]
 
     @property
     def n_bands(self) -> int:
-        return len(self._look()[2])
+        return len(self._look().bands)
 
-    def _look(self) -> tuple[Grid, float | None, tuple[int, ...], bool]:
+    def _look(self) -> _Facts:
         if self._facts is None:
-            with opened(self.path) as source:
-                bands = self.bands or tuple(source.indexes)
-                absent = [band for band in bands if band not in source.indexes]
-                if absent:
-                    few = ",".join(map(str, source.indexes[: len(bands)]))
-                    raise Disagreement(
-                        f"{self.path} has {source.count} band(s), but band {absent[0]} was asked for",
-                        value=f"data.bands={bands}",
-                        allowed=", ".join(map(str, source.indexes)),
-                        hint=f"data.bands={few}, with a model trained on these bands",
-                    )
-                kinds = {source.dtypes[band - 1] for band in bands}
-                if any("complex" in kind for kind in kinds):
-                    raise Disagreement(
-                        f"{self.path} has complex numbers", value=", ".join(sorted(kinds)), hint="write amplitude or intensity first"
-                    )
-                # Every band may carry its own kind of mask. All valid: no mask to read. A fourth band marked
-                # as alpha but asked for by number is data (near infrared in published RGBIR files), not transparency.
-                flags = [source.mask_flag_enums[band - 1] for band in bands]
-                as_data = self.alpha_is_data or any(source.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
-                masked = any(MaskFlags.all_valid not in flag and not (as_data and MaskFlags.alpha in flag) for flag in flags)
-                self._floats = any(np.dtype(kind).kind == "f" for kind in kinds)
-                self._facts = (grid_of(source), source.nodatavals[bands[0] - 1], bands, masked)
+            meaning = meaning_of(self.path)
+            there = (1, 2, 3) if meaning.palette is not None else tuple(range(1, len(meaning.dtypes) + 1))
+            bands = self.bands or there
+            absent = [band for band in bands if band not in there]
+            if absent:
+                raise Disagreement(
+                    f"{self.path} has {len(there)} band(s), but band {absent[0]} was asked for",
+                    value=f"data.bands={bands}",
+                    allowed=", ".join(map(str, there)),
+                    hint=f"data.bands={','.join(map(str, there[: len(bands)]))}, with a model trained on these bands",
+                )
+            masks = meaning.alpha is not None and not self.alpha_is_data and is_transparency(self.path)
+            alpha = meaning.alpha if masks else None
+            nodata = any(meaning.nodata[band - 1] is not None for band in meaning.data)
+            self._facts = _Facts(meaning, bands, alpha, nodata)
         return self._facts
 
     def read(self, row: int, col: int, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Pixels [row, row+height) x [col, col+width).
 
         Returns:
-            image float32 [C, height, width], raw numbers; beyond the frame the nearest edge pixel is repeated.
-            valid bool [height, width]: False beyond the frame, at nodata (a pixel is nodata only if it is so in all bands),
-            at NaN and infinity (which come as 0), where alpha is 0.
+            image float32 [C, height, width], numbers of the file; beyond the frame the nearest edge pixel is repeated.
+            valid bool [height, width]: False beyond the frame, at nodata (a pixel is nodata only if it is so in all data bands), at
+            NaN and infinity in a band read (which come as 0), where a mask or transparency says so.
         """
-        grid, _, bands, masked = self._look()
-        image = np.zeros((len(bands), height, width), np.float32)
+        facts = self._look()
+        image = np.zeros((len(facts.bands), height, width), np.float32)
         valid = np.zeros((height, width), bool)
-        inside, top, left = _clip(grid, row, col, height, width)
+        inside, top, left = _clip(facts.meaning.grid, row, col, height, width)
         if inside is None:
             return image, valid
         with opened(self.path) as source:
-            part = source.read(bands, window=inside, out_dtype=np.float32)
-            ok = source.read_masks(bands, window=inside).any(axis=0) if masked else np.ones(part.shape[1:], bool)
+            part, ok = _inside(source, facts, inside)
         finite = np.isfinite(part)
         if not finite.all():
             ok &= finite.all(axis=0)
@@ -129,12 +143,33 @@ class Reader:
 
     def valid(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
         """The second half of `read`; whole-number rasters without any mask are not read for it."""
-        grid, _, _, masked = self._look()
-        if masked or self._floats:
+        facts = self._look()
+        if facts.masked or any(np.dtype(kind).kind == "f" for kind in facts.meaning.dtypes):
             return self.read(row, col, height, width)[1]
         out = np.zeros((height, width), bool)
+        grid = facts.meaning.grid
         out[max(-row, 0) : max(grid.height - row, 0), max(-col, 0) : max(grid.width - col, 0)] = True
         return out
+
+
+def _inside(source: Any, facts: _Facts, window: GdalWindow) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Samples and validity within the frame; NaN and infinity are left in."""
+    meaning = facts.meaning
+    wanted = (1,) if meaning.palette is not None else facts.bands
+    all_data = meaning.data if facts.alpha == meaning.alpha else tuple(range(1, len(meaning.dtypes) + 1))
+    bands = tuple(sorted({*wanted, *all_data})) if facts.nodata else wanted
+    mixed = len({meaning.dtypes[band - 1] for band in bands}) > 1
+    raw = source.read(bands, window=window, **({"out_dtype": np.float64} if mixed else {}))
+    ok = meaning.known(source, window) if facts.alpha == meaning.alpha else np.ones(raw.shape[1:], bool)
+    if facts.nodata:
+        ok &= ~np.all([is_nodata(raw[bands.index(band)], meaning.nodata[band - 1]) for band in all_data], axis=0)
+    if meaning.palette is not None:
+        colours = np.moveaxis(meaning.palette[raw[0]], -1, 0)[[band - 1 for band in facts.bands]]
+        return colours.astype(np.float32), ok
+    part = raw[[bands.index(band) for band in wanted]].astype(np.float32)
+    if meaning.white_is_zero and meaning.full is not None:
+        part = np.float32(meaning.full) - part
+    return part, ok
 
 
 def _clip(grid: Grid, row: int, col: int, height: int, width: int) -> tuple[GdalWindow | None, int, int]:
@@ -146,50 +181,42 @@ def _clip(grid: Grid, row: int, col: int, height: int, width: int) -> tuple[Gdal
 
 
 def read_labels(
-    path: str | Path, table: ClassTable, row: int = 0, col: int = 0, height: int | None = None, width: int | None = None
+    path: str | Path,
+    table: ClassTable,
+    row: int = 0,
+    col: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    seen: frozenset[int] = frozenset(),
+    unknown: int | None = None,
+    by_tags: bool = True,
 ) -> NDArray[np.uint8]:
-    """Class indices [h, w] of a label file: codes in one band, colours in three, or a palette
-    (its colours if the table has colours, else its codes).
+    """Class indices [h, w] of a label file: codes in one band, colours in three, or a palette, as `idgbr.rasters.codes` decides.
 
-    255 at the table's ignore codes, beyond the frame, where alpha is 0, and at declared nodata unless that number is a code of the table.
+    255 at the table's ignore codes, beyond the frame, where a mask or transparency says so, and at declared nodata.
+
+    Args:
+        seen, by_tags: as in `coding_of`.
+        unknown: given for codes that the table does not have; None: they are refused.
 
     Raises:
-        Missing: no such file. Disagreement: unreadable, or a code the table does not know (with a histogram).
+        Missing: no such file. Disagreement: unreadable, no class map, or a code the table does not know (with a histogram).
     """
-    known = {*(code for c in table.classes for code in c.codes), *table.ignore}
+    coding = coding_of(path, table, seen, strict=unknown is None, by_tags=by_tags)
+    grid = coding.meaning.grid
+    height = grid.height - row if height is None else height
+    width = grid.width - col if width is None else width
+    out = np.full((height, width), IGNORE, np.uint8)
+    inside, top, left = _clip(grid, row, col, height, width)
+    if inside is None:
+        return out
     with opened(path) as source:
-        grid = grid_of(source)
-        height = grid.height - row if height is None else height
-        width = grid.width - col if width is None else width
-        out = np.full((height, width), IGNORE, np.uint8)
-        inside, top, left = _clip(grid, row, col, height, width)
-        if inside is None:
-            return out
-        raw = source.read(window=inside)
-        ok = np.ones(raw.shape[1:], bool)
-        flags = source.mask_flag_enums[0]
-        if MaskFlags.all_valid not in flags and (MaskFlags.nodata not in flags or source.nodatavals[0] not in known):
-            ok = source.read_masks(1, window=inside) > 0
-        palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette else None
-    if raw.dtype.kind == "f":
-        ok &= np.isfinite(raw).all(axis=0)
-    if palette is not None and table.has_colors:
-        lut = np.zeros((256, 3), np.uint8)
-        for index, colour in palette.items():
-            lut[index] = colour[:3]
-        codes = lut[raw[0]]
-    elif len(raw) >= 3:
-        codes = np.moveaxis(raw[:3], 0, -1)
-    else:  # one band, or grey and alpha
-        codes = raw[0]
-    h, w = ok.shape
-    if ok.all():
-        encoded = table.encode(codes, path)
-    else:
-        encoded = np.full((h, w), IGNORE, np.uint8)
-        if ok.any():
-            encoded[ok] = table.encode(codes[ok][None], path)[0]
-    out[top : top + h, left : left + w] = encoded
+        index = coding.read(source, inside, strict=unknown is None)
+    if unknown is not None:
+        index[index == UNKNOWN] = unknown
+    h, w = index.shape
+    out[top : top + h, left : left + w] = index
     return out
 
 
@@ -198,25 +225,44 @@ def read_probabilities(
 ) -> NDArray[np.float32]:
     """Probabilities float32 [K, h, w], summing to 1, of a file by `write_probabilities` (or of any K bands of non-negative numbers).
 
-    Beyond the frame the nearest edge pixel is repeated; where all bands are 0 (nothing known), all classes are alike.
+    Beyond the frame the nearest edge pixel is repeated; where nothing is known (nodata, masked, or all bands 0), all classes are alike.
 
     Raises:
         Missing: no such file. Disagreement: unreadable, or negative numbers.
     """
-    reader = Reader(path, bands=())
-    grid = reader.grid
-    values, _ = reader.read(row, col, grid.height - row if height is None else height, grid.width - col if width is None else width)
-    return normalised(values, path)
+    grid = Grid.of(path)
+    return known_and_normalised(
+        path, row, col, grid.height - row if height is None else height, grid.width - col if width is None else width
+    )[0]
+
+
+def known_and_normalised(path: str | Path, row: int, col: int, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Probabilities float32 [K, h, w] of the data bands, and where they are known, bool [h, w].
+
+    Not known: beyond the frame, masked, nodata (see `known_probabilities`), all bands 0. Validity comes before any arithmetic.
+    """
+    meaning = meaning_of(path)
+    bottom, right = min(row + height, meaning.grid.height), min(col + width, meaning.grid.width)
+    top, left = max(row, 0), max(col, 0)
+    if top >= bottom or left >= right:
+        return np.full((len(meaning.data), height, width), 1 / len(meaning.data), np.float32), np.zeros((height, width), bool)
+    values, valid = Reader(path, meaning.data).read(top, left, bottom - top, right - left)
+    valid &= known_probabilities(values, [meaning.nodata[band - 1] for band in meaning.data])
+    values[:, ~valid] = 0
+    valid &= (values > 0).any(axis=0)
+    around = ((top - row, row + height - bottom), (left - col, col + width - right))
+    return np.pad(normalised(values, path), ((0, 0), *around), mode="edge"), np.pad(valid, around)
 
 
 def normalised(values: NDArray[np.float32], where: object) -> NDArray[np.float32]:
-    """Non-negative [K, ...] divided by its sum over K; alike for all classes where the sum is 0."""
-    if (values < 0).any():
+    """Non-negative [K, ...] divided by its sum over K; alike for all classes where the sum is 0. Down to -1e-4 counts as 0."""
+    if (values < -TOLERANCE).any():
         raise Disagreement(
             f"{where}: negative numbers where probabilities were expected",
             value=f"down to {values.min()}",
-            hint="give softmax probabilities, not logits",
+            hint="give softmax probabilities, not logits; declare what stands for unknown pixels as nodata",
         )
+    values = np.maximum(values, 0)
     total = values.sum(axis=0, dtype=np.float32)
     empty = total == 0
     total[empty] = 1
@@ -228,11 +274,16 @@ def normalised(values: NDArray[np.float32], where: object) -> NDArray[np.float32
 
 def require_placed(scene: Path) -> None:
     """Raises:
-    Disagreement: the scene is placed by ground control points or RPCs only, which the output could not carry.
+    Disagreement: the scene is placed by ground control points, RPCs or geolocation arrays only, which the output could not carry.
     """
-    from idgbr.rasters.grid import opened
-
     with opened(scene) as source:
-        if source.crs is None and source.gcps[0]:
-            raise Disagreement(f"{scene} is placed by {len(source.gcps[0])} ground control points, not by a transform",
-                               hint=f"rectify it first: gdalwarp -r cubic {quote(str(scene))} RECTIFIED.tif")  # fmt: skip
+        if not source.transform.is_identity:
+            return
+        points, arrays = len(source.gcps[0]), source.tags(ns="GEOLOCATION")
+        by = f"{points} ground control points" if points else "RPCs" if source.rpcs else "geolocation arrays" if arrays else ""
+        how = "-rpc " if source.rpcs and not points else "-geoloc " if arrays and not points else ""
+    if by:
+        raise Disagreement(
+            f"{scene} is placed by {by}, not by a transform",
+            hint=f"rectify it first: gdalwarp {how}-r cubic {quote(str(scene))} RECTIFIED.tif",
+        )

@@ -1,17 +1,18 @@
 """Writing rasters, whole or not at all: a temporary name in the same folder, read back and compared, then renamed.
 
 GDAL reports some failed writes only when it flushes, and then only in its log; blocks that never reached the disk read as zeros.
-So what was written is read back and compared by checksum before the file gets its name.
+So pixels, mask, transform and CRS are read back and compared before the file gets its name.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import uuid
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,22 +20,76 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rasterio
 import rasterio.shutil
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window as GdalWindow
 
-from idgbr.errors import IdgbrError, Missing
+from idgbr.errors import Disagreement, IdgbrError, Missing
 from idgbr.files import check_output, not_written, remove_beginning
+from idgbr.labels import IGNORE
 from idgbr.rasters.grid import Grid
+from idgbr.rasters.meaning import PREFIX
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable
 
-IGNORE = 255  # the same number as labels.IGNORE
 BLOCK_PX = 256
-PREFIX = "IDGBR_"  # of the tags this program writes
+
+
+# Masks go into the file, and nothing into a file beside it, which would not be renamed with it
+_ENV = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_PAM_ENABLED": "NO"}
+
+
+def check_crs(grid: Grid) -> None:
+    """
+    Raises:
+        Disagreement: GeoTIFF cannot hold the CRS of the grid (some, as rotated poles, GDAL keeps only in a file beside it).
+    """
+    if grid.crs is not None and not _survives(grid.crs.to_wkt()):
+        raise Disagreement(
+            "GeoTIFF cannot hold the coordinate reference system, and rasters are written as GeoTIFF",
+            value=f"{grid.crs.to_string()[:120]}",
+            allowed="geographic and projected systems that GeoTIFF knows, as all with an EPSG code",
+            hint="warp the inputs to such a system first: gdalwarp -t_srs EPSG:4326 -r cubic SCENE OUT.tif (class maps: -r near)",
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _survives(wkt: str) -> bool:
+    """Whether a CRS reads back from a GeoTIFF of one pixel, held in memory."""
+    crs = CRS.from_wkt(wkt)
+    try:
+        with warnings.catch_warnings(), rasterio.Env(**_ENV), MemoryFile() as memory:
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with memory.open(driver="GTiff", height=1, width=1, count=1, dtype="uint8", crs=crs, transform=_PLACE) as file:
+                file.write(np.zeros((1, 1, 1), np.uint8))
+            with memory.open() as file:
+                return _same_crs(crs, file.crs or None)
+    except (RasterioError, CPLE_BaseError):
+        return False
+
+
+_PLACE = Affine(1, 0, 10, 0, -1, 50)
+
+
+def _same_crs(wanted: CRS | None, found: CRS | None) -> bool:
+    """Equal, or at least the same projection and datum: names and remarks of a CRS without a code may get lost."""
+    if wanted is None or found is None or wanted == found:
+        return wanted is found or (wanted is not None and wanted == found)
+    if wanted.is_geographic != found.is_geographic or wanted.is_projected != found.is_projected:
+        return False
+    first, second = wanted.to_dict(projjson=False), found.to_dict(projjson=False)
+    return bool(first) and {k: v for k, v in first.items() if k not in _NO_MATTER} == {
+        k: v for k, v in second.items() if k not in _NO_MATTER
+    }
+
+
+_NO_MATTER = ("no_defs", "wktext", "type")
 
 
 class RasterWriter:
@@ -45,12 +100,16 @@ class RasterWriter:
         grid: written exactly.
         count, dtype: bands.
         nodata: declared if given.
-        colours: of band 1, by value, RGB.
+        colours: palette of band 1, by value, RGB.
+        marks: colour interpretation of the bands; default: grey and undefined.
+        bits: of a sample, where they are fewer than its type has.
+        masked: an internal mask is written too; give `valid` to `write`.
         tags: of the file. descriptions: of the bands.
         cog: a Cloud Optimized GeoTIFF with overviews (nearest, so that every overview pixel is a class that is there).
 
     Raises:
         BadRequest: another suffix. Missing: no folder, no permission, no space.
+        Disagreement: a CRS that GeoTIFF cannot hold.
     """
 
     def __init__(
@@ -64,26 +123,38 @@ class RasterWriter:
         colours: Mapping[int, tuple[int, int, int]] | None = None,
         tags: Mapping[str, str] | None = None,
         descriptions: tuple[str, ...] = (),
+        marks: Sequence[ColorInterp] = (),
+        bits: int | None = None,
+        masked: bool = False,
         cog: bool = False,
     ):
-        self.path, self.grid, self.cog = Path(path), grid, cog
+        self.path, self.grid, self.cog, self.masked = Path(path), grid, cog, masked
         check_output(self.path)
+        check_crs(grid)
         self._temporary = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.tif")
-        self._sums: list[tuple[int, int, int]] = []  # row, height, crc
+        self._sums: list[tuple[int, int, int, int]] = []  # row, height, crc of the bands and of the mask
         profile: dict[str, Any] = {
             "driver": "GTiff", "height": grid.height, "width": grid.width, "count": count, "dtype": dtype, "nodata": nodata,
             "crs": grid.crs, "transform": grid.transform, "tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX,
             "compress": "deflate", "interleave": "band", "photometric": "palette" if colours else "minisblack", "bigtiff": "if_safer",
         }  # fmt: skip
+        self._bits = {"nbits": bits} if bits is not None and bits < np.dtype(dtype).itemsize * 8 else {}
+        profile |= self._bits
+        marks = [ColorInterp.gray] + [ColorInterp.undefined] * (count - 1) if not marks else list(marks)
+        if not colours and marks[:3] == [ColorInterp.red, ColorInterp.green, ColorInterp.blue]:
+            profile["photometric"] = "rgb"
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), rasterio.Env(**_ENV):
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 self._file = rasterio.open(self._temporary, "w", **profile)
                 if colours:
                     table = {value: (*colour, 255) for value, colour in colours.items()}
-                    self._file.write_colormap(1, table | ({int(nodata): (0, 0, 0, 0)} if nodata is not None else {}))
+                    unknown = {} if nodata is None or int(nodata) in table else {int(nodata): (0, 0, 0, 0)}
+                    self._file.write_colormap(1, table | unknown)
+                    if count > 1:
+                        self._file.colorinterp = [ColorInterp.palette, *marks[1:]]
                 else:
-                    self._file.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (count - 1)
+                    self._file.colorinterp = marks
                 if tags:
                     self._file.update_tags(**tags)
                 for band, text in enumerate(descriptions, 1):
@@ -92,14 +163,19 @@ class RasterWriter:
             self._discard()
             raise self._diagnose(error) from error
 
-    def write(self, row: int, block: NDArray[Any]) -> None:
-        """Rows [count, h, width] (or [h, width] for one band) from `row` on."""
+    def write(self, row: int, block: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> None:
+        """Rows [count, h, width] (or [h, width] for one band) from `row` on, and with `masked` which pixels are valid, [h, width]."""
         block = np.ascontiguousarray(block if block.ndim == 3 else block[None])
+        window = GdalWindow(0, row, self.grid.width, block.shape[1])
+        mask = np.where(valid, 255, 0).astype(np.uint8) if valid is not None else None
         try:
-            self._file.write(block, window=GdalWindow(0, row, self.grid.width, block.shape[1]))
+            with rasterio.Env(**_ENV):
+                self._file.write(block, window=window)
+                if mask is not None:
+                    self._file.write_mask(mask, window=window)
         except (RasterioError, CPLE_BaseError) as error:
             raise self._diagnose(error) from error
-        self._sums.append((row, block.shape[1], zlib.crc32(block.tobytes())))
+        self._sums.append((row, block.shape[1], zlib.crc32(block.tobytes()), 0 if mask is None else zlib.crc32(mask.tobytes())))
 
     def __enter__(self) -> RasterWriter:
         return self
@@ -114,7 +190,7 @@ class RasterWriter:
             self._discard()
 
     def _finish(self) -> None:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), rasterio.Env(**_ENV):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             self._file.close()
             self._verify(self._temporary)
@@ -128,6 +204,7 @@ class RasterWriter:
                     blocksize=512,
                     overview_resampling="nearest",
                     bigtiff="if_safer",
+                    **self._bits,
                 )
                 self._verify(target)
             else:
@@ -138,9 +215,16 @@ class RasterWriter:
 
     def _verify(self, path: Path) -> None:
         with rasterio.open(path) as file:
-            for row, height, crc in self._sums:
-                if zlib.crc32(file.read(window=GdalWindow(0, row, self.grid.width, height)).tobytes()) != crc:
+            if (file.transform, file.height, file.width) != (self.grid.transform, self.grid.height, self.grid.width):
+                raise OSError(f"the grid that was written does not read back: {file.transform[:6]}")
+            if not _same_crs(self.grid.crs, file.crs or None):
+                raise OSError(f"the CRS that was written does not read back: {file.crs}")
+            for row, height, crc, mask_crc in self._sums:
+                window = GdalWindow(0, row, self.grid.width, height)
+                if zlib.crc32(file.read(window=window).tobytes()) != crc:
                     raise OSError(f"what was written at row {row} does not read back")
+                if self.masked and zlib.crc32(file.read_masks(1, window=window).tobytes()) != mask_crc:
+                    raise OSError(f"the mask that was written at row {row} does not read back")
 
     def _discard(self) -> None:
         file = getattr(self, "_file", None)

@@ -1,25 +1,19 @@
 """Class map files of other people: which files belong together, and what their values mean.
 
 Without a class table the values decide, for all files of one side together: only 0 and 255 is a mask (255 is the class), anything else are
-class indices. With a table, single bands hold its number codes and three bands (or a palette) its colours; files written by this program
-hold indices and say so. Targets must hold only known codes; a prediction's unknown numbers are outside the classes and count as wrong.
+class indices. With a table, files are read as `idgbr.rasters.codes` says. Targets must hold only known codes; a prediction's unknown
+numbers are outside the classes and count as wrong.
 """
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.labels import ClassTable, LabelClass
-from idgbr.scores.boundary import NONE
+from idgbr.labels import IGNORE, ClassTable, LabelClass
 from idgbr.scores.region import Map
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jp2", ".img", ".vrt", ".bmp", ".gif", ".webp", ".jpg", ".jpeg")
@@ -95,66 +89,49 @@ def _few(names: Sequence[str], most: int = 12) -> str:
 
 @dataclass(frozen=True)
 class Values:
-    """What a file holds: bands, sample kind, whether a palette, the class names it was written with, and its distinct whole numbers."""
+    """What a file holds: colours or numbers, whether a palette, the class names it was written with, and its distinct whole numbers."""
 
     path: Path
-    bands: int
+    colours: bool
     palette: bool
     written_as: tuple[str, ...]  # class names, if this program wrote it as a class map
-    numbers: frozenset[int]  # of valid pixels; empty for colours
+    numbers: frozenset[int]  # of valid pixels, as shown (see `idgbr.rasters.readings.shown`); empty for colours
 
 
 def look(path: Path) -> Values:
-    """Read a file once, in blocks.
+    """Look a file through once, in blocks.
 
     Raises:
-        Missing: no such file. Disagreement: unreadable, fractions or not-a-number only, probabilities, complex numbers.
+        Missing: no such file. Disagreement: unreadable, fractions or not-a-number only, probabilities, complex numbers, no class map.
     """
-    from rasterio.enums import ColorInterp
+    from idgbr.rasters.codes import class_bands
+    from idgbr.rasters.meaning import meaning_of, values_of
+    from idgbr.rasters.readings import shown
 
-    from idgbr.rasters.grid import opened
-    from idgbr.rasters.write import PREFIX
-
-    with opened(path) as source:
-        tags, dtype = source.tags(), np.dtype(source.dtypes[0])
-        if dtype.kind not in "uifb":
-            raise Disagreement(f"{path} holds no class codes", value=dtype, allowed="whole numbers or colours")
-        if tags.get(f"{PREFIX}KIND") == "probabilities" or (dtype.kind == "f" and source.count > 1):
-            raise Disagreement(
-                f"{path} holds probabilities, not classes",
-                value=f"{source.count} bands of {dtype}",
-                hint="score a class map: the most probable class of every pixel",
-            )
-        written = tuple(c["name"] for c in json.loads(tags[f"{PREFIX}CLASSES"])["classes"]) if f"{PREFIX}CLASSES" in tags else ()
-        palette = source.colorinterp[0] == ColorInterp.palette
-        if source.count >= 3:
-            return Values(path, source.count, palette, written, frozenset())
-        numbers: set[int] = set()
-        rows = max(1, 16_000_000 // source.width)
-        for top in range(0, source.height, rows):
-            window = ((top, min(top + rows, source.height)), (0, source.width))
-            raw = source.read(1, window=window)
-            raw = raw[source.read_masks(1, window=window) > 0]
-            numbers |= _distinct(raw, path)
-    return Values(path, 1, palette, written, frozenset(numbers))
-
-
-def _distinct(raw: NDArray[Any], path: Path) -> set[int]:
-    if raw.dtype == np.uint8:
-        return set(np.flatnonzero(np.bincount(raw.reshape(-1), minlength=256)).tolist())
-    if raw.dtype.kind == "f":
-        raw = raw[np.isfinite(raw)]
-        fractions = raw[raw != np.round(raw)]
-        if len(fractions):
-            raise Disagreement(
-                f"{path} holds fractions where class codes were expected",
-                value=f"e.g. {fractions[0]}",
-                hint="threshold the mask first: 0 and 255, or class indices",
-            )
-    found = np.unique(raw)
-    if len(found) > 1024:
-        raise Disagreement(f"{path} holds more than 1024 different numbers, so it is no class map", value=f"{found[0]} to {found[-1]}")
-    return {int(v) for v in found}
+    meaning = meaning_of(path)
+    if meaning.probabilities or (meaning.is_float and len(meaning.data) > 1):
+        raise Disagreement(
+            f"{path} holds probabilities, not classes",
+            value=f"{len(meaning.data)} bands of {meaning.dtypes[0]}",
+            hint="score a class map: the most probable class of every pixel",
+        )
+    bands = class_bands(meaning)
+    palette = meaning.palette is not None
+    if len(bands) == 3:
+        return Values(path, True, palette, meaning.written_as, frozenset())
+    values = values_of(path, bands)
+    if values.fraction is not None:
+        raise Disagreement(
+            f"{path} holds fractions where class codes were expected",
+            value=f"e.g. {values.fraction:.6g}",
+            hint="threshold the mask first: 0 and 255, or class indices",
+        )
+    if values.many:
+        found = values.numbers
+        raise Disagreement(
+            f"{path} holds more than {len(found) - 1} different numbers, so it is no class map", value=f"{found[0]} to {found[-1]}"
+        )
+    return Values(path, False, palette, meaning.written_as, frozenset(shown(meaning, values)))
 
 
 def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[ClassTable, dict[str, bool]]:
@@ -167,14 +144,14 @@ def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[Cla
     masks: dict[str, bool] = {}
     highest = 1
     for side, files in sides.items():
-        colours = next((f for f in files if f.bands >= 3), None)
+        colours = next((f for f in files if f.colours), None)
         if colours is not None:
             raise Disagreement(f"{side}: colours need a class table to be classes", value=colours.path, hint="--classes TABLE.json")
         found = frozenset[int]().union(*(f.numbers for f in files))
         masks[side] = found <= {0, 255} and 255 in found and not any(f.written_as for f in files)
         if masks[side]:
             continue
-        codes = found - {ignore, NONE}
+        codes = found - {ignore, IGNORE}
         strange = sorted(c for c in codes if not 0 <= c < MOST_CLASSES)
         if strange:
             where = next(f.path for f in files if strange[0] in f.numbers)
@@ -214,7 +191,7 @@ def with_ignore(table: ClassTable, ignore: int) -> ClassTable:
     of_class = next((c.name for c in table.classes if ignore in c.codes), None)
     if of_class is None:
         return ClassTable(table.classes, (*table.ignore, ignore))
-    if ignore == NONE:
+    if ignore == IGNORE:
         return table
     raise BadRequest(
         f"--ignore {ignore} is the code of class {of_class}", hint="a class table without that class, and the code under `ignore`"
@@ -231,36 +208,16 @@ class Side:
     table: ClassTable
     is_target: bool
     colours: bool
-    ignore: int
+    seen: frozenset[int] = frozenset()  # codes that occur in the files of this side
 
     def read(self, path: Path, row: int, col: int, height: int, width: int) -> Map:
         """Class indices of a window uint8 [height, width]; ignored pixels 255 (in predictions OUTSIDE wherever there is no class)."""
         from idgbr.rasters.read import read_labels
 
         if self.is_target or self.colours:
-            return read_labels(path, self.table, row, col, height, width)
-        from idgbr.rasters.grid import opened
-
-        with opened(path) as source:
-            window = ((row, row + height), (col, col + width))
-            raw = source.read(1, window=window)
-            known = source.read_masks(1, window=window) > 0
-            if source.nodatavals[0] is not None and any(source.nodatavals[0] in c.codes for c in self.table.classes):
-                known = np.ones(raw.shape, bool)
-        if raw.dtype.kind == "f":
-            known &= np.isfinite(raw)
-            raw = np.where(known, raw, -1).astype(np.int64)
-        out = np.full(raw.shape, OUTSIDE, np.uint8)
-        if raw.dtype == np.uint8:
-            lut = np.full(256, OUTSIDE, np.uint8)
-            for i, c in enumerate(self.table.classes):
-                lut[[code for code in c.codes if isinstance(code, int) and 0 <= code < 256]] = i
-            out = lut[raw]
-        else:
-            for i, c in enumerate(self.table.classes):
-                for code in c.codes:
-                    out[raw == code] = i
-        out[~known] = OUTSIDE
+            return read_labels(path, self.table, row, col, height, width, seen=self.seen)
+        out = read_labels(path, self.table, row, col, height, width, seen=self.seen, unknown=OUTSIDE)
+        out[out == IGNORE] = OUTSIDE
         return out
 
 
@@ -271,29 +228,28 @@ def side_of(side: str, files: Sequence[Values], table: ClassTable, mask: bool, i
         Disagreement: other class names in the file's own tags, colours without codes for them, or no known code at all in a prediction.
     """
     is_target = side.startswith("target")
+    seen = frozenset[int]().union(*(f.numbers for f in files)) if len(files) > 1 else frozenset()
     if mask:
         binary = ClassTable(tuple(LabelClass(c.name, (i * 255,), c.color) for i, c in enumerate(table.classes[:2])), ())
         classes = binary.classes + tuple(LabelClass(c.name, (i,), c.color) for i, c in enumerate(table.classes[2:], 2))
-        return Side(ClassTable(classes, () if ignore == NONE else (ignore,)), is_target, False, ignore)
+        return Side(ClassTable(classes, () if ignore == IGNORE else (ignore,)), is_target, False, seen)
     written = {f.written_as for f in files if f.written_as}
     if written:
-        names = next(iter(written))
-        if len(written) > 1 or names != table.names:
-            raise Disagreement(f"{side}: written with other classes than these", value=", ".join(names), allowed=", ".join(table.names))
-        from idgbr.rasters.coarse_map import index_table
-
-        return Side(index_table(table), is_target, False, ignore)
-    colours = any(f.bands >= 3 for f in files) or (any(f.palette for f in files) and table.has_colors)
+        wrong = next((names for names in written if set(names) != set(table.names)), None)
+        if wrong is not None:
+            raise Disagreement(f"{side}: written with other classes than these", value=", ".join(wrong), allowed=", ".join(table.names))
+        return Side(with_ignore(table, ignore) if is_target and not all(f.written_as for f in files) else table, is_target, False, seen)
+    colours = any(f.colours for f in files) or (any(f.palette for f in files) and table.has_colors)
     numbers = {code for c in table.classes for code in c.codes if isinstance(code, int)}
     if not colours and not numbers:  # one band, but the table has only colours: indices
-        table = ClassTable(tuple(LabelClass(c.name, (i,), c.color) for i, c in enumerate(table.classes)), (NONE,))
+        table = ClassTable(tuple(LabelClass(c.name, (i,), c.color) for i, c in enumerate(table.classes)), (IGNORE,))
         numbers = set(range(table.n_classes))
     found = frozenset[int]().union(*(f.numbers for f in files))
-    if not is_target and not colours and found and not found & numbers:
+    if not is_target and not colours and found and not found & numbers and not any(f.palette for f in files):
         raise Disagreement(
             f"{side}: none of its values is a class",
             value=_few([str(v) for v in sorted(found)]),
             allowed=table.describe_codes(),
             hint="--classes TABLE.json with the codes of both",
         )
-    return Side(with_ignore(table, ignore) if is_target else table, is_target, colours, ignore)
+    return Side(with_ignore(table, ignore) if is_target else table, is_target, colours, seen)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from idgbr.config import ScoreConfig
 from idgbr.errors import Disagreement, Missing
+from idgbr.labels import IGNORE
 from idgbr.scores.region import Map
 from idgbr.scores.tile import Row, Widths, clean_target, count_window
 
@@ -69,7 +70,7 @@ def tiles_of(pair: Pair, config: ScoreConfig) -> Iterator[tuple[list[Row], list[
             pred = pair.pred(*window)
             coarse = pair.coarse(*window) if pair.coarse else None
             for label_set, read in pair.targets.items():
-                target = clean_target(read(*window), pair.n_classes, 255)
+                target = clean_target(read(*window), pair.n_classes, IGNORE)
                 for row in range(top, bottom, step):
                     for col in range(left, right, step):
                         yield _tile(pair, widths, label_set, pred, target, coarse, (row0, col0), (row, col), step)
@@ -171,14 +172,15 @@ def read_argmax(path: Path, n_classes: int, row: int, col: int, height: int, wid
     Raises:
         Disagreement: another number of bands.
     """
-    from idgbr.rasters.read import Reader
+    from idgbr.rasters.meaning import meaning_of
+    from idgbr.rasters.read import known_and_normalised
 
-    reader = Reader(path, ())
-    if reader.n_bands != n_classes:
+    n_bands = len(meaning_of(path).data)
+    if n_bands != n_classes:
         raise Disagreement(
-            f"{path} has {reader.n_bands} bands", allowed=f"{n_classes}, a probability for each class", hint="run stage coarse again"
+            f"{path} has {n_bands} bands", allowed=f"{n_classes}, a probability for each class", hint="run stage coarse again"
         )
-    values, valid = reader.read(row, col, height, width)
+    values, known = known_and_normalised(path, row, col, height, width)
     out = values.argmax(axis=0).astype(np.uint8)
-    out[~valid | (values.sum(axis=0) == 0)] = 255
+    out[~known] = IGNORE
     return out

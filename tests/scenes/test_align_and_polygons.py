@@ -95,8 +95,10 @@ def test_a_mask_of_0_and_255_keeps_its_class_and_is_unknown_outside(tmp_path, gr
     assert (got[:, :30] == (mask > 0)).all()
     assert (got[:, 30:] == IGNORE).all()
     every = write_image(tmp_path / "all.tif", np.arange(1200, dtype=np.uint16).astype(np.uint8).reshape(1, 40, 30), grid(40, 30))
-    with pytest.raises(Disagreement, match="all 256 values"):
-        align(every, like, tmp_path / "out2.tif")
+    align(every, like, tmp_path / "out2.tif")  # no value is left for the outside: a mask within the file tells
+    with rasterio.open(tmp_path / "out2.tif") as file:
+        assert file.nodata is None
+        assert (file.read_masks(1) == np.where(np.arange(50) < 30, 255, 0)[None]).all()
     with pytest.raises(BadRequest, match="is an input"):
         align(every, like, every, overwrite=True)
 

@@ -107,14 +107,30 @@ def test_bands_in_any_order_and_all_of_them(tmp_path, grid, write_image):
     assert Reader(path, ()).n_bands == 4
 
 
-def test_a_fourth_band_marked_alpha_is_data_when_asked_for_and_a_mask_when_not(tmp_path, grid, write_image):
-    array = np.full((4, 10, 10), 7, np.uint8)
-    array[3, :5] = 0
-    path = write_image(tmp_path / "a.tif", array, grid(10, 10), photometric="RGB", alpha="YES")
-    assert Reader(path, (1, 2, 3)).read(0, 0, 10, 10)[1].sum() == 50
-    image, valid = Reader(path, (1, 2, 3, 4)).read(0, 0, 10, 10)
-    assert valid.all()
-    assert (image[3] == array[3]).all()
+def test_valid_pixels_do_not_depend_on_the_bands_read(tmp_path, grid, write_image):
+    """A band marked as alpha is transparency if it looks so, and then a mask for every choice of bands; infrared is data for every choice."""
+    rng = np.random.default_rng(0)
+    array = rng.integers(1, 255, (4, 64, 64)).astype(np.uint8)
+    infrared = array.copy()
+    infrared[3, :20] = 0  # water
+    alpha = array.copy()
+    alpha[3] = np.where(np.arange(64)[:, None] < 20, 0, 255)
+    steps = array.copy()
+    steps[3] = (np.arange(64) // 8)[None] * 16  # a soft border, nowhere opaque
+    nodata = array.copy()
+    nodata[:3, :20], nodata[3, :20] = 0, np.arange(20)[:, None]  # no data only where infrared is 0 too
+    for name, pixels, want, options in (
+        ("infrared", infrared, np.ones((64, 64), bool), {"photometric": "RGB", "alpha": "YES"}),
+        ("alpha", alpha, alpha[3] > 0, {"photometric": "RGB", "alpha": "YES"}),
+        ("steps", steps, steps[3] > 0, {"photometric": "RGB", "alpha": "YES"}),
+        ("nodata", nodata, (nodata != 0).any(axis=0), {"photometric": "RGB", "alpha": "NO", "nodata": 0}),
+    ):
+        path = write_image(tmp_path / f"{name}.tif", pixels, grid(64, 64), **options)
+        for bands in ((1, 2, 3), (1, 2, 3, 4), (4,), ()):
+            image, valid = (reader := Reader(path, bands)).read(0, 0, 64, 64)
+            assert (valid == want).all(), (name, bands)
+            assert (reader.valid(0, 0, 64, 64) == valid).all()
+            assert (image == pixels[[b - 1 for b in bands or (1, 2, 3, 4)]]).all()
 
 
 def test_nan_and_infinity_are_no_data_and_come_as_zero(tmp_path, grid, write_image):
