@@ -76,8 +76,9 @@ class CoarseMap:
         self.is_probabilities = meaning.probabilities
         if codes is not None:
             self._read_as(codes)
-            if self.is_probabilities:
-                raise BadRequest(f"{path} has probabilities; a table of codes says nothing about it", hint="without --classes")
+            if self.is_probabilities or (len(meaning.data) > 1 and meaning.is_float) or len(meaning.data) > 4:
+                bands = f"{len(meaning.data)} bands of numbers"
+                raise BadRequest(f"{path} has {bands}; a table of codes says nothing about it", hint="without --classes")
         elif meaning.written_as and not self.is_probabilities:
             self.reading = index_table(table)
         elif not self.is_probabilities:
@@ -85,12 +86,8 @@ class CoarseMap:
             has_numbers = any(isinstance(code, int) for c in table.classes for code in c.codes)
             if not self.is_probabilities and len(meaning.data) == 1 and not has_numbers and meaning.palette is None:
                 self.reading = index_table(table)
-        if self.is_probabilities and len(meaning.data) != table.n_classes:
-            raise Disagreement(
-                f"{self.path} has probabilities of {len(meaning.data)} classes, the model has {table.n_classes}",
-                value=self.path,
-                allowed=", ".join(table.names),
-            )
+        if self.is_probabilities:
+            _check_classes(meaning, table)
         if not self.is_probabilities:
             coding_of(self.path, self.reading, by_tags=self._by_tags)
 
@@ -121,6 +118,15 @@ class CoarseMap:
         return CoarseStrip(k, index, values)
 
 
+def _check_classes(meaning: Meaning, table: ClassTable) -> None:
+    if len(meaning.data) != table.n_classes:
+        raise Disagreement(
+            f"{meaning.path} has probabilities of {len(meaning.data)} classes, the model has {table.n_classes}",
+            value=f"{len(meaning.data)} data bands",
+            allowed=", ".join(table.names),
+        )
+
+
 def _are_probabilities(meaning: Meaning, table: ClassTable) -> bool:
     """Of a file without this program's tags.
 
@@ -130,6 +136,8 @@ def _are_probabilities(meaning: Meaning, table: ClassTable) -> bool:
     data, path = meaning.data, meaning.path
     if len(data) == 1:
         return False
+    if meaning.is_float or len(data) > 4:
+        _check_classes(meaning, table)
     whole = all(np.dtype(meaning.dtypes[band - 1]).kind in "iu" for band in data)
     if whole and len(meaning.rgb) == 3 and (len(data) == 3 or len(data) == table.n_classes + 1 or table.has_colors):
         found = values_of(path, meaning.rgb)

@@ -242,7 +242,7 @@ def _without_bands(path: Path, source: Any) -> IdgbrError:
     return Disagreement(
         f"{path} is a container ({driver}) without bands of its own",
         value=f"subdatasets {shown}" if parts else "no subdatasets",
-        hint=f"write one subdataset as a file: gdal_translate '{parts[0]}' ONE.tif" if parts else "another file",
+        hint=f"write one subdataset as a file: gdal_translate {shlex.quote(parts[0])} ONE.tif" if parts else "another file",
     )
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def _meaning(path: Path, key: tuple[Any, ...]) -> Meaning:
         other = sorted({mark.name for mark in marks} & _OTHER_COLOURS)
         if other:
             raise Disagreement(f"{path} has colours that are not RGB", value=", ".join(other), allowed="red, green, blue, grey, palette",
-                               hint=f"convert it to RGB first: gdal_translate or convert {path.name} RGB.tif")  # fmt: skip
+                               hint="convert it to RGB first")  # fmt: skip
         alphas = [band for band, mark in enumerate(marks, 1) if mark == ColorInterp.alpha and source.count > 1]
         alpha = alphas[-1] if alphas else None
         data = tuple(band for band in source.indexes if band not in alphas)
@@ -153,7 +154,7 @@ def _written_as(tags: Mapping[str, str], path: Path) -> tuple[str, ...]:
         raise Disagreement(
             f"{path}: the tag {PREFIX}CLASSES is damaged",
             value=text[:80],
-            hint=f"write the classes again, or remove the tag: gdal_edit.py -unsetmd {path}",
+            hint=f"write the classes again, or remove the tag: gdal_edit.py -unsetmd {quote(str(path))}",
         ) from error
 
 

@@ -108,7 +108,7 @@ def test_bands_in_any_order_and_all_of_them(tmp_path, grid, write_image):
 
 
 def test_valid_pixels_do_not_depend_on_the_bands_read(tmp_path, grid, write_image):
-    """A band marked as alpha is transparency if it looks so, and then a mask for every choice of bands; infrared is data for every choice."""
+    """A band marked as alpha masks pixels for every choice of bands if it holds transparency, and for none if it holds infrared."""
     rng = np.random.default_rng(0)
     array = rng.integers(1, 255, (4, 64, 64)).astype(np.uint8)
     infrared = array.copy()

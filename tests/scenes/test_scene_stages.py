@@ -17,6 +17,7 @@ from idgbr.coarse import backbone
 from idgbr.commands.predict import predict, predict_scene
 from idgbr.config import BackboneConfig, CoarseConfig, Experiment, SamplerConfig
 from idgbr.datasets import BandStats
+from idgbr.datasets.index import Raster
 from idgbr.errors import Disagreement, Missing
 from idgbr.rasters.coarse_map import CoarseMap
 from idgbr.rasters.read import IGNORE, Grid, Reader, read_labels, read_probabilities, write_probabilities
@@ -39,7 +40,7 @@ def split(tmp_path, grid, write_image):
         soft = np.eye(2, dtype=np.float32)[blobs(rng, *size, 2)].transpose(2, 0, 1) * 0.6 + 0.2
         (tmp_path / "coarse" / name).parent.mkdir(parents=True, exist_ok=True)
         write_probabilities(tmp_path / "coarse" / f"{name}.tif", soft, grid(*size))
-        rasters.append(SimpleNamespace(id=name, image=image))
+        rasters.append(Raster(name, name, "val", image, None, None, *size, 0.5))
     return SimpleNamespace(of=lambda wanted: {"val": tuple(rasters)}[wanted], bands=(1, 2, 3), table=table), tmp_path / "coarse"
 
 
