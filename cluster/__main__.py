@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing, SomeFailed, nearest
+from idgbr.files import whole
 
 VERBS = ("render", "submit", "status", "logs", "down", "doctor", "train", "refine")
 
@@ -157,9 +158,8 @@ def _render(given: argparse.Namespace, command: list[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_text(text)
-            temporary.replace(folder / name)
+            with whole(folder / name) as temporary:
+                temporary.write_text(text)
             print(folder / name)
     except OSError as error:
         raise Missing(f"cannot write the files to {folder}: {error.strerror}", hint="-o with a folder you may write to") from error

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
+from idgbr.files import create
 
 BLOCK = 16
 SIOCGIFADDR = 0x8915
@@ -125,17 +126,7 @@ def make_token(path: str | Path) -> Path:
     target = Path(path).expanduser()
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # made under another name and linked, so that a second maker sees all of it or nothing
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
-            os.link(temporary, target)
-        except FileExistsError:
-            pass  # the file is there already and is kept: checked below
-        finally:
-            temporary.unlink(missing_ok=True)
+        create(target, secrets.token_hex(32).encode(), mode=0o600)  # one that is there already is kept: checked below
     except OSError as error:
         raise Missing(
             f"cannot write the token file {target}: {error.strerror}", hint="token_file (or slurm.job_dir) in the spec"

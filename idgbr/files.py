@@ -15,21 +15,74 @@ from idgbr.errors import BadRequest, IdgbrError, Missing, NoSpace, Outage
 from idgbr.retries import is_transient
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write under a temporary name; rename when complete.
+def temporary_beside(path: Path) -> Path:
+    """A hidden name in the same folder, with the same suffix, that nobody else has."""
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a complete file or folder its name: on the disk first, so that after a power cut the name means the whole content.
 
     Raises:
-        Missing: no space, no permission.
+        OSError: no space, no permission; for a folder also, `path` is there and not empty.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or all files of a folder, are on the disk."""
+    for file in (path,) if path.is_file() else (p for p in path.rglob("*") if p.is_file()):
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Write under the temporary name that is given; `path` is the complete file, or what it was before.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    temporary = temporary_beside(path)
     try:
         yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise unwritable(str(path), error) from error
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """`whole`, with one clear error.
+
+    Raises:
+        NoSpace, Outage, Missing: as `unwritable`.
+    """
+    try:
+        with whole(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise unwritable(str(path), error) from error
+
+
+def create(path: Path, data: bytes, mode: int = 0o666) -> bool:
+    """Make a file that is not there: whole, and by one of several processes only. False: another one was there first.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+        sync(temporary)
+        os.link(temporary, path)  # is made or refused, never both
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def unwritable(path: str, error: OSError, *, remote: bool = False) -> IdgbrError:
@@ -80,7 +133,7 @@ def check_place(path: Path, overwrite: bool = True) -> None:
         raise BadRequest(f"{path} is there already", hint="another name, or --overwrite")
     if not path.parent.is_dir():
         raise Missing(f"no folder {path.parent} to write into", value=path, hint=f"mkdir -p {quote(str(path.parent))}")
-    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    probe = temporary_beside(path)
     try:
         probe.touch()
         probe.unlink()
@@ -111,18 +164,15 @@ def remove_beginning(folder: Path, start: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
-    """
+    """Write a whole file; its folder is made.
+
     Raises:
-        Missing: no space, no permission.
+        NoSpace, Outage, Missing: as `unwritable`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(str(path), error) from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     return path

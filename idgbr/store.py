@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pyarrow import fs
 
 from idgbr.errors import IdgbrError, Missing, Outage
-from idgbr.files import unwritable
+from idgbr.files import sync, temporary_beside, unwritable, whole
 from idgbr.retries import RetryPolicy, is_transient
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class Store:
     # ---- small files -------------------------------------------------------------------------------------------------
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Whole file or nothing: temporary name, fsync, rename (local); one put (object store)."""
+        """Whole file or nothing: `files.whole` on a disk, one put in an object store."""
         path = f"{self.base}/{name}"
         try:
             self.ask(lambda: self._write_bytes(path, data))
@@ -103,15 +103,8 @@ class Store:
             with self.fs.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(Path(path)) as temporary:
+            temporary.write_bytes(data)
 
     def read_bytes(self, name: str) -> bytes | None:
         def read() -> bytes:
@@ -211,7 +204,9 @@ class Store:
         try:
             work.mkdir(parents=True)
             write(work)
-            if not self.is_local:
+            if self.is_local:
+                sync(work)
+            else:
                 self.upload(work, target)
             files = {str(p.relative_to(work)): p.stat().st_size for p in sorted(work.rglob("*")) if p.is_file()}
             manifest = {
@@ -254,7 +249,7 @@ class Store:
             return Path(f"{self.base}/{source}")
         local = self.cache / stage / key / manifest["attempt"]
         if not local.exists():
-            temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
+            temporary = temporary_beside(local)
             self.fetch(source, temporary)
             try:
                 temporary.rename(local)

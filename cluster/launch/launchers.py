@@ -20,6 +20,7 @@ from cluster.launch.jobs import ENDED, Cluster, Job, new_id
 from cluster.launch.spec import ClusterSpec, with_program
 from cluster.node import make_token
 from idgbr.errors import BadRequest, Missing, SomeFailed
+from idgbr.files import replacing
 
 Write = Callable[[str], Any]
 
@@ -251,9 +252,8 @@ class RayLauncher:
 
     def _write(self) -> str:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(vm.render_launcher(self.spec))
-        temporary.replace(self.file)
+        with replacing(self.file) as temporary:
+            temporary.write_text(vm.render_launcher(self.spec))
         return str(self.file)
 
     def _on_head(self, *words: str, write: Write | None = None) -> str:

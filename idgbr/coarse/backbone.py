@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from idgbr.coarse.encoders import build_body, built_side, check, side_multiple
 from idgbr.config import BackboneConfig, Runtime, section_from_dict
 from idgbr.errors import Disagreement, Missing
+from idgbr.files import write_bytes
 from idgbr.interfaces import Report, Stop
 from idgbr.labels import IGNORE
 from idgbr.rasters.tiling import Strip, windows
@@ -145,9 +146,7 @@ def fit(
     if world.rank == 0:
         facts = {"format": FORMAT, "config": dataclasses.asdict(config), "n_classes": n_classes,
                  "classes": list(dataset.table.names), "mean": list(dataset.stats.mean), "std": list(dataset.stats.std)}  # fmt: skip
-        temporary = out / ".backbone.json"
-        temporary.write_text(json.dumps(facts, indent=1))
-        temporary.replace(out / "backbone.json")
+        write_bytes(out / "backbone.json", json.dumps(facts, indent=1).encode())
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -119,7 +117,7 @@ def write_sheet(dataset: Dataset, path: Path) -> None:
     """
     from PIL import Image, ImageDraw
 
-    from idgbr.files import not_written
+    from idgbr.files import not_written, whole
 
     splits = {split: [r for r in dataset.rasters if r.split == split] for split in ("train", "val", "test")}
     chosen = {split: _spread(rasters) for split, rasters in splits.items() if rasters}
@@ -145,15 +143,11 @@ def write_sheet(dataset: Dataset, path: Path) -> None:
         left += 28 + int(draw.textlength(name))
     data = io.BytesIO()
     canvas.save(data, "PNG")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(data.getvalue())
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            temporary.write_bytes(data.getvalue())
     except OSError as error:
         raise not_written(path, error) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def _spread(rasters: Sequence[Raster]) -> list[Raster]:

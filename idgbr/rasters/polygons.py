@@ -5,7 +5,6 @@ Neighbouring patches are simplified together, so that shared borders stay shared
 
 from __future__ import annotations
 
-import uuid
 import warnings
 from pathlib import Path
 from shlex import quote
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Missing
-from idgbr.files import check_place, not_written, remove_beginning
+from idgbr.files import check_place, not_written, publish, remove_beginning, temporary_beside
 from idgbr.labels import IGNORE
 from idgbr.rasters.grid import Grid, opened
 
@@ -95,7 +94,7 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
     if len(shapes):
         shapes = shapely.multipolygons([list(shapely.get_parts(shape)) for shape in _on_map(shapes, t, shapely)])
     driver = DRIVERS[path.suffix.lower()]
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    temporary = temporary_beside(path)
     options = {"RFC7946": "YES"} if driver == "GeoJSON" and grid.crs is not None else {}
     try:
         with warnings.catch_warnings():
@@ -111,7 +110,7 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
                 crs=None if grid.crs is None else grid.crs.to_wkt(),
                 layer_options=options,
             )
-        temporary.replace(path)
+        publish(temporary, path)
     except OSError as error:
         raise not_written(path, error) from error
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:

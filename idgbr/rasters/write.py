@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import uuid
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,7 +28,7 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window as GdalWindow
 
 from idgbr.errors import Disagreement, IdgbrError, Missing
-from idgbr.files import check_output, not_written, remove_beginning
+from idgbr.files import check_output, not_written, publish, remove_beginning, sync, temporary_beside
 from idgbr.labels import IGNORE
 from idgbr.rasters.grid import Grid
 from idgbr.rasters.meaning import PREFIX
@@ -131,7 +129,7 @@ class RasterWriter:
         self.path, self.grid, self.cog, self.masked = Path(path), grid, cog, masked
         check_output(self.path)
         check_crs(grid)
-        self._temporary = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.tif")
+        self._temporary = temporary_beside(self.path.with_suffix(".tif"))
         self._sums: list[tuple[int, int, int, int]] = []  # row, height, crc of the bands and of the mask
         profile: dict[str, Any] = {
             "driver": "GTiff", "height": grid.height, "width": grid.width, "count": count, "dtype": dtype, "nodata": nodata,
@@ -209,9 +207,7 @@ class RasterWriter:
                 self._verify(target)
             else:
                 target = self._temporary
-        with open(target, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(target, self.path)
+        publish(target, self.path)
 
     def _verify(self, path: Path) -> None:
         with rasterio.open(path) as file:
@@ -239,12 +235,10 @@ class RasterWriter:
         """GDAL's text says little; the system call that fails the same way says which it is."""
         if isinstance(error, OSError) and error.errno:
             return not_written(self.path, error)
-        probe = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.probe")
+        probe = temporary_beside(self.path)
         try:
-            with open(probe, "wb") as file:
-                file.write(bytes(1 << 20))
-                file.flush()
-                os.fsync(file.fileno())
+            probe.write_bytes(bytes(1 << 20))
+            sync(probe)
         except OSError as cause:
             return not_written(self.path, cause)
         finally:

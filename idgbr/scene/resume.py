@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from idgbr.errors import BadRequest, Disagreement
-from idgbr.files import not_written
+from idgbr.files import not_written, whole
 from idgbr.scene.strips import Rows, Tally
 
 
@@ -77,14 +75,11 @@ class Parts:
         """Raises:
         Missing: no space left.
         """
-        temporary = self.folder / f".{uuid.uuid4().hex}.npz"
+        counts = np.array(json.dumps(dataclasses.asdict(tally)))
         try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, index=rows.index, bands=rows.bands, tally=np.array(json.dumps(dataclasses.asdict(tally))))
-            os.replace(temporary, self.folder / f"rows-{rows.row:010d}.npz")
+            with whole(self.folder / f"rows-{rows.row:010d}.npz") as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, index=rows.index, bands=rows.bands, tally=counts)
         except OSError as error:
-            if temporary.exists():
-                temporary.unlink()
             raise not_written(self.out, error) from error
 
     def rows(self) -> Iterator[Rows]:

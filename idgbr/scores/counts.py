@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idgbr.config import ScoreConfig
-from idgbr.files import unwritable
+from idgbr.files import publish, temporary_beside, unwritable
 from idgbr.interfaces import Report
 from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA
 from idgbr.scores.tile import Row, Widths, count_tile, count_window
@@ -31,7 +29,7 @@ class TablesWriter:
 
     def __init__(self, counts: Path, bands: Path | None):
         self.paths = [(counts, COUNTS_SCHEMA)] + ([(bands, BANDS_SCHEMA)] if bands else [])
-        self.temporary = [path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path, _ in self.paths]
+        self.temporary = [temporary_beside(path) for path, _ in self.paths]
         self.waiting: list[list[Row]] = [[] for _ in self.paths]
         self.writers: list[pq.ParquetWriter] = []
 
@@ -67,9 +65,7 @@ class TablesWriter:
                 writer.close()
             if kind is None:
                 for (path, _), temporary in zip(self.paths, self.temporary):
-                    with open(temporary, "rb") as file:
-                        os.fsync(file.fileno())
-                    os.replace(temporary, path)
+                    publish(temporary, path)
         finally:
             for temporary in self.temporary:
                 temporary.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import types
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Missing
+from idgbr.files import publish, temporary_beside
 
 Save = Callable[[Path], None]
 
@@ -91,15 +91,15 @@ class World:
         """`save(folder)` writes it (called on every rank; only rank 0's folder is kept). Atomic: a complete name or nothing."""
         if self.rank == 0:
             scratch.mkdir(parents=True, exist_ok=True)
-        temporary = scratch / f".writing-{uuid.uuid4().hex[:8]}"
         final = scratch / f"checkpoint-{images:012d}"
+        temporary = temporary_beside(final)
         try:
             if self.rank == 0:
                 temporary.mkdir()
             save(temporary)
             if self.rank == 0:
                 shutil.rmtree(final, ignore_errors=True)
-                os.replace(temporary, final)
+                publish(temporary, final)
                 for old in scratch.glob("checkpoint-*"):
                     if old.name < final.name:
                         shutil.rmtree(old, ignore_errors=True)
@@ -110,7 +110,7 @@ class World:
     def drop_checkpoints(self, scratch: Path) -> None:
         """After success: the weights are published, nothing is left to resume."""
         if self.rank == 0:
-            for old in [*scratch.glob("checkpoint-*"), *scratch.glob(".writing-*")]:
+            for old in [*scratch.glob("checkpoint-*"), *scratch.glob(".checkpoint-*")]:
                 shutil.rmtree(old, ignore_errors=True)
             with contextlib.suppress(OSError):  # other files of the owner of this folder may lie in it
                 scratch.rmdir()

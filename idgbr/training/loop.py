@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -265,9 +264,6 @@ class _Run:
         state = {"step": self.step, "seed": self.seed, "batch": self.batch, "names": self.names, "sums": sums, "norms": float(self.norms),
                  "curve": self.curve}  # fmt: skip
         (folder / "state.json").write_text(json.dumps(state))
-        for file in folder.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
 
     def restore(self, folder: Path) -> None:
         """Raises:

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.files import unwritable
+from idgbr.files import publish, temporary_beside, unwritable
 from idgbr.scores.read import METRICS
 from idgbr.scores.schema import COUNTS_SCHEMA, ENERGIES, LEDGER
 from idgbr.store import Store
@@ -69,7 +69,7 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], reque
     by_tile = [m for m in [*request["metrics"], request["metric"]] if METRICS[m].how != "pooled"]
     if by_tile:
         raise BadRequest("means over tiles cannot be recomputed from published rows", value=", ".join(by_tile), allowed="pooled metrics")
-    folder = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    folder = temporary_beside(target)
     try:
         (folder / "rows").mkdir(parents=True)
         write_rows(folder / "rows", study, trials, views, request)
@@ -88,7 +88,7 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], reque
         old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex}")
         if target.exists():
             target.rename(old)
-        folder.rename(target)
+        publish(folder, target)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise unwritable(str(target), error) from error

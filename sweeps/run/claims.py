@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.errors import IdgbrError
-from idgbr.files import unwritable
+from idgbr.files import create, unwritable
 from idgbr.store import Store
 
 BEAT_S = 3.0
@@ -104,20 +104,13 @@ class Claims:
 
     def _create(self, path: str) -> bool:
         data = json.dumps(self.who).encode()
-        if self.store.is_local:  # a hard link is made or refused, never both
+        if self.store.is_local:
             target = Path(self.store.base) / path
-            temporary = target.with_name(f".{target.name}.{self.id}")
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(data)
-                os.link(temporary, target)
-            except FileExistsError:
-                return False
+                return create(target, data)
             except OSError as error:
                 raise unwritable(str(target), error) from error
-            finally:
-                temporary.unlink(missing_ok=True)
-            return True
         self.store.write_bytes(path, data)
         return (self._holder(path) or {}).get("driver") == self.id
 
