@@ -2,7 +2,7 @@
 
     python benchmarks/flops.py
 
-The authors' code spends 2,653 GFLOP a step and 71.1 TFLOP a tile at 25 steps (design notes, METHOD.md 5.1). 2 FLOP a multiply-add.
+The authors' code spends 2,653 GFLOP a step and 71.1 TFLOP a tile at 25 steps (counted; docs/method.md). 2 FLOP a multiply-add.
 """
 
 from __future__ import annotations

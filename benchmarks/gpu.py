@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from flops import stable_diffusion_shape
@@ -129,12 +130,11 @@ def measure(make: Callable[[], Refiner], name: str, n: int, side: int, options: 
     lines, config, batch = Lines(device), SamplerConfig(steps=STEPS), batch_of(n, side, device)
     seeds = list(range(n))
     refiner = make().to(memory_format=torch.contiguous_format).eval()
-    reference, gib = timed(lambda: plain(refiner, batch["image"], batch["coarse"], seeds, config), device, options.repeats)
-    lines.add(
-        f"{name}_sample_plain", n, reference, gib, tflop(lambda: plain(refiner, batch["image"], batch["coarse"], seeds, config)), "fp32"
-    )
-    sampling = tflop(lambda: refiner.sample(refiner.condition(batch["image"], batch["coarse"]), seeds, config))
-    del refiner
+    render = partial(plain, refiner, batch["image"], batch["coarse"], seeds, config)
+    reference, gib = timed(render, device, options.repeats)
+    lines.add(f"{name}_sample_plain", n, reference, gib, tflop(render), "fp32")
+    sampling = tflop(lambda r=refiner: r.sample(r.condition(batch["image"], batch["coarse"]), seeds, config))  # type: ignore[misc]
+    del refiner, render
     work = 0.0
     for mode, dtype, compile_it in MODES:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode != "fp32"

@@ -37,14 +37,26 @@ def synthetic() -> Experiment:
 def naip_fields() -> Experiment:
     """Farm fields in aerial images of 34 places, installed with idgbr: no download, no weights file.
 
-    `idgbr train-refiner naip_fields`, about 10 minutes on two cores. The encoder starts from random weights; set `backbone.encoder` and
-    `backbone.weights` for a pretrained one, or take the recipe `naip_fields_pretrained`. Expected on the validation places: docs/log.md.
+    `idgbr demo`, or `idgbr train-refiner naip_fields`: a few minutes on two cores; `make demo` runs the study `demo` on it.
+    The encoder starts from random weights. For a pretrained one set `backbone.encoder` and `backbone.weights`, or take the recipe
+    `naip_fields_pretrained`. Expected on the validation places: docs/log.md.
     """
     return Experiment(
         data=DataConfig(source="naip_fields"),
-        backbone=BackboneConfig(encoder="test_efficientnet", decoder="fpn", crop_px=192, train_images=2400, lr=3e-3),
-        coarse=CoarseConfig(folds=3),
-        refiner=RefinerConfig(train_images=4800),
+        backbone=BackboneConfig(
+            encoder="test_efficientnet", decoder="pan", crop_px=160, train_images=2400, lr=3e-3, warmup_images=80, ema_images=200
+        ),
+        # PAN pools over its whole input: it is run on windows of about the size that it was trained on
+        coarse=CoarseConfig(folds=2, tile_px=192, overlap_px=32),
+        refiner=RefinerConfig(
+            channels=(24, 48),
+            condition_channels=(24, 48),
+            guidance_width=32,
+            crop_px=64,
+            train_images=4000,
+            warmup_images=200,
+            ema_images=480,
+        ),
         sampler=SamplerConfig(steps=4),
         score=ScoreConfig(tile_px=256),
     )

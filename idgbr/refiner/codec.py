@@ -1,7 +1,7 @@
 """Label codes: class maps <-> latents that a diffusion model can write.
 
 Analog code: class k -> a corner of the cube {-1, 1}^n (n = ceil(log2 K); two classes are antipodal), then space-to-depth by `block_px`.
-The round trip is exact. It needs no training and keeps the codes as far apart as n channels allow (METHOD.md 1.6).
+The round trip is exact. It needs no training and keeps the codes as far apart as n channels allow (docs/method.md, "Label code").
 VAE code: class k -> a colour of the cube [-1, 1]^3 -> latent mode of a diffusers autoencoder.
 
 Shape letters: B batch, K classes, n code channels, D latent channels, H, W pixels, h, w = H, W / factor.

@@ -1,7 +1,7 @@
 """The U-Net in two halves, and the condition encoder. Both are assembled from diffusers blocks.
 
 `Denoiser.encode(z, t)` runs the encoder and middle, `decode(features)` the decoder: guidance is added between the two, so one
-encoder pass serves the guidance network and both branches of classifier-free guidance (METHOD.md 5.2, W2). Works on diffusers'
+encoder pass serves the guidance network and both branches of classifier-free guidance (docs/method.md). Works on diffusers'
 `UNet2DModel` (small models) and `UNet2DConditionModel` (Stable Diffusion), whose cross-attention sees one constant: the embedding of
 the empty prompt.
 
@@ -32,7 +32,7 @@ class Features:
     time: Tensor
 
     def with_guidance(self, guidance: Sequence[Tensor]) -> Features:
-        """skip_i + g_i and middle + g_mid (ControlNet's hook, METHOD.md 1.5)."""
+        """skip_i + g_i and middle + g_mid (as in ControlNet)."""
         skips = tuple(s + g for s, g in zip(self.skips, guidance[:-1], strict=True))
         return Features(skips, self.middle + guidance[-1], self.time)
 
@@ -150,7 +150,7 @@ class ConditionEncoder(nn.Module):
     """Image and coarse latent -> one condition feature for every skip and the middle of the denoiser; timestep fixed at 1.
 
     Trained (small models): one pass over image (space-to-depth) and coarse latent, concatenated.
-    Frozen (Stable Diffusion, METHOD.md 1.3): one batched pass over the image latent and the coarse latent, features concatenated.
+    Frozen (Stable Diffusion, as in arXiv 2507.01573): one batched pass over the image latent and the coarse latent, features concatenated.
 
     Args:
         encoder: Denoiser without decoder. frozen: which of the two.

@@ -87,7 +87,7 @@ class Diffusion:
             u = torch.sigmoid(torch.randn(1, generator=generator)).item()
             return min(self.steps - 1, int(self.steps * u))
         u = torch.randint(self.steps, (1,), generator=generator).item()
-        if law == "cubic":  # METHOD.md 1.8: t = min(T-1, floor(T (1 - (u/T)^3)))
+        if law == "cubic":  # docs/method.md, "Training objective": t = min(T-1, floor(T (1 - (u/T)^3)))
             return min(self.steps - 1, int(self.steps * (1 - (u / self.steps) ** 3)))
         return int(u)
 

@@ -1,4 +1,4 @@
-"""Conditioning guidance network: one block a skip and one for the middle (METHOD.md 1.4).
+"""Conditioning guidance network: one block a skip and one for the middle (docs/method.md, "Guidance").
 
 For a scale with denoiser feature n (C channels) and condition c (M channels):
     u = conv1x1(concat(n, c));  q = 1x1(u) + position;  k = v = 1x1(c) + position

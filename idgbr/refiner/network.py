@@ -121,7 +121,7 @@ class RefinerNetwork(nn.Module):
     def image_input(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
         """Raw image [B,C,H,W] -> input of the condition encoder [B,*,h,w]. Pixels that are not `valid` [B,H,W] become 0, the middle."""
         if isinstance(self.codec, VaeCodec) and self.condition_encoder.frozen:
-            # the autoencoder was trained on [-1, 1]: robust range of the training rasters, first three bands (METHOD.md B21)
+            # the autoencoder was trained on [-1, 1]: robust range of the training rasters, first three bands
             x = ((image - self.low) / (self.high - self.low).clamp_min(1e-6) * 2 - 1).clamp(-1, 1)
             if valid is not None:
                 x = torch.where(valid[:, None], x, 0.0)

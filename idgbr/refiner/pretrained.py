@@ -1,6 +1,6 @@
 """Frozen features of a pretrained timm encoder as one more condition.
 
-The paper's condition encoder is Stable Diffusion's pretrained U-Net encoder, frozen (METHOD.md 1.3). A small refiner that starts from
+The paper's condition encoder is Stable Diffusion's pretrained U-Net encoder, frozen (docs/method.md). A small refiner that starts from
 random weights has no such knowledge of images; an ImageNet encoder from a local file gives it some, for one forward pass a tile.
 
 Shape letters: B batch, C bands, h, w latent grid (H / block, W / block).

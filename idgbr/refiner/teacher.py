@@ -1,6 +1,6 @@
-"""Representation alignment with a frozen timm ViT (REPA-like, METHOD.md 1.7).
+"""Representation alignment with a frozen timm ViT (docs/method.md, "Alignment").
 
-Student: the middle feature with guidance, which is not zero at the start (the authors align a feature that is, METHOD.md B22), through a
+Student: the middle feature with guidance, which is not zero at the start (in the authors' code it is), through a
 three-layer SiLU MLP. Teacher: patch tokens of the image. Loss: 1 - mean cosine. The teacher is no part of the saved refiner.
 """
 

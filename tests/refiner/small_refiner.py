@@ -32,7 +32,7 @@ def band_stats(n_bands: int) -> BandStats:
 
 
 def plain_guidance(block: GuidanceBlock, feature: Tensor, condition: Tensor) -> Tensor:
-    """METHOD.md 1.4 word for word, nothing cached, one window at a time, nn.MultiheadAttention."""
+    """The equations of docs/method.md, "Guidance", one by one, nothing cached, one window at a time, nn.MultiheadAttention."""
     u = block.conv(torch.cat([feature, condition], 1))
     if not block.attention:
         return u

@@ -55,7 +55,7 @@ def test_timestep_laws_have_the_moments_of_the_method() -> None:
     g = torch.Generator().manual_seed(0)
     laws = {law: diffusion(timestep_law=law) for law in ("cubic", "uniform", "logit_normal")}
     cubic = np.array([laws["cubic"].draw_timestep(g) for _ in range(20_000)])
-    assert cubic.mean() == pytest.approx(750.0, abs=5)  # METHOD.md 1.8
+    assert cubic.mean() == pytest.approx(750.0, abs=5)  # docs/method.md: mean of the cubic law
     assert (cubic >= 500).mean() == pytest.approx(0.794, abs=0.01)
     assert (cubic >= 900).mean() == pytest.approx(0.465, abs=0.012)
     assert (cubic == 999).mean() == pytest.approx(0.101, abs=0.008)
