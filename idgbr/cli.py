@@ -16,7 +16,7 @@ from idgbr.store import default_root
 from idgbr.verbs import leave, run_verbs
 
 EXAMPLES = """Examples:
-  idgbr demo                                          both stages on synthetic scenes, CPU, about two minutes
+  idgbr demo                                          both stages on real fields, CPU; table, picture, what to run next
   idgbr refine scene.tif coarse.tif -o refined.tif --model DIR
   idgbr score refined.tif truth.tif --coarse coarse.tif
   idgbr config synthetic refiner.guidance_width=64
@@ -33,7 +33,7 @@ Sharding = Annotated[str, arg(help="ddp: whole copies of the model; fsdp: parame
 
 
 def demo(*, store: StorePath = "") -> None:
-    """Synthetic scenes, both stages small on the CPU, scores of coarse and refined side by side."""
+    """Real fields, both stages small on the CPU: scores of coarse, one-pass and refined maps, a picture, what to run on your own scene."""
     from idgbr.commands import demo as demo_
 
     demo_.demo(store or default_root())

@@ -59,14 +59,11 @@ def demo(root: str, recipe: str = "naip_fields", overrides: Sequence[str] = ()) 
     path = Path(store.base if store.is_local else store.cache) / "demo.png"
     shown_windows = picture(base, store, done, path)
     print(f"picture: {path} ({'; '.join(shown_windows)})")
-    print(
-        "\nThe same on a scene of your own (GeoTIFF, three bands, pixels of 1 to 2 m): a coarse map of these networks, or of yours, and the refined map:"
-    )
     given = shlex.join([recipe, "scene.tif", *overrides])
+    model = shlex.quote(str(store.path("refiner", done["refined"]["refiner"])))
+    print("\nOn a scene of your own (GeoTIFF, bands as above, pixels of 1 to 2 m); the coarse map may also come from another model:")
     print(f"  idgbr predict {given} -o coarse.tif --store {shlex.quote(root)}")
-    print(
-        f"  idgbr refine scene.tif coarse.tif -o refined.tif --model {shlex.quote(str(store.path('refiner', done['refined']['refiner'])))}"
-    )
+    print(f"  idgbr refine scene.tif coarse.tif -o refined.tif --model {model}")
     return scores
 
 
