@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing, SomeFailed, nearest
 from idgbr.files import whole
+from idgbr.machine import expanded
 
 VERBS = ("render", "submit", "status", "logs", "down", "doctor", "train", "refine")
 
@@ -243,7 +244,7 @@ def _doctor(given: argparse.Namespace, command: list[str]) -> int:
         if not address:
             raise Missing("`here` is for commands inside a job: RAY_ADDRESS is not set", hint="doctor SPEC, or doctor IP:PORT")
         if given.token_file:
-            os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(given.token_file).expanduser())
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(expanded(given.token_file))
             os.environ["RAY_AUTH_MODE"] = "token"
         checks = doctor.examine(
             address,

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
 from idgbr.files import create
+from idgbr.machine import expanded
 
 BLOCK = 16
 SIOCGIFADDR = 0x8915
@@ -123,7 +124,7 @@ def make_token(path: str | Path) -> Path:
         Disagreement: the file is there, but others can read it or it is not ours.
         Missing: it cannot be written.
     """
-    target = Path(path).expanduser()
+    target = expanded(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         create(target, secrets.token_hex(32).encode(), mode=0o600)  # one that is there already is kept: checked below
@@ -140,7 +141,7 @@ def check_token(path: str | Path) -> Path:
     Missing: no token file.
     Disagreement: others can read it, or it belongs to somebody else.
     """
-    target = Path(path).expanduser()
+    target = expanded(path)
     try:
         status = target.stat()
     except FileNotFoundError as error:

@@ -8,11 +8,11 @@ import os
 import shlex
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from cluster.node import refusal
 from idgbr.errors import Disagreement, Missing
+from idgbr.machine import allowed_cores, expanded
 from idgbr.store import Store
 
 START_TRIES = 3
@@ -45,6 +45,7 @@ def connected() -> Iterator[None]:
     temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
     own: dict[str, Any] = {
         "address": "local",  # never by chance the cluster that somebody else has started on this machine
+        "num_cpus": allowed_cores(),
         "include_dashboard": False,
         "object_store_memory": 150 * 2**20,
         "_temp_dir": temporary if len(temporary) <= 36 else "/tmp/ray",
@@ -154,4 +155,4 @@ def not_shared(store: Store, where: list[str]) -> Missing:
 
 def root_for_all(store: Store) -> str:
     """The store's root as it reads on every node: a URI, or an absolute path (workers run in folders of their own)."""
-    return store.root.rstrip("/") if "://" in store.root else str(Path(store.root).expanduser().absolute())
+    return store.root.rstrip("/") if "://" in store.root else str(expanded(store.root).absolute())

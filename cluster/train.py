@@ -30,6 +30,7 @@ from idgbr.commands.train import check_batch
 from idgbr.config import SECTIONS, Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing, SomeFailed
 from idgbr.interfaces import Report, Stop
+from idgbr.machine import expanded
 from idgbr.settings import Section, names_of_paths
 from idgbr.store import Store
 
@@ -331,7 +332,7 @@ def _absolute(experiment: Experiment) -> Experiment:
         section: Section = getattr(experiment, name)
         given = {setting: getattr(section, setting) for setting in names_of_paths(section) if getattr(section, setting)}
         if given:
-            absolute = {setting: str(Path(path).expanduser().absolute()) for setting, path in given.items()}
+            absolute = {setting: str(expanded(path).absolute()) for setting, path in given.items()}
             changed[name] = dataclasses.replace(section, **absolute)
     return dataclasses.replace(experiment, **changed)
 

@@ -18,6 +18,7 @@ from idgbr.config import Experiment, Runtime, about_setting, is_read, to_dict
 from idgbr.errors import Missing
 from idgbr.files import require_variables
 from idgbr.interfaces import Report, Stop
+from idgbr.machine import expanded
 from idgbr.settings import Section, digest, identity
 from idgbr.store import Store
 
@@ -265,7 +266,7 @@ def content_digest(path: str, where: str) -> str:
         Missing: nothing is there.
     """
     require_variables(path, where)
-    place = Path(path).expanduser()
+    place = expanded(path)
     if not place.exists():
         raise Missing(f"{where} names a file that is not there", value=str(place), hint=f"an existing path: {where}=PATH")
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith("."))

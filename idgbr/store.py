@@ -24,6 +24,7 @@ from pyarrow import fs
 
 from idgbr.errors import IdgbrError, Missing, Outage
 from idgbr.files import sync, temporary_beside, unwritable, whole
+from idgbr.machine import cache_folder, expanded
 from idgbr.retries import RetryPolicy, is_transient
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ def open_filesystem(root: str | Path) -> tuple[fs.FileSystem, str]:
                 f"cannot open the store {text}: {error}", hint="a folder, or a URI that pyarrow.fs knows (s3://, gs://)"
             ) from error
         return filesystem, path.rstrip("/")
-    return fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+    return fs.LocalFileSystem(), str(expanded(text).absolute())
 
 
 class Store:
@@ -53,14 +54,14 @@ class Store:
 
     Args:
         root: folder or URI; made when missing.
-        cache: local folder where artefacts of a remote store are fetched to; not used by a local store.
+        cache: local folder where artefacts of a remote store are fetched to (default: `machine.cache_folder`); a local store needs none.
     """
 
     def __init__(self, root: str | Path, cache: str | Path | None = None):
         self.root = str(root)
         self.fs, self.base = open_filesystem(root)
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
-        self.cache = Path(cache or Path.home() / ".cache" / "idgbr")
+        self._cache = cache
         self.retries = RetryPolicy()
         self.has_answered = False
 
@@ -84,7 +85,11 @@ class Store:
 
     def __reduce__(self) -> Any:
         """Absolute: a worker that unpacks this may stand in another folder."""
-        return Store, (self.base if self.is_local else self.root, self.cache)
+        return Store, (self.base if self.is_local else self.root, self._cache)
+
+    @property
+    def cache(self) -> Path:
+        return Path(self._cache) if self._cache else cache_folder()
 
     # ---- small files -------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.node import check_token
 from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
+from idgbr.machine import expanded
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXCLUDES = [".git", ".venv", "store", "results", "__pycache__", "*.tif", "*.safetensors", ".cluster", "*.egg-info"]
@@ -135,7 +136,7 @@ class Cluster:
         """
         runtime_env: dict[str, Any] = {"env_vars": dict(env or {})}
         if working_dir is not None:
-            folder = Path(working_dir).expanduser().resolve()
+            folder = expanded(working_dir).resolve()
             if not folder.is_dir():
                 raise BadRequest("no such working folder", value=folder)
             runtime_env |= {"working_dir": str(folder), "excludes": EXCLUDES}

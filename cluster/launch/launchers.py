@@ -21,6 +21,7 @@ from cluster.launch.spec import ClusterSpec, with_program
 from cluster.node import make_token
 from idgbr.errors import BadRequest, Missing, SomeFailed
 from idgbr.files import replacing
+from idgbr.machine import expanded
 
 Write = Callable[[str], Any]
 
@@ -294,7 +295,7 @@ class RayLauncher:
 
 def state_folder() -> Path:
     """Where this machine remembers what it submitted: $IDGBR_STATE, or ~/.idgbr/clusters. No secrets in it."""
-    return Path(os.environ.get("IDGBR_STATE") or "~/.idgbr/clusters").expanduser()
+    return expanded(os.environ.get("IDGBR_STATE") or "~/.idgbr/clusters")
 
 
 def remember(slug: str, job_id: str, command: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from idgbr.config import BackboneConfig
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
+from idgbr.machine import expanded
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def side_multiple(config: BackboneConfig, body: nn.Module) -> int:
 
 
 def _weights(config: BackboneConfig) -> Path:
-    path = Path(config.weights).expanduser()
+    path = expanded(config.weights)
     if not path.is_file():
         raise Missing("no such weights file", value=f"backbone.weights={config.weights}", hint="a .safetensors file with timm's keys")
     if path.suffix != ".safetensors":

@@ -23,6 +23,7 @@ from idgbr.config import CoarseConfig, Runtime
 from idgbr.errors import Disagreement, Missing
 from idgbr.interfaces import Report
 from idgbr.labels import IGNORE
+from idgbr.machine import expanded
 from idgbr.rasters.coarse_map import coarse_path
 from idgbr.rasters.read import Grid, RasterWriter, Reader, read_labels, read_probabilities, require_same_grid
 from idgbr.rasters.write import quantise
@@ -195,7 +196,7 @@ def _field_rows(raster_id: str, grid: Grid, seed: int, row: int, height: int) ->
 
 def _external(config: CoarseConfig, dataset: Dataset, raster: Raster, grid: Grid) -> Strips:
     """One-hot of a class map (coded like the labels), or probabilities (K bands of numbers, or marked as such)."""
-    path = find_external(Path(config.root).expanduser(), raster.id, raster.image)
+    path = find_external(expanded(config.root), raster.id, raster.image)
     reader = Reader(path, bands=())
     plain = Grid(grid.height, grid.width)  # pictures carry no place: then the size alone must fit
     require_same_grid(plain if reader.grid == plain else grid, reader.grid, str(raster.image), str(path))

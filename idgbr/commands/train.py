@@ -27,6 +27,7 @@ from typing import Any
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, SomeFailed
 from idgbr.interfaces import Report, Stop
+from idgbr.machine import allowed_cores
 from idgbr.stages import Job, scratch_name
 from idgbr.store import Store
 
@@ -65,7 +66,7 @@ def fit_processes(
     check_workers(workers, sharding, kind)
     check_batch(workers, getattr(experiment, job.stage).batch_images)
     if kind == "cpu" and not runtime.threads:
-        runtime = dataclasses.replace(runtime, threads=max(1, _cores() // workers))
+        runtime = dataclasses.replace(runtime, threads=max(1, allowed_cores() // workers))
     logs = Path(store.base if store.is_local else store.cache) / scratch_name(job)
     logs.mkdir(parents=True, exist_ok=True)
     context = get_context("spawn")  # CUDA and rasterio do not survive a fork
@@ -162,10 +163,6 @@ def check_batch(workers: int, batch_images: int) -> None:
             value=f"batch_images={batch_images}, workers={workers}",
             hint=f"batch_images={workers} or fewer workers",
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- in the parent ----------------------------------------------------------------------------------------------------------

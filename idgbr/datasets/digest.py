@@ -9,7 +9,6 @@ keeps neither, `idgbr prepare --rehash` reads the files again.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +16,10 @@ from contextlib import closing
 from pathlib import Path
 
 from idgbr.errors import Missing
+from idgbr.machine import allowed_cores, cache_folder
 
 Stamp = tuple[str, int, int, int]  # path, size, time of modification, time of status change (ns)
 _known: dict[Stamp, str] = {}
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("IDGBR_CACHE") or Path.home() / ".cache" / "idgbr")
 
 
 def digests(paths: Iterable[Path], *, rehash: bool = False) -> dict[Path, str]:
@@ -47,7 +43,7 @@ def digests(paths: Iterable[Path], *, rehash: bool = False) -> dict[Path, str]:
         if not rehash:
             _recall(set(unknown.values()))
             unknown = {p: s for p, s in unknown.items() if s not in _known}
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
+        with ThreadPoolExecutor(min(4, allowed_cores())) as pool:  # hashing releases the GIL
             fresh = dict(zip(unknown.values(), pool.map(_digest, unknown), strict=True))
         _known.update(fresh)
         _remember(fresh)

@@ -18,6 +18,7 @@ from idgbr.config import DataConfig
 from idgbr.datasets.sources import layout
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import ClassTable
+from idgbr.machine import expanded
 
 if TYPE_CHECKING:
     from idgbr.rasters.read import Reader
@@ -212,7 +213,7 @@ def load(folder: Path, config: DataConfig | None = None) -> Dataset:
     given = config.root if config and config.root else facts["root"]
     root = layout(facts["source"]).built_in or folder.absolute()
     if given and layout(facts["source"]).find is not None:
-        root = Path(given).expanduser().absolute()
+        root = expanded(given).absolute()
         if not root.is_dir():
             raise Missing("the data set is not where it was prepared from", value=root, hint="data.root=FOLDER, where it is now")
 

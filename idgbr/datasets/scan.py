@@ -34,6 +34,7 @@ from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.files import require_variables
 from idgbr.interfaces import Report
 from idgbr.labels import IGNORE, ClassTable
+from idgbr.machine import allowed_cores, expanded
 
 STRIP_PX = 4_000_000  # pixels read at once: bounds memory for scenes of any size, whole rows so that JPEG and striped files decode once
 SPAWN_BYTES = 300_000_000  # compressed imagery above which a second process pays for its start
@@ -148,7 +149,7 @@ def find(config: DataConfig) -> Found:
 def class_table(config: DataConfig, source: Layout, found: Found) -> ClassTable:
     """`data.classes`, else classes.json of an own folder, else the table of the layout."""
     if config.classes:
-        return ClassTable.load(Path(config.classes).expanduser())
+        return ClassTable.load(expanded(config.classes))
     table = found.table or source.table
     return table if table is not None else ClassTable.load(_root(config, source) / "classes.json")
 
@@ -177,7 +178,7 @@ def _root(config: DataConfig, source: Layout) -> Path:
     require_variables(config.root, "data.root")
     if not config.root:
         raise Missing(f"{source.title} needs its folder", allowed=f"a folder with {source.expected}", hint="data.root=FOLDER")
-    root = Path(config.root).expanduser().absolute()
+    root = expanded(config.root).absolute()
     if not root.is_dir():
         parent = next(p for p in root.parents if p.is_dir())
         there = some(sorted(p.name for p in parent.iterdir() if p.is_dir())) or "no folders"
@@ -273,7 +274,7 @@ def _number(value: float | None) -> float | None:
 def _inspect_all(
     entries: Sequence[Entry], table: ClassTable, bands: tuple[int, ...], report: Report | None, alpha_is_data: bool
 ) -> Iterator[tuple[dict[str, Any], Moments]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = allowed_cores()
     size = sum(e.image.stat().st_size for e in entries)
     each = (entries, *([value] * len(entries) for value in (table, bands, max(200, SAMPLES // len(entries)), alpha_is_data)))
     if cores < 2 or size < SPAWN_BYTES or len(entries) < 2:

@@ -15,6 +15,7 @@ from idgbr.config import Experiment, Runtime, SamplerConfig, from_dict
 from idgbr.errors import BadRequest, IdgbrError, Missing
 from idgbr.interfaces import Report
 from idgbr.labels import ClassTable
+from idgbr.machine import expanded
 from idgbr.rasters.read import require_placed
 from idgbr.scene.strips import Tally, TileRefiner
 
@@ -54,7 +55,7 @@ def find_model(model: str, store: str) -> tuple[Path, Experiment | None]:
     """
     from idgbr.store import Store
 
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         manifest = folder.parent / "manifest.json"
         record = json.loads(manifest.read_text()) if manifest.is_file() else {}

@@ -24,9 +24,10 @@ class TorchTiles:
     """The trained refiner behind the `TileRefiner` interface: numpy in, numpy out, on one device."""
 
     def __init__(self, refiner: Any, runtime: Runtime | None = None):
-        from idgbr.training.distributed import device_of
+        from idgbr.training.distributed import device_of, use_threads
 
         runtime = runtime or Runtime()
+        use_threads(runtime)
         self.device = device_of(runtime)
         self.bf16 = runtime.precision == "bf16"
         self.refiner = refiner.to(self.device).eval()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Missing
 from idgbr.files import publish, temporary_beside
+from idgbr.machine import allowed_cores
 
 Save = Callable[[Path], None]
 
@@ -40,6 +41,11 @@ def device_of(runtime: Runtime) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise Missing("no GPU on this machine", value=f"device={runtime.device}", hint="device=auto or device=cpu")
     return device
+
+
+def use_threads(runtime: Runtime) -> None:
+    """Let torch use `runtime.threads` threads; 0: no more than this process may use cores, which torch does not know under a CPU quota."""
+    torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), allowed_cores()))
 
 
 class World:

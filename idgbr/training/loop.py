@@ -30,7 +30,7 @@ from idgbr.files import replacing, unwritable
 from idgbr.interfaces import Report, Stop
 from idgbr.training.batches import Plan, batches
 from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local
-from idgbr.training.distributed import World
+from idgbr.training.distributed import World, use_threads
 
 REPORTS = 200  # lines of a curve
 EMA_RAMP = 0.1  # the average's half-life is at most this share of the images seen, so that it soon forgets the start (EDM2, sec. 3)
@@ -110,8 +110,7 @@ def train(
         )
     if runtime.precision not in ("fp32", "bf16"):
         raise BadRequest("unknown precision", value=runtime.precision, allowed="fp32, bf16")
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
+    use_threads(runtime)
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         run = _Run(module, samples, settings, seed, world, runtime, device)
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from idgbr.config import split_name
 from idgbr.errors import BadRequest, Missing, SomeFailed
+from idgbr.machine import allowed_cores
 from idgbr.stages import STAGES
 from idgbr.store import Store
 from sweeps import studies, tables
@@ -77,7 +78,7 @@ def _concurrency(placement: Placement) -> int | None:
             return slots(placement, nodes)
     if placement.gpus:
         return None
-    return slots(placement, [{"CPU": float(os.cpu_count() or 1)}])
+    return slots(placement, [{"CPU": float(allowed_cores())}])
 
 
 # ---- run --------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.machine import allowed_cores
 from idgbr.store import Store
 from sweeps.run.placement import Placement, slots
 
@@ -80,7 +81,7 @@ def _start(address: str, placement: Placement, cores: int | None) -> None:
     temporary = os.environ.get("RAY_TMPDIR", "/tmp/ray")
     own = {
         "address": "local",  # never by chance the cluster that somebody else has started on this host
-        "num_cpus": cores or os.cpu_count(),
+        "num_cpus": cores or allowed_cores(),
         "include_dashboard": placement.workers > 1,  # Train's placement groups are freed through it after a stop (ray#54305)
         "object_store_memory": OBJECT_STORE_BYTES,
         "_temp_dir": temporary if len(temporary) <= 36 else "/tmp/ray",  # socket paths end at 107 bytes
