@@ -25,9 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing, SomeFailed, nearest
+from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed, nearest
 from idgbr.files import whole
 from idgbr.machine import expanded
+from idgbr.verbs import exit_code_of
 
 VERBS = ("render", "submit", "status", "logs", "down", "doctor", "train", "refine")
 
@@ -84,36 +85,31 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if not words:
-            raise BadRequest("no verb", allowed=", ".join(VERBS), hint="python -m cluster --help")
-        if not words[0].startswith("-") and words[0] not in VERBS:
-            raise BadRequest(
-                f"unknown verb {words[0]!r}", allowed=", ".join(VERBS), hint=nearest(words[0], VERBS) or "python -m cluster --help"
-            )
-        if words[0] == "train":
-            from cluster.train import main as train_main
+    stopped = "interrupted; a job that was submitted goes on: `python -m cluster status`"
+    return exit_code_of(lambda: _main(words), "python -m cluster", stopped)
 
-            return int(train_main(words[1:]) or 0)
-        if words[0] == "refine":
-            from cluster.scenes import main as refine_main
 
-            return int(refine_main(words[1:]) or 0)
-        command: list[str] = []
-        if "--" in words:
-            cut = words.index("--")
-            words, command = words[:cut], words[cut + 1 :]
-        given = parser().parse_args(words)
-        return int(globals()[f"_{given.verb}"](given, command) or 0)
-    except IdgbrError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted; a job that was submitted goes on: `python -m cluster status`", file=sys.stderr)
-        return 130
+def _main(words: list[str]) -> int:
+    if not words:
+        raise BadRequest("no verb", allowed=", ".join(VERBS), hint="python -m cluster --help")
+    if not words[0].startswith("-") and words[0] not in VERBS:
+        raise BadRequest(
+            f"unknown verb {words[0]!r}", allowed=", ".join(VERBS), hint=nearest(words[0], VERBS) or "python -m cluster --help"
+        )
+    if words[0] == "train":
+        from cluster.train import main as train_main
+
+        return int(train_main(words[1:]) or 0)
+    if words[0] == "refine":
+        from cluster.scenes import main as refine_main
+
+        return int(refine_main(words[1:]) or 0)
+    command: list[str] = []
+    if "--" in words:
+        cut = words.index("--")
+        words, command = words[:cut], words[cut + 1 :]
+    given = parser().parse_args(words)
+    return int(globals()[f"_{given.verb}"](given, command) or 0)
 
 
 # ---- verbs ---------------------------------------------------------------------------------------------------------------

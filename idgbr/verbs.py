@@ -2,37 +2,99 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TextIO
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from idgbr.errors import IdgbrError
+from idgbr.errors import IdgbrError, Interrupted, Missing, NoSpace
 
 
 def leave(code: int) -> NoReturn:
     """End the process. After a Ctrl-C, another while the interpreter ends would put death by signal in the place of exit code 130."""
-    if code == 130:
+    if code == Interrupted.exit_code:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 
-def run_verbs(verbs: dict[str, Callable[..., None]], prog: str, examples: str, argv: list[str] | None = None) -> int:
+def run_verbs(verbs: dict[str, Callable[..., None]], prog: str, examples: str, argv: Sequence[str] | None = None) -> int:
     """Parse, run one verb, turn errors into one line on stderr and an exit code."""
-    try:
+
+    def work() -> None:
         tyro.extras.subcommand_cli_from_dict(
             verbs, prog=prog, description=examples, args=argv, sort_subcommands=False, config=(OmitArgPrefixes,)
         )
+
+    return exit_code_of(work, prog, "stopped; nothing half-written is left, the same command goes on")
+
+
+def exit_code_of(work: Callable[[], int | None], prog: str, stopped: str) -> int:
+    """Run a command to its end and give its exit code; what went wrong is one line on stderr, after Ctrl-C it is `stopped`.
+
+    A reader of stdout or stderr that has gone (`| head`) is no error, and the work goes on; output that cannot be written (a full disk) is.
+    """
+    code = 0
+    try:
+        _guard_streams()
+        try:
+            code = work() or 0
+        except SystemExit as ended:  # of the parser: 0 after --help, 2 after an error that it has explained
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except IdgbrError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; nothing half-written is left, the same command goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    return 0
+        print(f"{prog}: {stopped}", file=sys.stderr)
+        return Interrupted.exit_code
+    return code
+
+
+# ---- standard streams whose reader has gone -------------------------------------------------------------------------------------
+
+
+class _Output(io.RawIOBase):
+    """A standard stream. Once its reader has gone, or an error of it was raised, it takes everything and keeps nothing."""
+
+    def __init__(self, descriptor: int, name: str):
+        self.descriptor, self.name, self.is_gone = descriptor, name, False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any, /) -> int:
+        if not self.is_gone:
+            try:
+                return os.write(self.descriptor, data)
+            except OSError as error:
+                self.is_gone = True
+                if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal has been closed
+                    kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Missing
+                    raise kind(f"cannot write to {self.name}: {error.strerror}", hint="a terminal, a pipe, or a disk with space") from error
+        return memoryview(data).nbytes
+
+
+def _guard_streams() -> None:
+    """Put `_Output` below stdout and stderr, where they are the process's own."""
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
+            continue  # closed (`>&-`), or somebody's own: a test, a notebook
+        stream.flush()
+        raw = _Output(stream.fileno(), name)
+        below: Any = raw if stream.write_through else io.BufferedWriter(raw)
+        lines, through = stream.line_buffering, stream.write_through
+        setattr(sys, name, io.TextIOWrapper(below, stream.encoding, stream.errors, line_buffering=lines, write_through=through))
