@@ -60,8 +60,8 @@ def main() -> None:
     coarse = torch.empty(1, 2, SIDE_PX, SIDE_PX, device="meta")
     conditions, condition = gflop(lambda: refiner.condition(image, coarse))
     z, t = torch.empty_like(condition.latent), torch.empty(1, device="meta")
-    plain, _ = gflop(lambda: refiner.predict(z, t, condition.prepared))
-    guided, _ = gflop(lambda: refiner.predict(z, t, condition.prepared, guidance_scale=3.0))
+    plain, _ = gflop(lambda: refiner.predict(z, t, condition))
+    guided, _ = gflop(lambda: refiner.predict(z, t, condition, guidance_scale=3.0))
     decode, _ = gflop(lambda: refiner.codec.decode(z))
     tile = (conditions + STEPS * plain + decode) / 1e3
     millions = {

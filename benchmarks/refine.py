@@ -46,7 +46,7 @@ def plain(refiner: Refiner, image: Tensor, coarse: Tensor, seeds: list[int], con
     z = sampler.start(noise_like(seeds, tuple(latent.shape[1:]))[0].to(latent), latent)
     for step, t in enumerate(sampler.timesteps):
         t_B = t.to(latent.device).expand(len(z))
-        prepared = refiner.guide(refiner.image_input(image), latent)
+        prepared = refiner.prepare(refiner.image_input(image), coarse, latent).prepared
         early = refiner.denoiser.encode(z, t_B)
         guidance = refiner.guidance((*early.skips, early.middle), prepared)
         output = refiner.denoiser.decode(refiner.denoiser.encode(z, t_B).with_guidance(guidance))

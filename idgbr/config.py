@@ -13,17 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from idgbr.errors import BadRequest, nearest
+from idgbr.refiner.settings import RefinerConfig, SamplerConfig
 from idgbr.settings import About, Section, When, about, cast, inherited, setting
+from idgbr.training.settings import TrainingConfig
 
 CONFIG_VERSION = 1
 
 _SYNTHETIC = When("data.source", ("synthetic",))
 _OUT_OF_FOLD = When("coarse.source", ("out_of_fold", "mixed"))
 _SIMULATED = When("coarse.source", ("simulated", "mixed"))
-_DIFFUSION = When("refiner.kind", ("diffusion",))
-_ANY_REFINER = When("refiner.kind", ("diffusion", "one_pass"))
-_ALIGNED = When("refiner.alignment")
-_ATTENTION = When("refiner.guidance_attention")
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,6 @@ class DataConfig(Section):
     test_scenes: int = setting(3, "synthetic: test scenes", low=0, high=10_000, read_when=_SYNTHETIC)
     scene_px: int = setting(256, "synthetic: side of a scene", low=64, high=20_000, read_when=_SYNTHETIC)
     n_classes: int = setting(2, "synthetic: 2 (background, building), 3 (and road) or 4 (and field)", low=2, high=4, read_when=_SYNTHETIC)
-
-
-@dataclass(frozen=True)
-class TrainingConfig(Section):
-    """What the training loop reads; shared by the two stages that train."""
-
-    batch_images: int = setting(16, "global batch, whatever the number of workers", low=1, shapes_network=False)
-    train_images: int = setting(8000, "images seen in all", low=1, shapes_network=False)
-    lr: float = setting(1e-3, "peak learning rate of AdamW", low=1e-8, high=1, shapes_network=False)
-    weight_decay: float = setting(1e-2, "of AdamW", low=0, high=1, shapes_network=False)
-    warmup_images: int = setting(800, "linear warm-up", low=0, shapes_network=False)
-    clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0, shapes_network=False)
-    ema_images: float = setting(800.0, "half-life of the weight average in images; 0: none", low=0, shapes_network=False)
-    accumulate: int = setting(1, "micro-batches a step", low=1, shapes_network=False)
-    checkpoint_images: int = setting(4000, "images between resume checkpoints", low=1, speed_only=True)
 
 
 @dataclass(frozen=True)
@@ -104,110 +87,6 @@ class CoarseConfig(Section):
     tile_px: int = setting(256, "prediction window", low=32, high=4096)
     overlap_px: int = setting(64, "overlap of windows, blended", low=0, high=2048)
     temperature: float = setting(1.0, "softmax temperature of the coarse probabilities", low=0.05, high=20)
-
-
-@dataclass(frozen=True)
-class RefinerConfig(TrainingConfig):
-    """Stage II: what is trained to refine. Five independent choices of diffusion, the network, its training."""
-
-    name = "refiner"
-    kind: str = setting(
-        "diffusion",
-        "diffusion; one_pass: same network, no noise, no steps; none: the coarse map itself",
-        choices=("diffusion", "one_pass", "none"),
-    )
-    base: str = setting("", "local Stable Diffusion folder (diffusers layout) to build from; empty: the small U-Net below", path=True)
-    # label code
-    codec: str = setting("analog", "label map <-> latent", choices=("analog", "vae"))
-    block_px: int = setting(4, "analog: space-to-depth block", low=1, high=32)
-    code_scale: float = setting(1.0, "analog: amplitude of the code; below 1 hides more of it at every timestep", low=0.01, high=10)
-    vae: str = setting(
-        "", "vae: local diffusers folder of AutoencoderKL or AutoencoderTiny", path=True, read_when=When("refiner.codec", ("vae",))
-    )
-    # network
-    channels: tuple[int, ...] = setting((32, 64, 96), "U-Net channels, one entry a level")
-    layers: int = setting(1, "ResNet blocks a level", low=1, high=4)
-    condition_channels: tuple[int, ...] = setting((48, 96, 144), "condition encoder channels, one entry a level")
-    condition_encoder: str = setting("", "timm encoder whose frozen features of the image are one more condition (small U-Net); empty: no")
-    condition_weights: str = setting(
-        "", "safetensors file of that encoder (timm keys); empty: random", path=True, read_when=When("refiner.condition_encoder")
-    )
-    guidance_width: int = setting(64, "channels inside the guidance network", low=8, high=2048)
-    guidance_heads: int = setting(4, "attention heads of the guidance network", low=1, high=64, read_when=_ATTENTION)
-    guidance_attention: bool = setting(True, "attention branch of the guidance network")
-    guidance_window: int = setting(
-        8, "attention windows of this many latent positions a side; 0: over the whole map", low=0, high=256, read_when=_ATTENTION
-    )
-    use_image: bool = setting(True, "condition on the image")
-    use_coarse: bool = setting(True, "condition on the coarse map")
-    coarse_residual: bool = setting(False, "the network adds to what coarse and noised map say by themselves (x0, v, one_pass)")
-    # diffusion
-    schedule: str = setting("cosine", "noise schedule", choices=("linear", "scaled_linear", "cosine", "sigmoid"), read_when=_DIFFUSION)
-    zero_terminal_snr: bool = setting(True, "rescale the schedule so that the last step is pure noise", read_when=_DIFFUSION)
-    train_timesteps: int = setting(1000, "length of the training schedule", low=10, high=10_000, read_when=_DIFFUSION)
-    parameterisation: str = setting("x0", "what the network predicts", choices=("epsilon", "v", "x0"), read_when=_DIFFUSION)
-    target_loss: str = setting(
-        "auto",
-        "mse of the prediction; cross_entropy: output read as logits (x0); auto: that for x0, analog code",
-        choices=("auto", "mse", "cross_entropy"),
-        read_when=_DIFFUSION,
-    )
-    timestep_law: str = setting("cubic", "law of training timesteps", choices=("uniform", "cubic", "logit_normal"), read_when=_DIFFUSION)
-    loss_weighting: str = setting(
-        "uniform", "weights of the loss", choices=("uniform", "min_snr", "boundary", "frequency"), read_when=_DIFFUSION
-    )
-    condition_dropout: float = setting(
-        0.0,
-        "share of samples trained without condition, for guidance_scale > 1",
-        low=0,
-        high=0.9,
-        read_when=_DIFFUSION,
-        shapes_network=False,
-    )
-    one_step_images: int = setting(
-        0,
-        "fast track: last images fine-tuned end to end for one step with the task loss",
-        low=0,
-        read_when=_DIFFUSION,
-        shapes_network=False,
-    )
-    # alignment
-    alignment: float = setting(0.0, "weight of representation alignment with a frozen ViT; 0: off", low=0, high=100, shapes_network=False)
-    alignment_images: int = setting(0, "images during which alignment lasts; 0: all", low=0, read_when=_ALIGNED, shapes_network=False)
-    teacher: str = setting("", "timm name of the frozen ViT", read_when=_ALIGNED, shapes_network=False)
-    teacher_weights: str = setting("", "safetensors file of the frozen ViT", path=True, read_when=_ALIGNED, shapes_network=False)
-    # training
-    crop_px: int = setting(96, "training crop", low=16, high=2048)
-    crop_pool: int = setting(
-        0, "crops repeat after this many, so that frozen latents and teacher tokens can be cached; 0: never", low=0, shapes_network=False
-    )
-    boundary_share: float = setting(0.75, "share of crops centred near a coarse or target boundary", low=0, high=1, shapes_network=False)
-    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass", speed_only=True)
-
-
-@dataclass(frozen=True)
-class SamplerConfig(Section):
-    """How the refiner is run over scenes. Nothing here ever trains anything."""
-
-    name = "sampler"
-    split: str = setting("val", "scenes refined and scored", choices=("train", "val", "test"))
-    sampler: str = setting("ddim", "sampler", choices=("ddim", "dpm++", "euler", "one_step"), read_when=_DIFFUSION)
-    steps: int = setting(4, "denoising steps", low=1, high=1000, read_when=_DIFFUSION)
-    spacing: str = setting("trailing", "timestep spacing", choices=("trailing", "leading", "linspace"), read_when=_DIFFUSION)
-    guidance_scale: float = setting(1.0, "classifier-free guidance; 1 skips the second branch", low=0, high=30, read_when=_DIFFUSION)
-    strength: float = setting(
-        1.0, "1: start from noise; below: from the noised coarse map; 0: the coarse map itself", low=0, high=1, read_when=_DIFFUSION
-    )
-    samples: int = setting(1, "samples a tile, averaged", low=1, high=64, read_when=_DIFFUSION)
-    tile_px: int = setting(128, "tile side", low=16, high=2048, read_when=_ANY_REFINER)
-    overlap_px: int = setting(32, "overlap of tiles, Hann blended", low=0, high=1024, read_when=_ANY_REFINER)
-    batch_tiles: int = setting(16, "tiles a batch", low=1, high=4096, speed_only=True)
-    reach_px: float = setting(
-        0.0, "pixels farther than this from a coarse boundary keep the coarse class; 0: no limit", low=0, read_when=_ANY_REFINER
-    )
-    keep_confidence: float = setting(
-        0.0, "pixels whose coarse probability is above this keep the coarse class; 0: none", low=0, high=1, read_when=_ANY_REFINER
-    )
 
 
 @dataclass(frozen=True)
@@ -358,10 +237,12 @@ def split_name(name: str) -> tuple[str, str]:
     return section, field_name
 
 
-def is_read(experiment: Experiment, condition: When | None) -> bool:
+def is_read(experiment: Experiment, condition: When | tuple[When, ...] | None) -> bool:
     """Whether a setting with this `read_when` has an effect in the experiment."""
     if condition is None:
         return True
+    if isinstance(condition, tuple):
+        return any(is_read(experiment, one) for one in condition)
     section, _, name = condition.name.partition(".")
     return condition.holds(getattr(getattr(experiment, section), name))
 

@@ -4,7 +4,7 @@
     speed_only             changes how fast a result comes, never the result: in no key
     path                   names a file or folder: in keys by its content, made absolute for workers in other folders
     shapes_network         False: the network that is built is the same whatever the value
-    read_when              the setting has an effect only under a condition on another one: otherwise in no key
+    read_when              the setting has an effect only under a condition (or one of several): otherwise in no key
     key_at_default         False: in no key while it has its default. For settings added later: artefacts stored before keep their keys,
                            because the default is what the code did before the setting existed
 
@@ -48,7 +48,7 @@ class About:
     speed_only: bool = False
     path: bool = False
     shapes_network: bool = True
-    read_when: When | None = None
+    read_when: When | tuple[When, ...] | None = None
     in_key: bool = True
     key_at_default: bool = True
 
@@ -63,7 +63,7 @@ def setting(
     speed_only: bool = False,
     path: bool = False,
     shapes_network: bool = True,
-    read_when: When | None = None,
+    read_when: When | tuple[When, ...] | None = None,
     in_key: bool = True,
     key_at_default: bool = True,
 ) -> Any:

@@ -93,6 +93,10 @@ class Codec(nn.Module):
         """
         raise NotImplementedError
 
+    def class_prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None) -> Tensor:
+        """`prior` as logits of the classes [B,K,H,W], from coarse probabilities [B,K,H,W]: nothing is lost for more than two classes."""
+        raise NotImplementedError
+
     def to_latent(self, code: Tensor) -> Tensor:
         """Code image [B,n,H,W] -> latent [B,D,h,w]."""
         raise NotImplementedError
@@ -158,6 +162,14 @@ class AnalogCodec(Codec):
         if z is not None and bar is not None:
             half = half + (bar.sqrt() * self.scale * z.float() / (1 - bar).clamp_min(1e-4)).clamp(-8, 8)
         return self.scale * (half if as_logits else half.tanh())
+
+    def class_prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None) -> Tensor:
+        # Bayes' rule: log p(k) from the coarse map plus sqrt(abar) <code of k, z> / (1 - abar) from z; bounded like `prior`
+        logits = coarse.float().clamp_min(1e-4).log()
+        if z is not None and bar is not None:
+            pixels = self.to_pixels((bar.sqrt() * self.scale**2 * z.float() / (1 - bar).clamp_min(1e-4)).clamp(-8, 8))
+            logits = logits + _product(pixels, self.codes)
+        return logits
 
     def weights(self, pixels: Tensor) -> Tensor:
         return F.pixel_unshuffle(pixels, self.factor).repeat(1, self.codes.shape[1], 1, 1)

@@ -181,3 +181,25 @@ class ConditionEncoder(nn.Module):
 def position_sizes(levels: Sequence[int], side: int) -> tuple[int, ...]:
     """Side of each feature map for a latent of `side` positions."""
     return tuple(math.ceil(side / 2**level) for level in levels)
+
+
+class PixelHead(nn.Module):
+    """Features, image, coarse map and z at full size [B,M,H,W] -> what is added to the logits [B,K,H,W]; nothing at the start.
+
+    A denoiser on blocks of pixels places borders to the pixel only through the channels of a block; two small convolutions at full size do
+    so directly (cf. SegRefiner and CascadePSP, which work at stride 1).
+    """
+
+    WIDTH = 16
+
+    def __init__(self, channels: int, n_classes: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, self.WIDTH, 3, padding=1), nn.SiLU(), nn.Conv2d(self.WIDTH, self.WIDTH, 3, padding=1), nn.SiLU()
+        )
+        self.out = nn.Conv2d(self.WIDTH, n_classes, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layers(x))

@@ -52,6 +52,46 @@ def betas(schedule: str, steps: int, zero_terminal_snr: bool) -> np.ndarray:
     return 1 - np.concatenate([bar[:1], bar[1:] / bar[:-1]])
 
 
+def scaled(values: np.ndarray, amplitude: float) -> np.ndarray:
+    """Betas [T] of the process whose clean latents are `amplitude` times as large, and whose z are brought back to unit variance.
+
+    z / sqrt(abar s^2 + 1 - abar) with z = sqrt(abar) s c + sqrt(1 - abar) eps (arXiv 2301.10972, section 2.3) is the variance-preserving
+    process of c with abar' = abar s^2 / (abar s^2 + 1 - abar): the signal-to-noise ratio of every timestep times s^2.
+    """
+    bar = np.cumprod(1 - values)
+    signal = bar * amplitude**2
+    bar = signal / (signal + 1 - bar)
+    return 1 - np.concatenate([bar[:1], bar[1:] / bar[:-1]])
+
+
+def trailing(timesteps: int, steps: int) -> Tensor:
+    """The `steps` timesteps of a sampler with trailing spacing, from T - 1 down (arXiv 2305.08891, table 2)."""
+    return torch.from_numpy(np.round(np.arange(timesteps, 0, -timesteps / steps)).astype(np.int64))[:steps] - 1
+
+
+class TimestepLaw:
+    """Draws training timesteps in 0 .. T-1 by the config's law."""
+
+    def __init__(self, config: RefinerConfig):
+        self.law, self.steps, self.last_share = config.timestep_law, config.train_timesteps, config.last_share
+        grid = trailing(self.steps, config.grid_steps) if self.law == "grid" else torch.zeros(0)
+        # where T-1 has its own share, the law is for the rest
+        self.grid = grid[1:] if self.last_share and len(grid) > 1 else grid
+
+    def __call__(self, generator: torch.Generator) -> int:
+        if self.last_share and torch.rand(1, generator=generator).item() < self.last_share:
+            return self.steps - 1
+        if self.law == "grid":
+            return int(self.grid[int(torch.randint(len(self.grid), (1,), generator=generator))])
+        if self.law == "logit_normal":  # arXiv 2403.03206, mean 0, scale 1
+            u = torch.sigmoid(torch.randn(1, generator=generator)).item()
+            return min(self.steps - 1, int(self.steps * u))
+        u = torch.randint(self.steps, (1,), generator=generator).item()
+        if self.law == "cubic":  # docs/method.md, "Training objective": t = min(T-1, floor(T (1 - (u/T)^3)))
+            return min(self.steps - 1, int(self.steps * (1 - (u / self.steps) ** 3)))
+        return int(u)
+
+
 class Diffusion:
     """Forward process, conversions between parameterisations, and training weights, on the CPU in float32 tables.
 
@@ -70,6 +110,8 @@ class Diffusion:
         self.config = config
         self.steps = config.train_timesteps
         self.betas = betas(config.schedule, self.steps, config.zero_terminal_snr)
+        if config.amplitude != 1:
+            self.betas = scaled(self.betas, config.amplitude)
         self.abar = torch.tensor(np.cumprod(1 - self.betas).clip(0, 1), dtype=torch.float32)
         snr = self.abar / (1 - self.abar).clamp_min(1e-12)
         kept = snr.clamp_max(MIN_SNR_GAMMA)
@@ -79,17 +121,6 @@ class Diffusion:
     def abar_at(self, t: Tensor) -> Tensor:
         """Timesteps [B] -> abar [B,1,1,1] on t's device."""
         return self.abar.to(t.device)[t.long()].view(-1, 1, 1, 1)
-
-    def draw_timestep(self, generator: torch.Generator) -> int:
-        """One training timestep in 0 .. T-1 by the config's law."""
-        law = self.config.timestep_law
-        if law == "logit_normal":  # arXiv 2403.03206, mean 0, scale 1
-            u = torch.sigmoid(torch.randn(1, generator=generator)).item()
-            return min(self.steps - 1, int(self.steps * u))
-        u = torch.randint(self.steps, (1,), generator=generator).item()
-        if law == "cubic":  # docs/method.md, "Training objective": t = min(T-1, floor(T (1 - (u/T)^3)))
-            return min(self.steps - 1, int(self.steps * (1 - (u / self.steps) ** 3)))
-        return int(u)
 
     def noised(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         bar = self.abar_at(t)
@@ -135,6 +166,7 @@ class Sampler:
     def __init__(self, diffusion: Diffusion, config: SamplerConfig):
         self.diffusion = diffusion
         self.kind = config.sampler
+        self.renews = self.kind == "renoise"
         length = max(1, round(diffusion.steps * config.strength))
         if config.steps > length:
             raise BadRequest(
@@ -172,16 +204,16 @@ class Sampler:
             return 1 / (self.scheduler.sigmas[step] ** 2 + 1)
         return self._bar(self.timesteps[step])
 
-    def next(self, z: Tensor, x0: Tensor, step: int) -> Tensor:
-        """Latent at the following timestep."""
+    def next(self, z: Tensor, x0: Tensor, step: int, fresh: Tensor | None = None) -> Tensor:
+        """Latent at the following timestep; `fresh`: new noise, for the sampler that renews it."""
         if self.scheduler is None:
             return x0
-        if self.kind == "ddim":
+        if self.kind in ("ddim", "renoise"):
             # arXiv 2010.02502 eq. 12, eta 0. diffusers takes `t - T // steps` for the next timestep, which misses its own list (and ends
             # short of the clean latent) where `steps` does not divide T
             bar, last = self.bar(step), step + 1 == len(self.timesteps)
             after = torch.ones(()) if last else self.bar(step + 1)
-            noise = (z - bar.sqrt() * x0) / (1 - bar).sqrt()
+            noise = fresh if self.renews and fresh is not None else (z - bar.sqrt() * x0) / (1 - bar).sqrt()
             return after.sqrt() * x0 + (1 - after).sqrt() * noise
         return self.scheduler.step(x0, self.timesteps[step], z).prev_sample
 
@@ -204,7 +236,7 @@ def _scheduler(kind: str, values: np.ndarray, spacing: str) -> Any:
         "timestep_spacing": spacing,
         "steps_offset": 1 if spacing == "leading" and len(values) > 1 else 0,
     }
-    if kind == "ddim":
+    if kind in ("ddim", "renoise"):  # the timesteps alone
         return diffusers.DDIMScheduler(clip_sample=False, **common)
     # these two divide by sqrt(abar): diffusers' own guard puts 2^-24 in place of 0 at the last timestep
     guard = bool(values[-1] > 0.9999)
@@ -222,3 +254,22 @@ def noise_like(seeds: Sequence[int], shape: tuple[int, int, int], draws: int = 1
         generator = torch.Generator().manual_seed(int(seed) % (1 << 63))
         rows.append(torch.randn((draws, *shape), generator=generator))
     return torch.stack(rows, 1)
+
+
+class TileNoise:
+    """Noise of all draws and steps of a batch of tiles; that of a tile comes from its own seed.
+
+    Args:
+        seeds: one a tile. shape: [D,h,w]. draws: S.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], draws: int):
+        self.seeds, self.shape = seeds, shape
+        self.first = noise_like(seeds, shape, draws)
+
+    def __call__(self, draw: int, step: int) -> Tensor:
+        """[B,D,h,w] on the CPU: the start for step 0, new noise for the later ones."""
+        if step == 0:
+            return self.first[draw]
+        mixed = [np.random.SeedSequence([int(seed) % (1 << 63), draw, step]).generate_state(1, np.uint64)[0] for seed in self.seeds]
+        return noise_like([int(m >> np.uint64(1)) for m in mixed], self.shape)[0]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -182,11 +182,13 @@ class Condition:
     """All that denoising steps share.
 
     coarse: probabilities [B,K,H,W]. latent: their code [B,D,h,w], padded. prepared: one entry a skip and, last, the middle.
+    entry: image and coarse map on the latent grid [B,M,h,w], where the denoiser or a head at full size sees them too, or None.
     """
 
     coarse: Tensor
     latent: Tensor
     prepared: tuple[Prepared, ...]
+    entry: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.coarse)
@@ -200,9 +202,20 @@ class Condition:
                 self.coarse[i : i + 1],
                 self.latent[i : i + 1],
                 tuple(Prepared(**{k: v[i % len(v)] for k, v in fields.items()}) for fields in cut),
+                None if self.entry is None else self.entry[i : i + 1],
             )
             for i in range(n)
         ]
+
+    def take(self, rows: Tensor) -> Condition:
+        """The tiles with these indices [N]."""
+        n = len(self)
+
+        def some(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.unflatten(0, (n, -1))[rows].flatten(0, 1)
+
+        prepared = tuple(replace(p, share=p.share[rows], value=some(p.value), k=some(p.k), v=some(p.v)) for p in self.prepared)
+        return Condition(self.coarse[rows], self.latent[rows], prepared, some(self.entry))
 
 
 def _rows(tensor: Tensor | None, n: int) -> list[Any]:
@@ -217,4 +230,6 @@ def stack(rows: Sequence[Condition]) -> Condition:
         values = {f.name: [getattr(b, f.name) for b in blocks] for f in dataclasses.fields(Prepared)}
         joined: dict[str, Any] = {k: None if v[0] is None else v[0] if k == "mask" else torch.cat(v) for k, v in values.items()}
         prepared.append(Prepared(**joined))
-    return Condition(torch.cat([r.coarse for r in rows]), torch.cat([r.latent for r in rows]), tuple(prepared))
+    entries = [r.entry for r in rows if r.entry is not None]
+    entry = torch.cat(entries) if entries else None
+    return Condition(torch.cat([r.coarse for r in rows]), torch.cat([r.latent for r in rows]), tuple(prepared), entry)

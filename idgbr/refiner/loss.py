@@ -18,9 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgbr.config import RefinerConfig, Runtime
+from idgbr.errors import BadRequest
 from idgbr.interfaces import Report, Stop
 from idgbr.labels import IGNORE
 from idgbr.refiner import saved
+from idgbr.refiner.guidance import Condition
+from idgbr.refiner.process import Draw
 from idgbr.refiner.refiner import Refiner
 
 BOUNDARY_PX = 3  # boundary weighting: pixels this near a target boundary ...
@@ -42,7 +45,12 @@ class RefinerTraining(nn.Module):
         super().__init__()
         self.network = refiner
         config = refiner.config
-        self.needs_index = bool(config.one_step_images or (config.alignment and config.alignment_images))
+        if config.edge_loss and not refiner.process.reads_logits:
+            raise BadRequest(
+                "the edge loss compares class probabilities with the target, which a latent output has not",
+                value=f"refiner.edge_loss={config.edge_loss}",
+                allowed="a refiner that learns by cross-entropy",
+            )
         if config.alignment:
             from idgbr.refiner.teacher import Aligner
 
@@ -65,28 +73,41 @@ class RefinerTraining(nn.Module):
         weight_BHW = _pad_zero(self._pixel_weights(target, mask), network.multiple)
         process = network.process
         draw = process.draw(batch["seed"].tolist(), batch.get("index"), z0)
-        prepared = network.guide(image_input, coarse_latent)
-        z, bar = process.noised(z0, draw), process.abar(draw.t)
-        features = network.denoiser.encode(z, draw.t)
-        guidance = network.guidance((*features.skips, features.middle), prepared)
-        led = features.with_guidance([g * draw.keep.view(-1, 1, 1, 1) for g in guidance])
-        output = network.denoiser.decode(led).float() + network.prior(coarse_latent, z, bar)
+        condition = network.prepare(image_input, network.pad(batch["coarse"]), coarse_latent)
+        source = self._guessed(condition, draw, z0) if draw.guesses else z0
+        z, bar = process.seen(source, draw), process.abar(draw.t)
+        output, middle = network.predict(z, draw.t, condition, keep=draw.keep)
+        output = output.float() + network.prior(condition, z, bar)
 
         labels = _pad_value(torch.where(mask, target, IGNORE).long(), network.multiple)
         if process.reads_logits:
             loss = self._cross_entropy(output, labels, weight_BHW) * process.loss_weight(draw.t)
         else:
             loss = self._squared_error(output, process.target(z0, draw), weight_BHW) * process.loss_weight(draw.t)
-            if bar is not None and bool(draw.from_zeros.any()):
+            if bar is not None and bool(draw.task.any()):
                 task = self._cross_entropy(process.x0(output, z, bar), labels, weight_BHW)
-                loss = torch.where(draw.from_zeros, task, loss)
+                loss = torch.where(draw.task, task, loss)
+        if config.edge_loss:
+            loss = loss + config.edge_loss * edge_difference(network.logits(output).softmax(1), labels)
         parts: dict[str, Tensor] = {}
         if self.aligner is not None:
-            aligned = self.aligner(led.middle, batch)
+            aligned = self.aligner(middle, batch)
             parts["alignment"] = aligned.detach()
-            active = batch["index"] < config.alignment_images if config.alignment_images else torch.ones_like(draw.from_zeros)
+            active = batch["index"] < config.alignment_images if config.alignment_images else torch.ones_like(draw.task)
             loss = loss + config.alignment * aligned * active  # times 0 rather than left out: DDP wants every parameter used
         return loss, parts
+
+    @torch.no_grad()
+    def _guessed(self, condition: Condition, draw: Draw, z0: Tensor) -> Tensor:
+        """Clean latents: of the network's own first guess where recycled, else of the truth."""
+        network, last = self.network, self.network.process.last
+        rows = draw.recycled.nonzero()[:, 0]
+        if not len(rows):  # sharded networks are evaluated by all processes or by none
+            rows = torch.zeros(1, dtype=torch.long, device=z0.device)
+        t = torch.full((len(rows),), last, device=z0.device)
+        guess = network.estimate(draw.first[rows], t, network.process.abar(t), condition.take(rows)).x0
+        found = torch.zeros_like(z0).index_copy_(0, rows, guess.to(z0.dtype))
+        return torch.where(draw.recycled.view(-1, 1, 1, 1), found, z0)
 
     def _latents(self, batch: dict[str, Tensor], mask: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """Condition input, coarse latent, target latent; read from the batch where they were cached."""
@@ -99,7 +120,7 @@ class RefinerTraining(nn.Module):
     def _pixel_weights(self, target: Tensor, mask: Tensor) -> Tensor:
         """[B,1,H,W]: 0 where unlabelled; near target boundaries `BOUNDARY_WEIGHT` where asked."""
         weight = mask.float()[:, None]
-        if self.network.config.loss_weighting != "boundary" or self.network.config.kind == "one_pass":
+        if self.network.config.loss_weighting != "boundary":
             return weight
         known = torch.where(mask, target.float(), torch.nan)[:, None]
         padded = F.pad(known, (1, 1, 1, 1), mode="replicate")
@@ -112,7 +133,7 @@ class RefinerTraining(nn.Module):
         return weight * (1 + (BOUNDARY_WEIGHT - 1) * near)
 
     def _cross_entropy(self, output: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        each = F.cross_entropy(self.network.codec.logits(output), labels, ignore_index=IGNORE, reduction="none")
+        each = F.cross_entropy(self.network.logits(output), labels, ignore_index=IGNORE, reduction="none")
         weight = weight[:, 0]
         return (each * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1)
 
@@ -126,6 +147,18 @@ class RefinerTraining(nn.Module):
         fy, fx = (torch.fft.fftfreq(side, device=error.device).abs() for side in spectrum.shape[-2:])
         by_frequency = ((fy[:, None].square() + fx[None].square()).sqrt() / 0.5**0.5 + 0.1) ** FREQUENCY_POWER
         return (spectrum * by_frequency / by_frequency.mean()).flatten(1).sum(1) / w.flatten(1).sum(1).clamp_min(1)
+
+
+def edge_difference(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Mean absolute difference [B] of the Sobel gradients of probabilities [B,K,H,W] and labels [B,H,W], where 3 x 3 labels are known."""
+    k = probabilities.shape[1]
+    known = (labels != IGNORE)[:, None].float()
+    hot = F.one_hot(torch.where(labels == IGNORE, 0, labels), k).movedim(-1, 1).float()
+    sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], device=labels.device) / 8
+    kernels = torch.stack([sobel, sobel.T])[:, None].repeat(k, 1, 1, 1)
+    gradients = F.conv2d(probabilities.float() - hot, kernels, groups=k).abs().mean(1)
+    inside = F.avg_pool2d(known, 3, 1)[:, 0] > 0.999
+    return (gradients * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
 
 
 def encode_sample(

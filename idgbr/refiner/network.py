@@ -7,7 +7,6 @@ Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +17,8 @@ from idgbr.config import RefinerConfig
 from idgbr.errors import BadRequest, Disagreement
 from idgbr.labels import ClassTable
 from idgbr.refiner.codec import AnalogCodec, Codec, VaeCodec, encode_mode
-from idgbr.refiner.denoiser import ConditionEncoder, Denoiser, position_sizes, small_unet
-from idgbr.refiner.guidance import Condition, GuidanceNetwork, Prepared, stack
+from idgbr.refiner.denoiser import ConditionEncoder, Denoiser, PixelHead, position_sizes, small_unet
+from idgbr.refiner.guidance import Condition, GuidanceNetwork, stack
 from idgbr.refiner.pretrained import PretrainedFeatures
 from idgbr.refiner.process import Estimate, Process, process_of
 from idgbr.refiner.stable_diffusion import Parts
@@ -58,6 +57,7 @@ class RefinerNetwork(nn.Module):
         self.config, self.table, self.n_bands, self.stats = config, table, n_bands, stats
         self.part_configs = parts.configs()
         self.process: Process = process_of(config)
+        check_additions(config, self.process.reads_logits)
         for name in ("mean", "std", "low", "high"):
             values = torch.tensor(getattr(stats, name), dtype=torch.float32)
             if len(values) != n_bands:
@@ -75,14 +75,19 @@ class RefinerNetwork(nn.Module):
     def _build_networks(self, parts: Parts) -> None:
         c, d = self.config, self.codec.latent_channels
         self.pretrained: PretrainedFeatures | None = None
+        self.head: PixelHead | None = None
         inputs = int(c.use_image) + int(c.use_coarse)
         if parts.unet is not None:
             self.denoiser = Denoiser(parts.unet, parts.prompt)
             encoder = Denoiser(parts.condition_unet, parts.prompt, decoder=False)
         else:
-            self.denoiser = Denoiser(small_unet(d, d, c.channels, c.layers, "refiner.channels"))
-            image = self.n_bands * self.codec.factor**2
-            entry = image * c.use_image + d * c.use_coarse
+            block = self.codec.factor**2
+            coarse = self.codec.n_classes * block if c.class_channels else d
+            entry = self.n_bands * block * c.use_image + coarse * c.use_coarse
+            out = (self.codec.n_classes + c.pixel_channels) * block if c.class_channels else d
+            self.denoiser = Denoiser(small_unet(d + entry * c.input_condition, out, c.channels, c.layers, "refiner.channels"))
+            if c.pixel_channels:
+                self.head = PixelHead(c.pixel_channels + (d + entry) // block, self.codec.n_classes)
             if c.condition_encoder and c.use_image:
                 self.pretrained = PretrainedFeatures(
                     c.condition_encoder, c.condition_weights, self.n_bands, self.codec.factor, c.condition_channels[0]
@@ -132,32 +137,61 @@ class RefinerNetwork(nn.Module):
             x = torch.where(valid[:, None], x, 0.0)
         return F.pixel_unshuffle(x, self.codec.factor)
 
-    def guide(self, image_input: Tensor | None, coarse_latent: Tensor) -> tuple[Prepared, ...]:
-        """Condition features, keys, values and convolution shares of all guidance blocks."""
-        parts = [image_input] if self.config.use_image and image_input is not None else []
-        if self.config.use_coarse:
-            parts.append(coarse_latent)
+    def prepare(self, image_input: Tensor | None, coarse: Tensor, latent: Tensor) -> Condition:
+        """Condition features, keys, values and convolution shares of all guidance blocks.
+
+        Args:
+            image_input: see `image_input`. coarse: probabilities [B,K,H,W]. latent: their code [B,D,h,w], padded.
+        """
+        c = self.config
+        parts = [image_input] if c.use_image and image_input is not None else []
+        if c.use_coarse:
+            parts.append(F.pixel_unshuffle(self.pad(coarse) * 2 - 1, self.codec.factor) if c.class_channels else latent)
+        entry = torch.cat(parts, 1) if c.input_condition or c.pixel_channels else None
         if self.pretrained is not None:
             assert image_input is not None
             parts.append(self.pretrained(image_input))
-        return self.guidance.prepare(self.condition_encoder(parts))
+        return Condition(coarse, latent, self.guidance.prepare(self.condition_encoder(parts)), entry)
 
-    def predict(self, z: Tensor, t: Tensor, prepared: Sequence[Prepared], guidance_scale: float = 1.0) -> Tensor:
-        """One network evaluation at z [B,D,h,w], t [B]; the second branch runs only where guidance_scale is not 1."""
-        features = self.denoiser.encode(z, t)
-        guidance = self.guidance((*features.skips, features.middle), prepared)
-        if guidance_scale == 1.0:
-            return self.denoiser.decode(features.with_guidance(guidance))
-        free, led = self.denoiser.decode(features.doubled(guidance)).chunk(2)
-        return free + guidance_scale * (led - free)
+    def predict(
+        self, z: Tensor, t: Tensor, condition: Condition, *, keep: Tensor | None = None, guidance_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """One network evaluation at z [B,D,h,w], t [B] -> output, middle feature with guidance.
+
+        The output is a latent [B,D,h,w], or with `class_channels` logits [B,K,H,W] of the padded size.
+
+        Args:
+            keep: factors of the guidance [B]. guidance_scale: the second branch runs only where it is not 1.
+        """
+        seen = torch.cat([z, condition.entry], 1) if self.config.input_condition and condition.entry is not None else z
+        features = self.denoiser.encode(seen, t)
+        guidance = self.guidance((*features.skips, features.middle), condition.prepared)
+        if guidance_scale != 1.0:
+            free, led = self.denoiser.decode(features.doubled(guidance)).chunk(2)
+            output, middle = free + guidance_scale * (led - free), features.middle + guidance[-1]
+        else:
+            led_features = features.with_guidance(guidance if keep is None else [g * keep.view(-1, 1, 1, 1) for g in guidance])
+            output, middle = self.denoiser.decode(led_features), led_features.middle
+        if not self.config.class_channels:
+            return output, middle
+        pixels = F.pixel_shuffle(output, self.codec.factor)
+        if self.head is None:
+            return pixels, middle
+        assert condition.entry is not None
+        logits, detail = pixels.split([self.codec.n_classes, self.config.pixel_channels], 1)
+        return logits + self.head(torch.cat([detail, F.pixel_shuffle(torch.cat([condition.entry, z], 1), self.codec.factor)], 1)), middle
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Network output (or x0) read as class logits [B,K,H,W]."""
+        return output if self.config.class_channels else self.codec.logits(output)
 
     def estimate(
         self,
         z: Tensor,
         t: Tensor,
         bar: Tensor | None,
-        coarse_latent: Tensor,
-        prepared: Sequence[Prepared],
+        condition: Condition,
+        *,
         guidance_scale: float = 1.0,
         as_logits: bool = False,
     ) -> Estimate:
@@ -165,14 +199,15 @@ class RefinerNetwork(nn.Module):
 
         as_logits: read a latent output as logits too, as networks trained by the task loss want it.
         """
-        output = self.predict(z, t, prepared, guidance_scale).float() + self.prior(coarse_latent, z, bar)
+        output = self.predict(z, t, condition, guidance_scale=guidance_scale)[0].float() + self.prior(condition, z, bar)
         x0 = output if bar is None else self.process.x0(output, z, bar)
         if self.process.reads_logits or as_logits:
-            probabilities = self.codec.logits(x0).softmax(1)
-            return Estimate(self.codec.encode(probabilities), probabilities)
+            probabilities = self.logits(x0).softmax(1)
+            hard = self.config.recycle_hard
+            return Estimate(self.codec.encode_index(probabilities.argmax(1)) if hard else self.codec.encode(probabilities), probabilities)
         return Estimate(x0 if self.codec.bound is None else x0.clamp(-self.codec.bound, self.codec.bound), None)
 
-    def prior(self, coarse_latent: Tensor, z: Tensor, bar: Tensor | None) -> Tensor | float:
+    def prior(self, condition: Condition, z: Tensor, bar: Tensor | None) -> Tensor | float:
         """What is added to the network's output at z and noise level abar (`bar`; None: z holds no noised map).
 
         With `coarse_residual` the network adds the image's evidence to what coarse map and z say by themselves: an untrained one returns
@@ -183,8 +218,11 @@ class RefinerNetwork(nn.Module):
             return 0.0  # epsilon: near the clean map any change of x0 is a huge change of epsilon
         if kind == "v":
             assert bar is not None
-            return -(1 - bar).sqrt() * coarse_latent  # so that x0 = sqrt(abar) z - sqrt(1 - abar) v = sqrt(abar) z + (1 - abar) coarse
-        return self.codec.prior(coarse_latent, None if bar is None else z, bar, self.process.reads_logits)
+            return -(1 - bar).sqrt() * condition.latent  # so that x0 = sqrt(abar) z - sqrt(1 - abar) v = sqrt(abar) z + (1 - abar) coarse
+        given = None if bar is None else z
+        if self.config.class_channels:
+            return self.codec.class_prior(self.pad(condition.coarse), given, bar)
+        return self.codec.prior(condition.latent, given, bar, self.process.reads_logits)
 
     @torch.no_grad()
     def condition(self, image: Tensor, coarse: Tensor, valid: Tensor | None = None) -> Condition:
@@ -204,5 +242,38 @@ class RefinerNetwork(nn.Module):
             seen = None
             if self.config.use_image:
                 seen = self.image_input(self.pad(image[i : i + size]), None if valid is None else valid[i : i + size])
-            rows.append(Condition(guess, latent, self.guide(seen, latent)))
+            rows.append(self.prepare(seen, guess, latent))
         return stack(rows)
+
+
+def check_additions(config: RefinerConfig, reads_logits: bool) -> None:
+    """Raises:
+    BadRequest: a part of the network that the other settings leave no place for.
+    """
+    given = ", ".join(f"refiner.{n}={getattr(config, n)}" for n in ("class_channels", "input_condition", "pixel_channels"))
+
+    def refuse(wrong: object, why: str, allowed: str) -> None:
+        if wrong:
+            raise BadRequest(why, value=given, allowed=allowed)
+
+    refuse(
+        config.class_channels and config.codec != "analog",
+        "class channels have the pixels of the label map, which the latents of a VAE have not",
+        "refiner.codec=analog",
+    )
+    refuse(
+        config.class_channels and not reads_logits,
+        "with a channel a class the network puts out logits, so it must learn by cross-entropy",
+        "refiner.parameterisation=x0 and refiner.target_loss=cross_entropy or auto",
+    )
+    refuse(
+        config.pixel_channels and not config.class_channels,
+        "the head at full size adds to class logits",
+        "refiner.class_channels=true",
+    )
+    refuse(config.input_condition and config.base, "a Stable Diffusion U-Net has no input channels for a condition", "refiner.base= (none)")
+    refuse(
+        config.condition_dropout and (config.input_condition or config.pixel_channels),
+        "condition dropout leaves out the guidance, but here the denoiser sees the condition elsewhere too",
+        "refiner.condition_dropout=0",
+    )

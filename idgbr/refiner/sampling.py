@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from idgbr.config import SamplerConfig, section_from_dict
 from idgbr.errors import BadRequest
 from idgbr.rasters.edges import changeable
+from idgbr.refiner.diffusion import TileNoise
 from idgbr.refiner.guidance import Condition
 from idgbr.refiner.network import RefinerNetwork
 from idgbr.refiner.process import Estimate
@@ -64,11 +65,15 @@ def _draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[int], c
 
     def evaluate(z: Tensor, t: Tensor, bar: Tensor | None, *, guidance_scale: float = 1.0, as_logits: bool = False) -> Estimate:
         t_B = t.to(network.device).expand(len(z))
-        return network.estimate(z, t_B, bar, latent, condition.prepared, guidance_scale, as_logits)
+        return network.estimate(z, t_B, bar, condition, guidance_scale=guidance_scale, as_logits=as_logits)
 
     process = network.process
-    start = process.start(seeds, tuple(latent.shape[1:]), config).to(network.device)  # type: ignore[arg-type]
-    draws = [process.walk(evaluate, noise, latent, network.codec.decode, config)[..., :height, :width] for noise in start]
+    n = process.draws(config)
+    noise = TileNoise(seeds, tuple(latent.shape[1:]), n)  # type: ignore[arg-type]
+    draws = []
+    for s in range(n):
+        walked = process.walk(evaluate, lambda step, s=s: noise(s, step).to(network.device), latent, network.codec.decode, config)  # type: ignore[misc]
+        draws.append(walked[..., :height, :width])
     return torch.stack(draws)
 
 

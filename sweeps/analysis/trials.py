@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from idgbr.config import SECTIONS, about_setting
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
+from idgbr.settings import When
 from idgbr.store import Store
 
 KIND = "refiner.kind"
@@ -143,7 +144,7 @@ def null_unread(frame: pl.DataFrame) -> pl.DataFrame:
         if section not in SECTIONS or name == KIND:
             continue
         condition = about_setting(name).read_when
-        kinds = condition.values if condition is not None and condition.name == KIND else KINDS_OF_REFINER
+        kinds = condition.values if isinstance(condition, When) and condition.name == KIND else KINDS_OF_REFINER
         if section == "refiner":
             kinds = tuple(k for k in kinds if k != "none")
         unread = [k for k in KINDS_OF_REFINER if k not in kinds]

@@ -18,8 +18,8 @@ from idgbr.errors import BadRequest, nearest
 from idgbr.stages import STAGES
 from sweeps.analysis.trials import Part, Trials, resolve
 
-KINDS = {"none": "coarse", "one_pass": "one_pass", "diffusion": "diffusion"}
-_FIRST = {"coarse": 0, "one_pass": 1, "diffusion": 2}
+KINDS = {"none": "coarse", "one_pass": "one_pass", "cascade": "cascade", "diffusion": "diffusion"}
+_FIRST = {"coarse": 0, "one_pass": 1, "cascade": 2, "diffusion": 3}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ INTERFACES: dict[str, tuple[str, ...]] = {
     "idgbr/coarse/stage.py": ("write",),
     "idgbr/refiner/refiner.py": ("Refiner.build", "Refiner.load", "Refiner.save", "Refiner.refine"),
     "idgbr/refiner/network.py": ("RefinerNetwork.condition", "RefinerNetwork.predict"),
-    "idgbr/refiner/process.py": ("Process.noised", "Process.target", "Process.walk"),
+    "idgbr/refiner/process.py": ("Process.seen", "Process.target", "Process.walk"),
     "idgbr/refiner/loss.py": ("fit",),
     "idgbr/scene/strips.py": ("refine_rows", "refine_raster"),
     "idgbr/scene/geotiff.py": ("refine_scene",),

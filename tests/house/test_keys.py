@@ -79,9 +79,19 @@ def test_a_setting_that_is_not_read_is_in_no_key(stage: str, condition: dict, se
 def test_conditions_name_settings_and_values_that_exist() -> None:
     for name, cls in SECTIONS.items():
         for field, about in settings(cls):
-            if about.read_when is not None:
-                other = about_setting(about.read_when.name)
-                assert not other.choices or set(about.read_when.values) <= set(other.choices), f"{name}.{field}"
+            conditions = about.read_when if isinstance(about.read_when, tuple) else (about.read_when,)
+            for condition in filter(None, conditions):
+                other = about_setting(condition.name)
+                assert not other.choices or set(condition.values) <= set(other.choices), f"{name}.{field}"
+
+
+def test_one_pass_reads_boundary_weights_and_no_other_weighting() -> None:
+    keys = {
+        weighting: next(j.key for j in stages.jobs(apply(Experiment(), {"refiner.kind": "one_pass", "refiner.loss_weighting": weighting}))
+                        if j.stage == "refiner")
+        for weighting in ("uniform", "min_snr", "frequency", "boundary")
+    }  # fmt: skip
+    assert keys["uniform"] == keys["min_snr"] == keys["frequency"] != keys["boundary"]
 
 
 def test_a_setting_added_later_is_in_no_key_at_its_default() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest
-from idgbr.refiner.diffusion import Diffusion, Sampler, betas, noise_like
+from idgbr.refiner.diffusion import Diffusion, Sampler, TimestepLaw, betas, noise_like
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
 
@@ -53,16 +53,16 @@ def test_parameterisations_agree_on_x0() -> None:
 
 def test_timestep_laws_have_the_moments_of_the_method() -> None:
     g = torch.Generator().manual_seed(0)
-    laws = {law: diffusion(timestep_law=law) for law in ("cubic", "uniform", "logit_normal")}
-    cubic = np.array([laws["cubic"].draw_timestep(g) for _ in range(20_000)])
+    laws = {law: TimestepLaw(RefinerConfig(timestep_law=law)) for law in ("cubic", "uniform", "logit_normal")}
+    cubic = np.array([laws["cubic"](g) for _ in range(20_000)])
     assert cubic.mean() == pytest.approx(750.0, abs=5)  # docs/method.md: mean of the cubic law
     assert (cubic >= 500).mean() == pytest.approx(0.794, abs=0.01)
     assert (cubic >= 900).mean() == pytest.approx(0.465, abs=0.012)
     assert (cubic == 999).mean() == pytest.approx(0.101, abs=0.008)
     assert (cubic < 100).mean() == pytest.approx(0.034, abs=0.005)
-    uniform = np.array([laws["uniform"].draw_timestep(g) for _ in range(20_000)])
+    uniform = np.array([laws["uniform"](g) for _ in range(20_000)])
     assert uniform.mean() == pytest.approx(499.5, abs=8)
-    normal = np.array([laws["logit_normal"].draw_timestep(g) for _ in range(20_000)])
+    normal = np.array([laws["logit_normal"](g) for _ in range(20_000)])
     assert np.median(normal) == pytest.approx(500, abs=12)
     assert (normal < 1000 / (1 + math.e)).mean() == pytest.approx(0.1587, abs=0.01)  # one standard deviation below
 

@@ -31,7 +31,7 @@ def test_no_effect_at_initialisation(build: Callable[..., Refiner], batch: Calla
     condition = refiner.condition(sample["image"], sample["coarse"])
     z, t = torch.randn_like(condition.latent), torch.tensor([3, 50])
     with torch.no_grad():
-        assert torch.equal(refiner.predict(z, t, condition.prepared), refiner.denoiser.decode(refiner.denoiser.encode(z, t)))
+        assert torch.equal(refiner.predict(z, t, condition)[0], refiner.denoiser.decode(refiner.denoiser.encode(z, t)))
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:

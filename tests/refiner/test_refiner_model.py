@@ -15,6 +15,7 @@ from torch import Tensor
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.rasters.edges import changeable
+from idgbr.refiner.guidance import Condition
 from idgbr.refiner.refiner import Refined, Refiner
 
 Build = Callable[..., Refiner]
@@ -29,7 +30,7 @@ def test_the_cached_sampler_equals_the_plain_one(build: Build, batch: Batch, sti
     condition = refiner.condition(sample["image"], sample["coarse"])
     z, t = torch.randn_like(condition.latent), torch.tensor([80, 80])
     with torch.no_grad():
-        cached = refiner.predict(z, t, condition.prepared, scale)
+        cached, _ = refiner.predict(z, t, condition, guidance_scale=scale)
         conditions = refiner.condition_encoder([refiner.image_input(sample["image"]), refiner.codec.encode(sample["coarse"])])
 
         def run(led: bool) -> Tensor:  # the whole network once, nothing shared
@@ -264,7 +265,8 @@ def test_the_prior_is_bayes_rule_for_every_pixel(build: Build) -> None:
     codec, p = refiner.codec, torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
     z = torch.randn(1, 16, 2, 2, generator=torch.Generator().manual_seed(1))
     bar = torch.tensor(0.4)
-    prior = refiner.prior(codec.encode(torch.cat([1 - p, p], 1)), z, bar)
+    coarse = torch.cat([1 - p, p], 1)
+    prior = refiner.prior(Condition(coarse, codec.encode(coarse), ()), z, bar)
     seen = torch.nn.functional.pixel_shuffle(z, 4)
     density = [torch.exp(-((seen - c * bar.sqrt()) ** 2) / (2 * (1 - bar))) for c in (-1, 1)]
     posterior = p * density[1] / (p * density[1] + (1 - p) * density[0])

@@ -129,8 +129,8 @@ def test_the_fast_track_is_the_task_loss_of_one_step_from_zero(build: Build, bat
     with torch.no_grad():
         loss, _ = training(samples)
         network = training.network
-        prepared = network.guide(network.image_input(samples["image"]), network.codec.encode(samples["coarse"]))
-        output = network.predict(torch.zeros(6, 16, 8, 8), torch.full((6,), 99), prepared)
+        condition = network.condition(samples["image"], samples["coarse"])
+        output, _ = network.predict(torch.zeros(6, 16, 8, 8), torch.full((6,), 99), condition)
         task = F.cross_entropy(network.codec.logits(output), samples["target"].long(), reduction="none").mean((1, 2))
     assert torch.allclose(loss[4:], task[4:], rtol=1e-5)
     assert not torch.isclose(loss[:4], task[:4]).any()

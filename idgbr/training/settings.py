@@ -1,0 +1,22 @@
+"""Settings of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from idgbr.settings import Section, setting
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Section):
+    """What the training loop reads; shared by the two stages that train."""
+
+    batch_images: int = setting(16, "global batch, whatever the number of workers", low=1, shapes_network=False)
+    train_images: int = setting(8000, "images seen in all", low=1, shapes_network=False)
+    lr: float = setting(1e-3, "peak learning rate of AdamW", low=1e-8, high=1, shapes_network=False)
+    weight_decay: float = setting(1e-2, "of AdamW", low=0, high=1, shapes_network=False)
+    warmup_images: int = setting(800, "linear warm-up", low=0, shapes_network=False)
+    clip_norm: float = setting(1.0, "gradient norm clip; 0: none", low=0, shapes_network=False)
+    ema_images: float = setting(800.0, "half-life of the weight average in images; 0: none", low=0, shapes_network=False)
+    accumulate: int = setting(1, "micro-batches a step", low=1, shapes_network=False)
+    checkpoint_images: int = setting(4000, "images between resume checkpoints", low=1, speed_only=True)
