@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.errors import BadRequest, Missing, nearest
+from sweeps.refiner_studies import STUDIES
 from sweeps.study import Axis, Search, Study
 
 
@@ -249,7 +250,7 @@ BUILT_IN: dict[str, Callable[[], Study]] = {
         search_sampler,
         search_refiner,
     )
-}
+} | STUDIES
 
 
 def find(name: str) -> Study:

@@ -1,0 +1,65 @@
+"""The studies of the refiner compare like with like, and every arm of them is a refiner that can be built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from idgbr.config import Experiment
+from idgbr.settings import network_shape
+from sweeps import refiner_studies, studies
+from sweeps.study import Trial, expand
+
+SHARED = ("train_images", "batch_images", "crop_px", "lr", "boundary_share", "loss_weighting", "class_channels", "channels")
+
+
+@pytest.fixture(autouse=True)
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as IDGBR_DATA names it; plans ask for the content of the weights file alone."""
+    monkeypatch.setenv("IDGBR_DATA", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tf_efficientnet_lite0_in1k.safetensors").write_bytes(b"weights")
+
+
+def trials(name: str) -> list[Trial]:
+    return expand(studies.find(f"{name}_naip_fields"))
+
+
+def refiners(found: list[Trial]) -> dict[str, Experiment]:
+    """Experiments of the trained refiners, by key."""
+    return {job.key: t.experiment for t in found for job in t.jobs if job.stage == "refiner"}
+
+
+def test_the_screen_trains_every_arm_once_on_equal_terms() -> None:
+    found = refiners(trials("refiner_screen"))
+    kinds = [e.refiner.kind for e in found.values()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"one_pass": 3, "cascade": 1, "diffusion": len(refiner_studies.DIFFUSION)}
+    for name in SHARED:
+        assert len({getattr(e.refiner, name) for e in found.values()}) == 1, name
+
+
+@pytest.mark.parametrize("name", ["refiner_confirm", "refiner_decisions"])
+def test_one_pass_and_cascade_have_the_network_of_the_arm_beside_them(name: str) -> None:
+    found = refiners(trials(name))
+    best = [e.refiner for e in found.values() if e.refiner.recycle]
+    assert len(best) == 3  # seeds
+    others = [e.refiner for e in found.values() if e.refiner.kind != "diffusion"]
+    assert others
+    for other in others:
+        for field in ("channels", "pixel_channels", "input_condition", "class_channels", "guidance_width", "block_px"):
+            assert getattr(other, field) == getattr(best[0], field)
+    assert len({network_shape(b) for b in best}) == 1
+
+
+def test_decisions_train_nothing_that_confirm_did_not() -> None:
+    assert set(refiners(trials("refiner_decisions"))) <= set(refiners(trials("refiner_confirm")))
+
+
+def test_every_arm_can_be_built_and_sampled_as_the_study_says() -> None:
+    from idgbr.refiner.process import process_of
+
+    for name in ("refiner_screen", "refiner_confirm", "refiner_decisions"):
+        for trial in trials(name):
+            if trial.experiment.refiner.kind != "none":
+                process_of(trial.experiment.refiner).check(trial.experiment.sampler)
