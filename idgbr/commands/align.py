@@ -109,7 +109,8 @@ def _write(meaning: Meaning, grid: Grid, out: Path, same: bool, grids: str) -> N
             writer = stack.enter_context(RasterWriter(out, grid, n, meaning.dtypes[0], **profile))
             for row in range(0, grid.height, STRIP_PX):
                 window = Window(0, row, grid.width, min(STRIP_PX, grid.height - row))  # pyright: ignore
-                rows, known = view.read(list(range(1, n + 1)), window=window), view.read(n + 1, window=window) > 0
+                rows = view.read(list(range(1, n + 1)), window=window).astype(meaning.dtypes[0])  # GDAL warps int8 as int16
+                known = view.read(n + 1, window=window) > 0
                 overlap |= bool(known.any())
                 if meaning.alpha is not None:
                     rows[meaning.alpha - 1][~known] = 0

@@ -182,7 +182,8 @@ def _with_nodata(reading: Reading, nodata: int | None, values: Values | None, se
     used = set(values.numbers) - {nodata} if values is not None else set()
     others = any(reading.classes.get(s) == kind for s in used)
     of_class = {code for sample, code in reading.codes.items() if reading.classes[sample] == kind and code != own}
-    if others or seen & of_class or (of_class and not used):
+    repeated = any(s < nodata and code == own for s, code in reading.codes.items())  # a palette's colour that an earlier entry has
+    if others or repeated or seen & of_class or (of_class and not used):
         return {**reading.classes, nodata: IGNORE}
     return reading.classes
 
@@ -192,7 +193,7 @@ def _refuse_mixture(path: Path, reading: Reading, classes: Classes, values: Valu
     if 1 in used and used.get(255) == used[1]:
         raise Disagreement(
             f"{path}: 1 and 255 both occur and both are codes of {table.names[used[1]]}; 255 may as well mean unknown",
-            value=histogram(values.numbers, values.counts),
+            value=histogram([reading.codes.get(s, s) for s in values.numbers], values.counts),
             hint="declare 255 as nodata if it is unknown, or give a class table (--classes, data.classes) with one of the two",
         )
 

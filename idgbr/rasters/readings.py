@@ -56,7 +56,7 @@ def _palette_readings(meaning: Meaning, table: ClassTable) -> list[Reading]:
     if drawn and not colours:
         found.append(_by_palette("the colours of its palette", entries, drawn))
     # Grey levels, and black and white as 0 and 1, only if no entry that is a number code of the table has another colour.
-    named = {entries[n] for n in numbers if n in entries} - {BLACK}
+    named = {entries[n] for n in numbers if n in entries and n != meaning.nodata[0]} - {BLACK}
     greys = {v * 0x010101: i for v, i in numbers.items() if 0 <= v <= 255}
     of_classes = {grey: i for grey, i in greys.items() if i != IGNORE}
     if named <= of_classes.keys():
@@ -191,6 +191,6 @@ def shown(meaning: Meaning, values: Values) -> list[int]:
         if not set(used) <= {0, full}:
             raise _white_is_zero(meaning, values, "without a class table, only black and white")
         used = [full - n for n in used]
-    if full is not None and full > 255 and set(used) <= {0, full}:
+    if full is not None and (full > 255 or meaning.white_is_zero) and full > 1 and set(used) <= {0, full}:
         return [255 if n else 0 for n in used]
     return used

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,3 +63,36 @@ def test_a_table_that_contradicts_itself_is_refused(tmp_path: object) -> None:
         ClassTable.from_json('{"classes": [{"name": "a", "codes": [[1, 2]], "color": [0, 0, 0]}]}', "table.json")
     with pytest.raises(Missing, match="no class table"):
         ClassTable.load("/nowhere/classes.json")
+
+
+def test_tables_of_codes_take_no_text_for_numbers() -> None:
+    for codes in (
+        '["255"]',
+        '["1", "2", "3"]',
+        "255",
+        '"255"',
+        "[true]",
+        "[1.5]",
+        '[["1", 2, 3]]',
+        "[[1, 2, 3.5]]",
+        "[[1, 2]]",
+        "[[1, 2, 300]]",
+    ):
+        text = f'{{"classes": [{{"name": "a", "codes": {codes}, "color": [0, 0, 0]}}, {{"name": "b", "codes": [7], "color": [1, 1, 1]}}]}}'
+        with pytest.raises(Disagreement, match="not a class table"):
+            ClassTable.from_json(text, "t.json")
+    for color in ('"123"', '["1", "2", "3"]', "[0, 0]", "7", "[0.2, 0.4, 0.6]"):
+        with pytest.raises(Disagreement, match="not a class table"):
+            ClassTable.from_json(f'{{"classes": [{{"name": "a", "codes": [0], "color": {color}}}]}}', "t.json")
+    good = ClassTable.from_json('{"classes": [{"name": "a", "codes": [0, [1, 2, 3], -5], "color": [0, 0, 0]}], "ignore": [255]}')
+    assert good.classes[0].codes == (0, (1, 2, 3), -5)
+    assert json.loads(good.to_json())["ignore"] == [255]
+
+
+def test_codes_that_the_sample_type_cannot_hold_cannot_occur() -> None:
+    table = ClassTable((LabelClass("a", (0, -1), (0, 0, 0)), LabelClass("b", (1, 2**40), (1, 1, 1))), (-9999, 70000))
+    index = np.array([[0, 1], [1, 0]], np.uint8)
+    for kind in ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"):
+        np.testing.assert_array_equal(table.encode(index.astype(kind), kind), index)
+    np.testing.assert_array_equal(table.encode(np.array([[-1, 2**40]]), "int64"), [[0, 1]])
+    np.testing.assert_array_equal(table.encode(np.array([[-9999, 70000]], np.int32), "int32"), [[IGNORE, IGNORE]])

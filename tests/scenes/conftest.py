@@ -11,6 +11,7 @@ import pytest
 import rasterio
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 
 from idgbr.labels import ClassTable, LabelClass
 from idgbr.rasters.read import Grid
@@ -40,6 +41,31 @@ def write_image() -> Callable[..., Path]:
                           "crs": grid.crs, "transform": grid.transform, **profile},
         ) as file:  # fmt: skip
             file.write(array)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    """Buildings on 4 of 48 rows and more background than building, uint8 [32, 48]."""
+    out = np.zeros((32, 48), np.uint8)
+    out[4:12, 10:30] = 1
+    return out
+
+
+@pytest.fixture
+def write_map(tmp_path: Path, grid: Callable[[int, int], Grid], write_image: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes bands [h, w] or [c, h, w] as a GeoTIFF with colour interpretation and palette."""
+
+    def write(bands: np.ndarray, name: str = "a.tif", marks: tuple[ColorInterp, ...] = (), palette: Any = None, **profile: Any) -> Path:
+        bands = bands if bands.ndim == 3 else bands[None]
+        path = write_image(tmp_path / name, bands, grid(*bands.shape[1:]), **profile)
+        with rasterio.open(path, "r+") as file:
+            if palette:
+                file.write_colormap(1, {k: (*v, 255)[:4] for k, v in palette.items()})
+            if marks:
+                file.colorinterp = marks
         return path
 
     return write
