@@ -65,93 +65,95 @@ def colours_of(count: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    k = draw(st.integers(2, 5))
+def tables(draw: st.DrawFn) -> tuple[str, list[int], list[tuple[int, int, int]], ClassTable]:
+    """Style, number codes, colours, and a table of them."""
     style = draw(st.sampled_from(["indices", "mask", "numbers", "colours", "both"]))
-    kind = draw(st.sampled_from(["uint8"] * 6 + list(NUMBERS)))
-    low, high = NUMBERS[kind]
-    k = 2 if style == "mask" else k
-    colours = draw(colours_of(k + 1))
-    if style in ("indices", "both"):
-        codes = list(range(k))
-    elif style == "mask":
-        codes = [0, 255]
-    else:
-        codes = draw(st.lists(st.integers(max(low, -9999), min(high, 40000)), min_size=k, max_size=k, unique=True))
-    ignored = draw(st.sampled_from([(), (-1,), (255,), (70000,)])) if style in ("indices", "numbers") and 255 not in codes else ()
-    ignored = tuple(code for code in ignored if code not in codes)
-    given_codes: list[tuple[Any, ...]] = [(code,) for code in codes]
-    if style == "mask":
-        given_codes[1] = draw(st.sampled_from([(255,), (255, 1)]))
-    if style == "colours":
-        given_codes = [(colour,) for colour in colours[:k]]
-    if style == "both":
-        given_codes = [(code, colour) for code, colour in zip(codes, colours)]
-    table = ClassTable(tuple(LabelClass(f"c{i}", own, colours[i]) for i, own in enumerate(given_codes)), ignored)
+    k = 2 if style == "mask" else draw(st.integers(2, 5))
+    colours = draw(colours_of(k))
+    codes = {"indices": list(range(k)), "both": list(range(k)), "mask": [0, 255]}.get(style) or draw(
+        st.lists(st.integers(-9999, 40000), min_size=k, max_size=k, unique=True)
+        | st.lists(st.integers(0, 255), min_size=k, max_size=k, unique=True)
+    )
+    ignored = tuple(c for c in draw(st.sampled_from([(), (-1,), (255,), (70000,)])) if c not in codes and style in ("indices", "numbers"))
+    of_class: list[tuple[Any, ...]] = {
+        "colours": [(colour,) for colour in colours],
+        "both": list(zip(codes, colours)),
+        "mask": [(0,), draw(st.sampled_from([(255,), (255, 1)]))],
+    }.get(style, [(code,) for code in codes])
+    classes = tuple(LabelClass(f"c{i}", own, colours[i]) for i, own in enumerate(of_class))
+    return style, codes, colours, ClassTable(classes, ignored)
+
+
+def in_palette(way: str, index: np.ndarray, codes: list[int], colours: list[tuple[int, int, int]], order: np.ndarray) -> tuple[Any, ...]:
+    shown = [(code, code, code) for code in codes] if way == "grey palette" else colours
+    return order[index][None], "uint8", {int(order[i]): (*colour, 255) for i, colour in enumerate(shown)}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    style, codes, colours, table = draw(tables())
+    k = len(codes)
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     present = rng.permutation(k)[: draw(st.integers(1, k))]
     index = present[rng.integers(0, len(present), (H // 4, W // 4))].repeat(4, 0).repeat(4, 1).astype(np.uint8)
-    unknown = rng.random((H, W)) < draw(st.sampled_from([0.0, 0.0, 0.3]))
-
     way = draw(st.sampled_from(WAYS.get(style, WAYS[""])))
-    profile: dict[str, Any] = {"dtype": kind}
-    palette = None
-    values = np.array(codes)[index]
-    if way in ("rgb", "grey rgb", "palette", "palette as drawn", "grey palette") or kind not in NUMBERS:
-        profile["dtype"] = "uint8"
+    bytes_only = min(codes) >= 0 and max(codes) < 256
+    way = "number" if way in ("grey palette", "grey rgb", "bits") and not bytes_only else way
+    fitting = [kind for kind, (low, high) in NUMBERS.items() if low <= min(codes) and max(codes) <= high]
+    kind = "uint8" if way in ("rgb", "grey rgb", "bits") else draw(st.sampled_from(["uint8"] * 6 * bytes_only + fitting))
+    values, palette = np.array(codes)[index], None
+    profile: dict[str, Any] = {}
     if way == "rgb":
-        bands = np.array(colours[:k], np.uint8)[index].transpose(2, 0, 1)
-    elif way in ("palette", "palette as drawn"):
+        bands = np.array(colours, np.uint8)[index].transpose(2, 0, 1)
+    elif "palette" in way:
         order = rng.permutation(draw(st.sampled_from([k, 16])))[:k]
-        palette = {int(order[i]): (*colours[i], 255) for i in range(k)}
-        bands = order[index][None].astype(np.uint8)
-    elif way == "grey palette":
-        order = rng.permutation(k)
-        palette = {int(order[i]): (codes[i], codes[i], codes[i], 255) for i in range(k)} if max(codes) < 256 and min(codes) >= 0 else None
-        bands = (order[index] if palette else values)[None]
-        profile["dtype"] = "uint8" if palette else kind
+        bands, kind, palette = in_palette(way, index, codes, colours, order)
     elif way == "grey rgb":
         bands = np.repeat(values[None], 3, axis=0)
-        profile["dtype"] = "uint8" if values.min() >= 0 and values.max() < 256 else kind
     else:
         bands = values[None]
-        if way == "bits" and min(codes) >= 0 and max(codes) < 4096:
-            profile |= (
-                {"dtype": "uint8", "nbits": max(1, max(codes).bit_length())} if max(codes) < 256 else {"dtype": "uint16", "nbits": 12}
-            )
-    white = profile["dtype"] in ("uint8", "uint16") and len(bands) == 1 and palette is None and draw(st.booleans())
-    if white:  # stored so that it is shown as meant
-        full = 2 ** profile.get("nbits", 8 * np.dtype(profile["dtype"]).itemsize) - 1
-        if bands.max() <= full:
-            profile["photometric"], bands = "MINISWHITE", full - bands.astype(np.int64)
-    bands = bands.astype(profile["dtype"])
-    case = Case(table, index, bands, profile, palette, said=f"{style}, {way}, {profile}, codes {given_codes}, ignore {ignored}")
-
-    marked = draw(st.sampled_from(["no", "mask", "msk", "alpha", "nodata", "code"]))
-    if unknown.any() and marked in ("mask", "msk"):
-        case.mask, case.sidecar = ~unknown, marked == "msk"
-        case.index = np.where(unknown, IGNORE, index).astype(np.uint8)
-    elif marked == "alpha" and "nbits" not in profile and palette is None and "photometric" not in profile:
-        opaque = np.iinfo(profile["dtype"]).max if bands.dtype.kind in "iu" else 1
-        case.bands, case.alpha = np.concatenate([bands, np.where(unknown, 0, opaque)[None].astype(bands.dtype)]), True
-        case.index = np.where(unknown, IGNORE, index).astype(np.uint8)
-    elif marked == "nodata" and "nbits" not in profile:
-        free = sorted(set(range(256)) - set(np.unique(bands).tolist()) - set(codes) - set(palette or ()))
-        nodata = draw(st.sampled_from(free[:3] + free[-3:]))
-        full = np.iinfo(profile["dtype"]).max if bands.dtype.kind in "iu" else 256
-        if nodata <= full and way not in ("rgb", "grey rgb") and (not white or full - nodata not in codes):
-            case.bands = np.where(unknown[None], nodata, bands).astype(bands.dtype)
-            case.profile = {**profile, "nodata": nodata}
-            case.index = np.where(unknown, IGNORE, index).astype(np.uint8)
-    elif marked == "code" and ignored and len(bands) == 1 and palette is None and not white and way == "number":
-        limits = NUMBERS[profile["dtype"]]
-        if limits[0] <= ignored[0] <= limits[1]:
-            case.bands = np.where(unknown[None], ignored[0], bands).astype(bands.dtype)
-            case.index = np.where(unknown, IGNORE, index).astype(np.uint8)
+        profile = {"nbits": max(1, max(codes).bit_length())} if way == "bits" else {}
+    if kind in ("uint8", "uint16") and len(bands) == 1 and palette is None and draw(st.booleans()):  # stored so that it is shown as meant
+        full = 2 ** profile.get("nbits", 8 * np.dtype(kind).itemsize) - 1
+        profile["photometric"], bands = "MINISWHITE", full - bands.astype(np.int64)
+    profile["dtype"] = kind
+    said = f"{style}, {way}, {profile}, {table.describe_codes()}"
+    case = Case(table, index, bands.astype(kind), profile, palette, said=said)
+    draw(marks_of_the_unknown(case, codes, rng.random((H, W)) < draw(st.sampled_from([0.0, 0.0, 0.3]))))
     case.profile = {**case.profile, **draw(st.sampled_from(LAYOUTS))}
     if case.profile.get("nbits") == 1 and draw(st.booleans()):
         case.profile["compress"] = draw(st.sampled_from(["ccittfax4", "ccittrle"]))
     return case
+
+
+@st.composite
+def marks_of_the_unknown(draw: st.DrawFn, case: Case, codes: list[int], unknown: np.ndarray) -> None:
+    """Marks pixels as unknown in one of the ways that files have."""
+    marked = draw(st.sampled_from(["no", "mask", "msk", "alpha", "nodata", "code"]))
+    bands, kind, plain = case.bands, case.bands.dtype, case.palette is None and "photometric" not in case.profile
+    if "nbits" in case.profile and marked not in ("mask", "msk"):
+        return
+    if marked in ("mask", "msk"):
+        case.mask, case.sidecar = ~unknown, marked == "msk"
+    elif marked == "alpha" and plain:
+        opaque = np.iinfo(kind).max if kind.kind in "iu" else 1
+        case.bands, case.alpha = np.concatenate([bands, np.where(unknown, 0, opaque)[None].astype(kind)]), True
+    elif marked == "nodata" and len(bands) == 1:
+        full = np.iinfo(kind).max if kind.kind in "iu" else 256
+        meant = {*codes, *case.table.numbers}  # a tile where a code is nodata and its class is absent can only be settled in its set
+        taken = {*np.unique(bands).tolist(), *meant, *(full - code for code in meant), *(case.palette or ())}
+        nodata = draw(st.sampled_from([n for n in (0, 1, 7, 99, 127, 200, 254, 255) if n <= full and n not in taken] or [None]))
+        if nodata is None:
+            return
+        case.bands, case.profile = np.where(unknown[None], nodata, bands).astype(kind), {**case.profile, "nodata": nodata}
+    elif marked == "code" and case.table.ignore and len(bands) == 1 and plain:
+        code, (low, high) = case.table.ignore[0], NUMBERS[kind.name]
+        if not isinstance(code, int) or not low <= code <= high:
+            return
+        case.bands = np.where(unknown[None], code, bands).astype(kind)
+    else:
+        return
+    case.index = np.where(unknown, IGNORE, case.index).astype(np.uint8)
 
 
 def write(case: Case, path: Path) -> None:
