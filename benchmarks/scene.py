@@ -69,13 +69,16 @@ def refiner() -> tuple[Any, Any]:
 
 def in_strips(folder: Path) -> Any:
     from idgbr.config import SamplerConfig
-    from idgbr.scene.geotiff import Model, refine_scene
+    from idgbr.scene.geotiff import SceneRequest, refine_scene
+    from idgbr.scene.model import Model
     from idgbr.scene.tiles import TorchTiles
 
     network, table = refiner()
     sampler = SamplerConfig(tile_px=256, overlap_px=64, steps=STEPS, reach_px=12, batch_tiles=4)
     model = Model("benchmark", TorchTiles(network), table, (1, 2, 3), sampler)
-    tally, _ = refine_scene(model, sampler, folder / "scene.tif", folder / "coarse.tif", folder / "strips.tif", confidence=True)
+    tally, _ = refine_scene(
+        model, sampler, SceneRequest(folder / "scene.tif", folder / "coarse.tif", folder / "strips.tif", confidence=True)
+    )
     return tally
 
 

@@ -23,7 +23,7 @@ from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing, SomeFail
 
 if TYPE_CHECKING:
     from idgbr.labels import ClassTable
-    from idgbr.scene.geotiff import Model
+    from idgbr.scene.model import Model
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
 TRIES = 3  # a scene whose worker died (node lost, out of memory) goes to another one, and continues with its finished rows
@@ -103,7 +103,7 @@ class SceneWorker:
         self.model: Model | None = None
 
     def _load(self) -> tuple[Model, SamplerConfig]:
-        from idgbr.scene.geotiff import load_model, with_settings
+        from idgbr.scene.model import load_model, with_settings
 
         if self.model is None:
             runtime = self.request[2]
@@ -117,20 +117,20 @@ class SceneWorker:
     def refine(self, order: Order, seed: int, confidence: bool, overwrite: bool) -> tuple[bool, str]:
         """(whether it went well, what was done or what is wrong)."""
         from idgbr.files import check_output
-        from idgbr.scene.geotiff import refine_scene, sampler_tag
+        from idgbr.scene.geotiff import SceneRequest, refine_scene, result_tags
 
         try:
             model, sampler = self._load()
             if order.out.exists() and not overwrite:
-                want = {"IDGBR_MODEL": model.name, "IDGBR_SEED": str(seed), "IDGBR_SAMPLER": sampler_tag(sampler)}
+                want = result_tags(model, sampler, seed)
                 if _tags(order.out, want) == want:
                     return True, "is there already"
                 raise Disagreement(f"{order.out} is there, made by another model or with other settings", hint="another -o, or --overwrite")
             check_output(order.out)
-            place = order.scene, order.coarse, order.out
-            tally, _ = refine_scene(
-                model, sampler, *place, seed=seed, confidence=confidence, resume=not overwrite, afresh=overwrite, codes=self.codes
+            request = SceneRequest(
+                order.scene, order.coarse, order.out, seed=seed, confidence=confidence, resume=not overwrite, overwrite=overwrite
             )
+            tally, _ = refine_scene(model, sampler, request, codes=self.codes)
         except IdgbrError as error:
             return False, str(error)
         return True, str(tally)
@@ -220,7 +220,7 @@ def main(words: list[str] | None = None) -> int:
     given = parser.parse_args(words)
     from cluster.session import connected
     from idgbr.labels import ClassTable
-    from idgbr.scene.geotiff import find_model
+    from idgbr.scene.model import find_model
 
     todo = orders(given.source.absolute(), given.coarse and given.coarse.absolute(), given.out.absolute())  # workers run in other folders
     find_model(given.model, given.store)  # before a cluster is started

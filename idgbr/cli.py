@@ -9,9 +9,10 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from idgbr.commands.refine import AS_TRAINED, BEST_OF_STORE, ModelChoice, SamplerChanges
 from idgbr.commands.train import run_until
 from idgbr.recipes import experiment
-from idgbr.scene.geotiff import newest_refiner
+from idgbr.scene.geotiff import SceneRequest
 from idgbr.store import default_root
 from idgbr.verbs import leave, run_verbs
 
@@ -131,37 +132,16 @@ def predict(
 
 
 def refine(
-    scene: Positional[Path],
-    coarse: Positional[Path],
-    /,
+    request: SceneRequest,
+    using: ModelChoice = BEST_OF_STORE,
+    changes: SamplerChanges = AS_TRAINED,
     *,
-    out: Annotated[Path, arg(aliases=["-o"])],
-    model: Annotated[str, arg(help="a refiner's folder, or its key in the store; empty: the newest of the store")] = "",
-    steps: Annotated[int | None, arg(help="denoising steps; none given: 4")] = None,
-    samples: Annotated[int | None, arg(help="samples a tile; more than 1 gives agreement and entropy")] = None,
-    reach_px: Annotated[float | None, arg(help="pixels farther than this from a coarse boundary are never changed; 0: no limit")] = None,
-    reach_m: Annotated[float | None, arg(help="the same in metres")] = None,
-    tile_px: Annotated[int | None, arg(help="tile side")] = None,
-    seed: int = 0,
-    confidence: Annotated[bool, arg(help="write confidence beside the map")] = False,
-    polygons: Annotated[Path | None, arg(help="also write patches as .gpkg or .geojson")] = None,
-    simplify_px: Annotated[float, arg(help="simplification tolerance of the polygons in px")] = 0.0,
-    resume: Annotated[bool, arg(help="continue an interrupted scene strip by strip")] = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: Annotated[str, arg(help="fp32 or bf16")] = "fp32",
     classes: Annotated[Path | None, arg(help="class table (JSON): the model's classes with the codes or colours of COARSE")] = None,
-    store: StorePath = "",
 ) -> None:
     """Sharpen any model's class map of a scene. CRS, grid, nodata and colours are kept."""
     from idgbr.commands.refine import refine as run
 
-    store = store or default_root()
-    run(
-        scene, coarse, out, model=model or newest_refiner(store), steps=steps, samples=samples, reach_px=reach_px, reach_m=reach_m,
-        tile_px=tile_px, seed=seed, confidence=confidence, polygons=polygons, simplify_px=simplify_px, resume=resume, overwrite=overwrite,
-        device=device, precision=precision, store=store, classes=classes,
-    )  # fmt: skip
+    run(request, using, changes, classes=classes)
 
 
 def align(

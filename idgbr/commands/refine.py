@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
+
+from tyro.conf import arg
 
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest
-from idgbr.scene.geotiff import confidence_path, load_model, refine_scene, with_settings
+from idgbr.scene.geotiff import SceneRequest, confidence_path, refine_scene
+from idgbr.scene.model import load_model, with_settings
+from idgbr.store import default_root
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which refiner, and how it runs."""
+
+    model: Annotated[str, arg(help="a refiner's folder, or its key in the store; empty: the best of the store by boundary IoU")] = ""
+    store: Annotated[str, arg(help="folder or URI of the store")] = ""
+    device: str = "auto"
+    precision: Annotated[str, arg(help="fp32 or bf16")] = "fp32"
+
+
+@dataclass(frozen=True)
+class SamplerChanges:
+    """Settings that replace those the model was trained and scored with."""
+
+    steps: Annotated[int | None, arg(help="denoising steps; none given: 4")] = None
+    samples: Annotated[int | None, arg(help="samples a tile; more than 1 gives agreement and entropy")] = None
+    reach_px: Annotated[float | None, arg(help="pixels farther than this from a coarse boundary are never changed; 0: no limit")] = None
+    reach_m: Annotated[float | None, arg(help="the same in metres")] = None
+    tile_px: Annotated[int | None, arg(help="tile side")] = None
+
+
+BEST_OF_STORE, AS_TRAINED = ModelChoice(), SamplerChanges()
 
 
 def refine(
-    scene: Path,
-    coarse: Path,
-    out: Path,
-    *,
-    model: str,
-    steps: int | None = None,
-    samples: int | None = None,
-    reach_px: float | None = None,
-    reach_m: float | None = None,
-    seed: int = 0,
-    confidence: bool = False,
-    polygons: Path | None = None,
-    simplify_px: float = 0.0,
-    resume: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "fp32",
-    store: str = "store",
-    tile_px: int | None = None,
-    classes: Path | None = None,
+    request: SceneRequest, using: ModelChoice = BEST_OF_STORE, changes: SamplerChanges = AS_TRAINED, *, classes: Path | None = None
 ) -> None:
-    """Refine `coarse` (any model's class map, or probabilities) of `scene`; print the paths written, last the map.
+    """Refine a class map or probabilities of any model; print the paths written, last the map.
 
-    Settings that are None are those the model was trained and scored with. `reach_m` gives the reach in metres on the ground.
-    The confidence bands go beside the map, as `OUT_confidence.tif`. `classes` says what the codes or colours of `coarse` mean, where they
-    are not the model's: a class table with the model's class names.
+    The confidence bands go beside the map, as `OUT_confidence.tif`.
+
+    Args:
+        classes: what the codes or colours of the coarse map mean, where they are not the model's: a class table (JSON) with the model's
+            class names.
 
     Raises:
         BadRequest: an output exists, is an input or has a wrong name, a setting is out of range, metres without a CRS.
@@ -53,26 +62,22 @@ def refine(
     from idgbr.rasters.grid import Grid
     from idgbr.rasters.polygons import check_polygons
 
-    scene, coarse, out = Path(scene), Path(coarse), Path(out)
-    check_output(out, overwrite)
-    check_apart(out, scene, coarse)
-    if confidence:
-        check_output(confidence_path(out), overwrite)
-        check_apart(confidence_path(out), scene, coarse)
-    if polygons is not None:
-        check_polygons(Path(polygons), simplify_px, overwrite)
+    scene, coarse, out = request.scene, request.coarse, request.out
+    for path in (out, confidence_path(out)) if request.confidence else (out,):
+        check_output(path, request.overwrite)
+        check_apart(path, scene, coarse)
+    if request.polygons is not None:
+        check_polygons(request.polygons, request.simplify_px, request.overwrite)
     codes = ClassTable.load(classes) if classes is not None else None
-    if reach_m is not None:
+    reach_px = changes.reach_px
+    if changes.reach_m is not None:
         if reach_px is not None:
-            raise BadRequest("the reach is given twice", value=f"{reach_px} px and {reach_m} m", hint="one of the two")
-        reach_px = Grid.of(scene).pixels(reach_m, "the reach")
-    loaded = load_model(model, store, Runtime(device=device, precision=precision))
-    sampler = with_settings(loaded.sampler, steps=steps, samples=samples, reach_px=reach_px, tile_px=tile_px)
+            raise BadRequest("the reach is given twice", value=f"{reach_px} px and {changes.reach_m} m", hint="one of the two")
+        reach_px = Grid.of(scene).pixels(changes.reach_m, "the reach")
+    loaded = load_model(using.model, using.store or default_root(), Runtime(device=using.device, precision=using.precision))
+    sampler = with_settings(loaded.sampler, steps=changes.steps, samples=changes.samples, reach_px=reach_px, tile_px=changes.tile_px)
     with Progress(f"refine {scene.name}") as progress:
-        tally, written = refine_scene(
-            loaded, sampler, scene, coarse, out, seed=seed, confidence=confidence, polygons=polygons, simplify_px=simplify_px,
-            resume=resume, afresh=overwrite, report=progress, codes=codes,
-        )  # fmt: skip
+        tally, written = refine_scene(loaded, sampler, request, codes=codes, report=progress)
     print(tally, file=sys.stderr)
     for path in written:
         print(path)

@@ -3,105 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import glob
 import json
 import sys
-import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from idgbr.config import Experiment, Runtime, SamplerConfig, from_dict
-from idgbr.errors import BadRequest, IdgbrError, Missing
+from tyro.conf import Positional, arg
+
+from idgbr.config import SamplerConfig
+from idgbr.errors import IdgbrError, NoSpace, Outage
+from idgbr.files import temporary_beside
 from idgbr.interfaces import Report
 from idgbr.labels import ClassTable
-from idgbr.machine import expanded
 from idgbr.rasters.read import require_placed
-from idgbr.scene.strips import Tally, TileRefiner
-
-
-def newest_refiner(root: str) -> str:
-    from idgbr.errors import Missing
-    from idgbr.store import Store
-
-    store = Store(root)
-    found = [m for key in store.keys("refiner") if (m := store.manifest("refiner", key))]
-    if not found:
-        raise Missing(f"no refiner in the store {root}", hint="--model FOLDER, or idgbr train-refiner RECIPE")
-    newest = max(found, key=lambda m: m["finished"])
-    print(f"model: {newest['key']}, the newest refiner of {root}", file=sys.stderr)
-    return str(newest["key"])
-
-
-PRECISIONS = ("fp32", "bf16")
+from idgbr.scene.model import Model
+from idgbr.scene.strips import Rows, Tally
 
 
 @dataclass(frozen=True)
-class Model:
-    """A trained refiner and what must be known to run it: class table, bands of the image, sampler settings it was scored with."""
+class SceneRequest:
+    """A scene to refine, and the files to write."""
 
-    name: str
-    tiles: TileRefiner
-    table: ClassTable
-    bands: tuple[int, ...]
-    sampler: SamplerConfig
-
-
-def find_model(model: str, store: str) -> tuple[Path, Experiment | None]:
-    """Folder of a refiner, given as that folder or as its key in the store, and the experiment that trained it (None for a bare folder).
-
-    Raises:
-        Missing: neither.
-    """
-    from idgbr.store import Store
-
-    folder = expanded(model)
-    if folder.is_dir():
-        manifest = folder.parent / "manifest.json"
-        record = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    else:
-        place = Store(store)
-        found = [key for key in place.keys("refiner") if key.startswith(model)] if model else []
-        if len(found) != 1:
-            known = ", ".join(place.keys("refiner")) or "none"
-            raise Missing("no such refiner" if not found else "more than one refiner begins like this", value=f"--model {model}",
-                          allowed=f"a folder with config.json and model.safetensors, or a key of the store {store}: {known}",
-                          hint="idgbr train-refiner RECIPE prints the folder")  # fmt: skip
-        folder, record = place.path("refiner", found[0]), place.manifest("refiner", found[0]) or {}
-    return folder, from_dict(record["experiment"]) if "experiment" in record else None
-
-
-def load_model(model: str, store: str, runtime: Runtime) -> Model:
-    """Raises:
-    Missing: no such model. BadRequest: an unknown precision.
-    """
-    from idgbr.refiner.refiner import Refiner
-    from idgbr.scene.tiles import TorchTiles
-
-    if runtime.precision not in PRECISIONS:
-        raise BadRequest("unknown precision", value=f"--precision {runtime.precision}", allowed=", ".join(PRECISIONS))
-    folder, experiment = find_model(model, store)
-    refiner = Refiner.load(folder)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "config.json").read_bytes()).hexdigest()[:16]
-    if experiment is not None:
-        bands, sampler = experiment.data.bands, experiment.sampler
-    else:
-        side = refiner.config.crop_px
-        bands, sampler = tuple(range(1, refiner.n_bands + 1)), SamplerConfig(tile_px=side, overlap_px=side // 4)
-    return Model(digest, TorchTiles(refiner, runtime), refiner.table, bands, sampler)
-
-
-def with_settings(sampler: SamplerConfig, **given: Any) -> SamplerConfig:
-    """The settings that are not None; a new tile keeps the share of overlap."""
-    values = {name: value for name, value in given.items() if value is not None}
-    if "tile_px" in values:
-        values["overlap_px"] = min(values["tile_px"] * sampler.overlap_px // sampler.tile_px, values["tile_px"] - 1)
-    return dataclasses.replace(sampler, **values)
+    scene: Annotated[Positional[Path], arg(metavar="SCENE", help="image, with the bands that the model was trained on")]
+    coarse: Annotated[Positional[Path], arg(metavar="COARSE", help="class map or probabilities of any model, on the grid of the image")]
+    out: Annotated[Path, arg(aliases=["-o"], help="the refined class map, a GeoTIFF")]
+    seed: Annotated[int, arg(help="of the noise")] = 0
+    confidence: Annotated[bool, arg(help="write confidence beside the map")] = False
+    polygons: Annotated[Path | None, arg(help="also write patches as .gpkg or .geojson")] = None
+    simplify_px: Annotated[float, arg(help="simplification tolerance of the polygons in px")] = 0.0
+    resume: Annotated[bool, arg(help="continue an interrupted scene strip by strip")] = False
+    overwrite: bool = False
 
 
 def sampler_tag(sampler: SamplerConfig) -> str:
     """The settings that decide the result, as JSON; written into the output's tags."""
     return json.dumps({k: v for k, v in dataclasses.asdict(sampler).items() if k not in ("split", "batch_tiles")}, sort_keys=True)
+
+
+def result_tags(model: Model, sampler: SamplerConfig, seed: int) -> dict[str, str]:
+    """What made a map, for its tags: two maps of the same inputs with the same tags are the same."""
+    tags = {"IDGBR_MODEL": model.name, "IDGBR_SEED": str(seed), "IDGBR_SAMPLER": sampler_tag(sampler)}
+    return tags | {f"IDGBR_{name.upper()}": value for name, value in model.runs.items()}
 
 
 def confidence_path(out: Path) -> Path:
@@ -111,26 +56,25 @@ def confidence_path(out: Path) -> Path:
 def refine_scene(
     model: Model,
     sampler: SamplerConfig,
-    scene: Path,
-    coarse: Path,
-    out: Path,
+    request: SceneRequest,
     *,
-    seed: int = 0,
-    confidence: bool = False,
-    polygons: Path | None = None,
-    simplify_px: float = 0.0,
-    resume: bool = False,
-    afresh: bool = False,
-    report: Report | None = None,
     codes: ClassTable | None = None,
+    report: Report | None = None,
 ) -> tuple[Tally, list[Path]]:
-    """One scene by a loaded model. Tiles' seeds depend on `seed`, the scene's file name without folder and suffix, and the tile's place.
+    """One scene by a loaded model. Tiles' seeds depend on the seed, the scene's file name without folder and suffix, and the tile's place.
 
-    Finished rows are kept in a hidden folder beside `out` until it is whole: after Ctrl-C or a crash, `resume` goes on from there.
-    An error of the request or the inputs removes them.
+    Finished rows are also kept in a hidden folder beside the output until it is whole: after Ctrl-C, a crash or a full disk, `resume` goes
+    on from there. Other errors remove them.
+
+    Args:
+        codes: what the codes or colours of the coarse map mean, where they are not the model's.
 
     Returns:
         The counts, and the files written (the map last).
+
+    Raises:
+        BadRequest, Missing, Disagreement: inputs that cannot be read or do not fit, an interrupted run of another request.
+        NoSpace, Outage: the output cannot be written.
     """
     from idgbr.rasters.coarse_map import CoarseMap
     from idgbr.rasters.polygons import write_polygons
@@ -138,49 +82,55 @@ def refine_scene(
     from idgbr.scene.resume import Parts
     from idgbr.scene.strips import refine_rows, write_rows
 
+    scene, coarse, out = Path(request.scene), Path(request.coarse), Path(request.out)
     image = Reader(scene, model.bands)
     require_placed(scene)
     guess = CoarseMap(coarse, model.table, codes)
     require_same_grid(image.grid, guess.grid, str(scene), str(coarse), f"{coarse.stem}_aligned.tif")
-    bands = confidence or polygons is not None
-    settings = sampler_tag(sampler)
-    request = {"scene": _stamp(scene), "coarse": _stamp(coarse), "model": model.name, "seed": seed, "bands": bands, "sampler": settings}
-    parts = Parts(out, request | ({"classes": codes.to_json()} if codes is not None else {}))
-    first_row, tally = parts.begin(resume, afresh)
-    name = scene.stem
-    beside = (confidence_path(out) if confidence else out.with_name(f".{out.stem}.{uuid.uuid4().hex}.conf.tif")) if bands else None
-    try:
+    bands = request.confidence or request.polygons is not None
+    decides: dict[str, Any] = {
+        "scene": _stamps(scene), "coarse": _stamps(coarse), "model": model.name, "seed": request.seed, "bands": bands,
+        "sampler": sampler_tag(sampler), **model.runs,
+    }  # fmt: skip
+    parts = Parts(out, decides | ({"classes": codes.to_json()} if codes is not None else {}))
+    first_row, tally = parts.begin(request.resume, request.overwrite)
+
+    def rows() -> Iterator[Rows]:
+        yield from parts.rows()
         if first_row < image.grid.height:
-            rows = refine_rows(
+            for part in refine_rows(
                 model.tiles, sampler, image, guess, model.table.n_classes,
-                raster_id=name, seed=seed, bands=bands, first_row=first_row, tally=tally, report=report,
-            )  # fmt: skip
-            for part in rows:
+                raster_id=scene.stem, seed=request.seed, bands=bands, first_row=first_row, tally=tally, report=report,
+            ):  # fmt: skip
                 parts.save(part, tally)
-        tags = {"IDGBR_MODEL": model.name, "IDGBR_SEED": str(seed), "IDGBR_SAMPLER": settings}
-        write_rows(parts.rows(), out, image.grid, model.table, confidence=beside, samples=sampler.samples, tags=tags, cog=True)
+                yield part
+
+    beside = (confidence_path(out) if request.confidence else temporary_beside(out.with_suffix(".tif"))) if bands else None
+    tags = result_tags(model, sampler, request.seed)
+    try:
+        write_rows(rows(), out, image.grid, model.table, confidence=beside, samples=sampler.samples, tags=tags, cog=True)
         written = [out]
-        if confidence and beside is not None:
+        if request.confidence and beside is not None:
             written.insert(0, beside)
-        if polygons is not None:
-            n = write_polygons(Path(polygons), out, model.table, beside, simplify_px)
+        if request.polygons is not None:
+            n = write_polygons(Path(request.polygons), out, model.table, beside, request.simplify_px)
             if report:
                 report(polygons=n)
-            written.insert(0, Path(polygons))
+            written.insert(0, Path(request.polygons))
+    except (NoSpace, Outage, KeyboardInterrupt):
+        print(f"{out}: finished rows are kept; add --resume to the same command to go on", file=sys.stderr)
+        raise
     except IdgbrError:
         parts.discard()
         raise
-    except KeyboardInterrupt:
-        print(f"{out}: finished rows are kept; add --resume to the same command to go on", file=sys.stderr)
-        raise
     finally:
-        if beside is not None and not confidence:
+        if beside is not None and not request.confidence:
             beside.unlink(missing_ok=True)
     parts.discard()
     return tally, written
 
 
-def _stamp(path: Path) -> list[Any]:
-    """Tells another file from the same one without reading gigabytes."""
-    stat = path.stat()
-    return [path.name, stat.st_size, stat.st_mtime_ns]
+def _stamps(path: Path) -> list[Any]:
+    """Tell another file from the same one without reading gigabytes; files beside it hold its mask, palette or place."""
+    files = [path, *sorted(p for p in path.parent.glob(f"{glob.escape(path.name)}.*") if p.suffix in (".msk", ".xml"))]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

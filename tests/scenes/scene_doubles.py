@@ -9,8 +9,18 @@ from typing import Any
 import cv2
 import numpy as np
 
+from idgbr.commands import refine as command
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.labels import ClassTable, LabelClass
+from idgbr.scene.geotiff import SceneRequest
+
+
+def refine(scene: Path, coarse: Path, out: Path, *, classes: Path | None = None, **given: Any) -> None:
+    """`idgbr refine` with its flags as keywords."""
+    parts = []
+    for kind in (command.ModelChoice, command.SamplerChanges):
+        parts.append(kind(**{name: given.pop(name) for name in kind.__dataclass_fields__ if name in given}))
+    command.refine(SceneRequest(scene, coarse, out, **given), *parts, classes=classes)
 
 
 def blobs(rng: np.random.Generator, height: int, width: int, n_classes: int = 3, size: int = 24) -> np.ndarray:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scene_doubles import blobs, small_refiner
+from scene_doubles import blobs, refine, small_refiner
 
 from cluster.scenes import SceneWorker, main, orders
-from idgbr.commands.refine import refine
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Missing, SomeFailed
 
