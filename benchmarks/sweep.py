@@ -32,11 +32,13 @@ from idgbr.store import Store
 from sweeps import tables
 from sweeps.run import plan as planning
 from sweeps.run import tuner
+from sweeps.run.capacity import Capacity
 from sweeps.run.claims import Claims
-from sweeps.run.driver import Workplace, desk_of
+from sweeps.run.driver import RunContext, worker_context
 from sweeps.run.nodes import QUIET, cluster
+from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement, slots
-from sweeps.run.progress import Progress
+from sweeps.run.progress import SweepProgress
 from sweeps.run.schedule import Schedule
 from sweeps.study import Axis, Study
 
@@ -65,8 +67,8 @@ def ours(what: Study, store: Store, placement: Placement, places: int) -> dict[s
     made = planning.make(what, store)
     began = time.monotonic()
     with Claims(store, what.name) as claims:
-        place = Workplace(what, desk_of(store, placement), placement, claims, places, False)
-        place.compute(made)
+        context = RunContext(what, worker_context(store, placement), placement, RunOptions(), claims, places, Capacity(placement))
+        context.compute(made)
     wall = time.monotonic() - began
     inside = sum(
         (store.manifest(job.stage, key) or {"seconds": 0.0})["seconds"] for key, (job, _) in made.jobs.items() if key in made.to_do
@@ -78,7 +80,7 @@ def bare_tune(trials: int, function: Any, concurrency: int) -> float:
     """Wall time of so many plain Tune function trials."""
     from ray import tune
 
-    with tempfile.TemporaryDirectory() as folder, tuner._discarded_stdout():
+    with tempfile.TemporaryDirectory() as folder, tuner.discarded_stdout():
         began = time.monotonic()
         tune.Tuner(
             tune.with_resources(function, {"CPU": 1}),
@@ -113,26 +115,25 @@ def simulated(trials: int, store: Store, placement: Placement) -> dict[str, Any]
     marks: list[float] = []
 
     class Marked(Schedule):
-        def complete(self, unit_id: str, error: str | None = None) -> None:
-            super().complete(unit_id, error)
+        def complete(self, unit_id: str, *lost: Any) -> None:
+            super().complete(unit_id, *lost)
             marks.append(time.monotonic())
 
-    from sweeps.run.worker import Task, Unit
+    from sweeps.run.units import Task, Unit
 
     jobs = [made.jobs[t.jobs[-3].key] for t in made.trials]
-    waiting = [Unit((Task(job, e),), name=job.key) for job, e in jobs]
+    waiting = [Unit((Task(job, e),)) for job, e in jobs]
     with Claims(store, "simulated") as claims, four_nodes() as address, cluster(Placement(address=address)) as nodes:
         places = slots(placement, nodes)
         schedule = Marked(made, waiting, store, claims, places, "")
         schedule.made |= {p for u in waiting for t in u.tasks for p in t.job.parents.values()}
-        desk = desk_of(store, placement)
-        tuner_do = tuner.do
-        with Progress("simulated", trials, workers=places) as progress:
-            tuner.do = no_op
+        context, work = worker_context(store, placement), tuner.work
+        with SweepProgress("simulated", trials, workers=places) as progress:
+            tuner.work = no_op
             try:
-                tuner.execute(schedule, progress, desk, placement)
+                tuner.execute(schedule, progress, context, placement, Capacity(placement))
             finally:
-                tuner.do = tuner_do
+                tuner.work = work
     quarter = len(marks) // 4
     return {
         "simulated_trials": len(marks),
@@ -175,8 +176,8 @@ def planned(trials: int, store: Store) -> float:
     return time.monotonic() - began
 
 
-def no_op(unit: Any, desk: Any) -> Any:
-    from sweeps.run.worker import Outcome
+def no_op(unit: Any, context: Any) -> Any:
+    from sweeps.run.units import Outcome
 
     for task in unit.tasks:
         yield Outcome(task.job.key, task.job.stage, "done", 0.0)

@@ -137,6 +137,14 @@ class Store:
         except OSError as error:
             raise self.unreadable(error) from error
 
+    def are_files(self, names: list[str]) -> list[bool]:
+        """Whether each of these names is a file, in one go."""
+        paths = [f"{self.base}/{name}" for name in names]
+        try:
+            return [info.type == fs.FileType.File for info in self.ask(lambda: self.fs.get_file_info(paths))]
+        except OSError as error:
+            raise self.unreadable(error) from error
+
     def delete(self, name: str) -> None:
         """A file, or a folder with all that is in it; nothing when it is not there."""
 

@@ -9,6 +9,8 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from idgbr.verbs import leave, run_verbs
+from sweeps.run.options import RunOptions
+from sweeps.run.placement import Placement
 
 EXAMPLES = """Examples:
   python -m sweeps plan   quickstart                       what would run, what is stored, time, disk
@@ -27,7 +29,6 @@ Overrides = Annotated[Positional[tuple[str, ...]], arg(help="stage.field=value f
 StorePath = Annotated[str, arg(help="folder or URI of the store")]
 Stores = Annotated[UseAppendAction[tuple[str, ...]], arg(name="store", help="folder or URI of a store; may be repeated, tables are merged")]
 Where = Annotated[UseAppendAction[tuple[str, ...]], arg(help='filter, e.g. "steps<=8 and schedule=cosine"; may be repeated')]
-Callbacks = Annotated[UseAppendAction[tuple[str, ...]], arg(name="callback", help="tensorboard, mlflow, wandb; may be repeated")]
 
 
 def _store(path: str) -> str:
@@ -42,17 +43,12 @@ def plan(
     store: StorePath = "",
     json: bool = False,
     preflight: Annotated[bool, arg(help="build every model on the meta device")] = True,
-    address: str = "",
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    workers: int = 1,
+    placement: Placement,
 ) -> None:
     """What would run, what is stored, what it costs, what cannot be built. Starts nothing."""
     from idgbr.store import Store
     from sweeps.run import commands
-    from sweeps.run.placement import Placement
 
-    placement = Placement(address=address, cpus=cpus, gpus=gpus, workers=workers)
     commands.plan(commands.study_of(study, overrides), Store(_store(store)), placement, as_json=json, preflight=preflight)
 
 
@@ -62,49 +58,14 @@ def run(
     /,
     *,
     store: StorePath = "",
-    address: Annotated[str, arg(help="of a Ray cluster; empty: RAY_ADDRESS, or this machine alone")] = "",
-    cpus: Annotated[float, arg(help="CPUs of one worker, and its torch threads")] = 1.0,
-    gpus: Annotated[float, arg(help="GPUs of one worker")] = 0.0,
-    workers: Annotated[int, arg(help="workers that share one training, through Ray Train")] = 1,
-    concurrency: Annotated[int, arg(help="jobs at once at most; 0: as many as fit")] = 0,
-    sharding: Annotated[str, arg(help="ddp or fsdp")] = "ddp",
-    device: str = "auto",
-    bf16: bool = False,
-    retry_failed: bool = False,
-    redefine: Annotated[bool, arg(help="drop the rows of an older definition under this name")] = False,
-    local: Annotated[bool, arg(help="one job after the other in this process, without Ray")] = False,
-    preflight: Annotated[bool, arg(help="build every model on the meta device first")] = True,
-    show: Annotated[bool, arg(help="print the table at the end")] = True,
-    callbacks: Callbacks = (),
-    budget_gb: Annotated[float, arg(help="of the store: checked before, kept to by the policy of gc while it runs; 0: none")] = 0.0,
+    placement: Placement,
+    execution: RunOptions,
 ) -> None:
     """Do what is missing. Stop it any time; the same line resumes."""
     from idgbr.store import Store
     from sweeps.run import commands
-    from sweeps.run.placement import Placement
 
-    placement = Placement(
-        address=address,
-        cpus=cpus,
-        gpus=gpus,
-        workers=workers,
-        concurrency=concurrency,
-        sharding=sharding,
-        device=device,
-        precision="bf16" if bf16 else "fp32",
-    )
-    commands.run(
-        commands.study_of(study, overrides),
-        Store(_store(store)),
-        placement,
-        retry_failed=retry_failed,
-        redefine=redefine,
-        local=local,
-        preflight=preflight,
-        show=show,
-        callbacks=callbacks,
-        budget_gb=budget_gb,
-    )
+    commands.run(commands.study_of(study, overrides), Store(_store(store)), placement, execution)
 
 
 def status(study: Study, /, *, store: StorePath = "", json: bool = False) -> None:

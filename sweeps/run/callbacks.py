@@ -125,25 +125,31 @@ class Careful:
     def __init__(self, name: str, observer: Observer):
         self.name, self.observer, self.is_broken = name, observer, False
 
-    def __getattr__(self, method: str) -> Callable[..., None]:
-        def call(*args: Any) -> None:
-            if self.is_broken:
-                return
-            try:
-                getattr(self.observer, method)(*args)
-            except Exception as error:  # a copy for looking must not cost a result
-                self.is_broken = True
-                print(f"callback {self.name} has failed and is dropped: {error}", file=sys.stderr)
+    def report(self, unit: str, title: str, values: dict[str, Any]) -> None:
+        self._call(lambda: self.observer.report(unit, title, values))
 
-        return call
+    def trial(self, trial: Trial, score: float | None, goal: str) -> None:
+        self._call(lambda: self.observer.trial(trial, score, goal))
+
+    def close(self) -> None:
+        self._call(self.observer.close)
+
+    def _call(self, work: Callable[[], None]) -> None:
+        if self.is_broken:
+            return
+        try:
+            work()
+        except Exception as error:  # a copy for looking must not cost a result
+            self.is_broken = True
+            print(f"callback {self.name} has failed and is dropped: {error}", file=sys.stderr)
 
 
-def started(names: Iterable[str], study: str, store: Store) -> list[Any]:
+def started(names: Iterable[str], study: str, store: Store) -> list[Observer]:
     """Raises:
     BadRequest: no such callback. Missing: its package is not installed.
     """
     folder = Path(store.base if store.is_local else store.cache)
-    out = []
+    out: list[Observer] = []
     for name in names:
         if name not in MAKERS:
             raise BadRequest("no such callback", value=name, allowed=", ".join(MAKERS), hint=nearest(name, MAKERS) or None)

@@ -9,6 +9,7 @@ A driver of the same host is dead when its process is; another one when its coun
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -54,10 +55,10 @@ class Claims:
     def __exit__(self, *_: Any) -> None:
         self._end.set()
         self._thread.join(timeout=10)
-        for name in list(self.mine):
-            self.release(name)
-        self.store.delete(f"claims/drivers/{self.id}.json")
-        self.store.delete(self.stop_name)
+        with contextlib.suppress(IdgbrError):  # of a store that is away: claims end with their driver
+            for name in list(self.mine):
+                self.release(name)
+            self.store.delete(f"claims/drivers/{self.id}.json")
 
     # ---- heart -------------------------------------------------------------------------------------------------------
 
@@ -72,14 +73,6 @@ class Claims:
                 self._write_beat(count)
             except IdgbrError:  # a full disk: the work itself will say so; others may take over meanwhile, which harms nothing
                 continue
-
-    @property
-    def stop_name(self) -> str:
-        """The file that asks this driver's workers to stop; they may be on other nodes."""
-        return f"claims/stop-{self.id}"
-
-    def ask_to_stop(self) -> None:
-        self.store.write_bytes(self.stop_name, b"stop")
 
     # ---- claims ------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The verbs plan, run and status: what they print and in what order. Results to stdout, talk to stderr."""
+"""The verbs plan, run and status: what they print and in what order. Results go to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from sweeps import studies, tables
 from sweeps.run import plan as planning
 from sweeps.run import preflight as checks
 from sweeps.run.claims import drivers
-from sweeps.run.driver import Stopped, desk_of, resume_line, say, workplace, write_rows
+from sweeps.run.driver import resume_line, run_context, say, stopped, worker_context, write_rows
+from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement, slots
-from sweeps.run.plan import Plan, summary, text_of
+from sweeps.run.plan import StudyPlan, summary, text_of
 from sweeps.study import Study
 
 
@@ -84,55 +85,41 @@ def _concurrency(placement: Placement) -> int | None:
 # ---- run --------------------------------------------------------------------------------------------------------------------
 
 
-def run(
-    study: Study,
-    store: Store,
-    placement: Placement,
-    *,
-    retry_failed: bool = False,
-    redefine: bool = False,
-    local: bool = False,
-    preflight: bool = True,
-    show: bool = True,
-    callbacks: Iterable[str] = (),
-    budget_gb: float = 0.0,
-) -> None:
+def run(study: Study, store: Store, placement: Placement, options: RunOptions | None = None) -> None:
     """Do what is missing. The same command resumes.
 
     Raises:
-        SomeFailed: some trials failed; their rows say why. Stopped: the user asked.
+        SomeFailed: some trials failed; their rows say why. Interrupted: the user asked.
         BadRequest, Missing, Disagreement: before anything starts.
     """
+    options = options or RunOptions()
     store.check_writable()
     if study.search is not None:
         from sweeps.run.search import search
 
-        search(
-            study, store, placement, redefine=redefine, retry_failed=retry_failed, preflight=preflight, local=local, show_end=show,
-            callbacks=callbacks, budget_gb=budget_gb,
-        )  # fmt: skip
+        search(study, store, placement, options)
         return
-    made = planning.make(study, store, retry_failed=retry_failed)
-    planning.record_definition(made, store, redefine=redefine)
+    made = planning.make(study, store, retry_failed=options.retry_failed)
+    planning.record_definition(made, store, redefine=options.redefine)
     say("\n".join(text_of(summary(made, store))))
     if made.open and not made.to_do:
-        write_rows(made, desk_of(store, placement))
+        write_rows(made, worker_context(store, placement))
     elif made.open:
-        if preflight:
+        if options.preflight:
             checks.refuse_impossible(made, checks.preflight(made, store))
-        if budget_gb:
+        if options.budget_gb:
             from sweeps.run.gc import check_budget
 
             reads = {key for wanted in made.to_do for key in (wanted, *made.jobs[wanted][0].parents.values())}
-            check_budget(store, budget_gb, planning.cost(made, store).size_bytes, reads)
-        with workplace(study, store, placement, local=local, callbacks=callbacks, budget_gb=budget_gb) as place:
-            is_finished = place.compute(made)
+            check_budget(store, options.budget_gb, planning.cost(made, store).size_bytes, reads)
+        with run_context(study, store, placement, options) as context:
+            is_finished = context.compute(made)
         if not is_finished:
-            raise Stopped(f"stopped; {_counted(study, store, made)}", hint=resume_line(study))
-    finish(study, store, made, show=show)
+            raise stopped(f"stopped; {_counted(study, store, made)}", study)
+    finish(study, store, made, show=options.show)
 
 
-def finish(study: Study, store: Store, made: Plan, *, show: bool) -> None:
+def finish(study: Study, store: Store, made: StudyPlan, *, show: bool) -> None:
     """The table, where the rows lie, the tiles; then what failed.
 
     Raises:
@@ -169,7 +156,7 @@ def error_of(store: Store, study: str, trial: str) -> str:
     return str(pq.read_table(io.BytesIO(data), columns=["error"])["error"][0].as_py()) if data else ""
 
 
-def _counted(study: Study, store: Store, made: Plan) -> str:
+def _counted(study: Study, store: Store, made: StudyPlan) -> str:
     status = tables.statuses(store, study.name)
     done = sum(status.get(t.id) == "done" for t in made.trials)
     return f"{done} of {len(made.trials)} trials done"

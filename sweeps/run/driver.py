@@ -1,147 +1,167 @@
-"""Where a run works: its claims, the cluster or this process, the desk of its workers, the progress display."""
+"""Context of a sweep run: its claims on the store, the cluster or this process, what its workers need, the progress display."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from idgbr.config import Runtime
-from idgbr.errors import IdgbrError, Missing
+from idgbr.errors import Interrupted
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.run import nodes
 from sweeps.run import plan as planning
+from sweeps.run.capacity import Capacity
 from sweeps.run.claims import Claims, drivers
 from sweeps.run.gc import Budget
+from sweeps.run.limits import Limits
+from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement, slots
-from sweeps.run.plan import Plan
-from sweeps.run.progress import Progress
-from sweeps.run.schedule import Schedule, end_of, units
-from sweeps.run.worker import Desk, write_end
+from sweeps.run.plan import StudyPlan
+from sweeps.run.progress import SweepProgress
+from sweeps.run.schedule import Proposer, Schedule
+from sweeps.run.units import Unit, end_of, units_of
+from sweeps.run.worker import WorkerContext, write_end
 from sweeps.study import Study
 
 
-@dataclass
-class Workplace:
-    """Made by `workplace`; alive inside its block."""
+@dataclass(frozen=True)
+class Display:
+    """What the progress display counts and names.
+
+    Args:
+        total: jobs (`noun`: or trials) to do. seconds: estimate of the whole by past timings, 0 if unknown.
+        stages: how many of the jobs are of which stage. goal: the score shown. higher: whether larger is better.
+    """
+
+    total: int
+    noun: str = "jobs"
+    seconds: float = 0.0
+    stages: Mapping[str, int] | None = None
+    goal: str = "boundary_iou"
+    higher: bool = True
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Made by `run_context`; alive inside its block. `capacity` is None where the work is done in this process."""
 
     study: Study
-    desk: Desk
+    worker: WorkerContext
     placement: Placement
+    options: RunOptions
     claims: Claims
     slots: int
-    local: bool
-    callbacks: tuple[str, ...] = ()
+    capacity: Capacity | None = None
     budget: Budget | None = None
 
-    @property
-    def commit(self) -> str:
-        return self.desk.commit
+    def schedule(self, plan: StudyPlan, waiting: list[Unit], proposer: Proposer | None = None) -> Schedule:
+        o = self.options
+        limits = Limits(o.max_failures, o.max_failed, o.budget_gpu_hours)
+        gpus = self.placement.gpus
+        return Schedule(
+            plan, waiting, self.worker.store, self.claims, self.slots, self.worker.commit, limits=limits, proposer=proposer, gpus=gpus
+        )
 
-    def execute(
-        self,
-        schedule: Any,
-        total: int,
-        *,
-        noun: str = "jobs",
-        total_seconds: float = 0.0,
-        stages: Mapping[str, int] | None = None,
-        goal: str = "boundary_iou",
-        higher: bool = True,
-    ) -> bool:
+    def execute(self, schedule: Schedule, shown: Display) -> bool:
         """Draw from `schedule` until it is finished. False: the user stopped it.
 
         Raises:
-            Missing: the disk is full, or the budget is spent. KeyboardInterrupt: at the second Ctrl-C.
+            IdgbrError: what ended the study as a whole: a full store, a spent budget, too many failures, no nodes.
+            KeyboardInterrupt: at the second Ctrl-C.
         """
-        from sweeps.run import tuner
         from sweeps.run.callbacks import started
+        from sweeps.run.execution import execute_here
 
-        self.desk.goal = goal
-        title = self.study.name
-        progress = Progress(
-            title, total, total_seconds=total_seconds, workers=self.slots, why=schedule.why_waiting, goal=goal, higher_is_better=higher,
-            why_idle=None if self.local else functools.partial(nodes.why_idle, self.placement), noun=noun, stages=stages,
+        why_idle = functools.partial(nodes.why_idle, self.placement) if self.capacity else None
+        progress = SweepProgress(
+            self.study.name, shown.total, total_seconds=shown.seconds, workers=self.slots, why=schedule.why_waiting, goal=shown.goal,
+            higher_is_better=shown.higher, why_idle=why_idle, noun=shown.noun, stages=shown.stages,
         )  # fmt: skip
         progress.budget = self.budget
-        progress.observers += started(self.callbacks, self.study.name, self.desk.store)
-        say(f"{total} {noun} on up to {self.slots} workers; logs: {self.desk.logs}")
+        progress.observers += started(self.options.callbacks, self.study.name, self.worker.store)
+        say(f"{shown.total} {shown.noun} on up to {self.slots} workers; logs: {self.worker.logs}")
+        worker = dataclasses.replace(self.worker, goal=shown.goal)
         with progress:
             schedule.on_failed = lambda label, error: progress.say(f"failed: {label}: {error}")
-            if self.local:
-                is_finished = tuner.execute_here(schedule, progress, self.desk)
+            schedule.on_lost = lambda unit, error: progress.say(f"tried again: {unit.title}: {error}")
+            if self.capacity is None:
+                is_finished = execute_here(schedule, progress, worker)
             else:
-                is_finished = tuner.execute(schedule, progress, self.desk, self.placement)
+                from sweeps.run.tuner import execute
+
+                is_finished = execute(schedule, progress, worker, self.placement, self.capacity)
         if schedule.fatal:
-            raise Missing(f"{self.study.name} has stopped: {schedule.fatal}", hint="the same command goes on when there is room")
+            raise schedule.fatal
         return is_finished
 
-    def compute(self, made: Plan) -> bool:
+    def compute(self, made: StudyPlan) -> bool:
         """Everything a plan lists as to do, and the rows of its open trials. False: stopped."""
         if not made.to_do:
-            write_rows(made, self.desk)
+            write_rows(made, self.worker)
             return True
-        waiting = units(made, self.slots, self.placement.workers)
-        schedule = Schedule(made, waiting, self.desk.store, self.claims, self.slots, self.commit)
-        cost = planning.cost(made, self.desk.store)
-        seconds = 0.0 if cost.unknown else cost.seconds
+        waiting = units_of(made, self.slots, self.placement.workers)
+        cost = planning.cost(made, self.worker.store)
         stages = Counter(task.job.stage for unit in waiting for task in unit.tasks)
-        return self.execute(schedule, stages.total(), total_seconds=seconds, stages=stages)
+        shown = Display(stages.total(), seconds=0.0 if cost.unknown else cost.seconds, stages=stages)
+        return self.execute(self.schedule(made, waiting), shown)
 
 
-def desk_of(store: Store, placement: Placement) -> Desk:
+def worker_context(store: Store, placement: Placement) -> WorkerContext:
     runtime = Runtime(device=placement.device, precision=placement.precision, threads=placement.threads)
     logs = Path(store.base if store.is_local else store.cache) / "logs"
-    return Desk(store, runtime, commit=tables.git_commit(), logs=logs)
+    return WorkerContext(store, runtime, commit=tables.git_commit(), logs=logs)
 
 
-def write_rows(made: Plan, desk: Desk) -> None:
+def write_rows(made: StudyPlan, context: WorkerContext) -> None:
     """Rows of trials whose artefacts are all there, of another study or a killed run: no cluster needed."""
     for trial in made.open:
-        write_end(end_of(trial, made.study.name), desk)
+        write_end(end_of(trial, made.study.name), context)
 
 
 @contextlib.contextmanager
-def workplace(
-    study: Study, store: Store, placement: Placement, *, local: bool = False, callbacks: Iterable[str] = (), budget_gb: float = 0.0
-) -> Iterator[Workplace]:
+def run_context(study: Study, store: Store, placement: Placement, options: RunOptions) -> Iterator[RunContext]:
     """Claims and a cluster for the time of the block.
 
     Raises:
         Missing: no cluster, no node that can hold a job, a node that does not see the store. Disagreement: other versions on a node.
     """
-    desk = desk_of(store, placement)
+    worker = worker_context(store, placement)
     with contextlib.ExitStack() as stack:
         claims = stack.enter_context(Claims(store, study.name))
         for other in drivers(store):
             if other["driver"] != claims.id:
                 say(f"{other['host']} process {other['pid']} also works on this store (study {other['study']}); the work is shared")
-        places = 1
-        if not local:
-            places = slots(placement, stack.enter_context(nodes.cluster(placement)))
+        places, capacity = 1, None
+        if not options.local:
+            is_joined = bool(placement.address or os.environ.get("RAY_ADDRESS"))
+            found = stack.enter_context(nodes.cluster(placement))
+            capacity = Capacity(placement, wait_s=options.wait_s if is_joined else 0.0, max_workers=options.max_workers)
+            places = capacity.wait(say) if is_joined else slots(placement, found)
             lost = nodes.free_orphans()
             if lost:
                 say(f"freed {lost} placement groups that dead drivers had left on the cluster")
             nodes.check_nodes(store, tables.versions())
-        yield Workplace(study, desk, placement, claims, places, local, tuple(callbacks), Budget(store, budget_gb) if budget_gb else None)
+        budget = Budget(store, options.budget_gb) if options.budget_gb else None
+        yield RunContext(study, worker, placement, options, claims, places, capacity, budget)
 
 
 def say(text: str) -> None:
-    """Talk goes to stderr."""
+    """Messages go to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
-class Stopped(IdgbrError):
+def stopped(what: str, study: Study) -> Interrupted:
     """The user asked to stop; what is done is done."""
-
-    exit_code = 130
+    return Interrupted(what, hint=resume_line(study))
 
 
 def resume_line(study: Study) -> str:

@@ -142,7 +142,7 @@ class Budget:
         self.used = used_bytes(store)
         self.freed: list[Item] = []
 
-    def spend(self, stage: str, key: str, needed: set[str]) -> str | None:
+    def spend(self, stage: str, key: str, needed: set[str]) -> Missing | None:
         """An artefact was made. Returns why the study must stop, or None.
 
         Args:
@@ -162,8 +162,10 @@ class Budget:
                 self.freed.append(item)
         if self.used <= self.limit:
             return None
-        return f"the store has grown to {self.used / 1e9:.3g} GB, beyond its budget of {self.limit / 1e9:.3g} GB" + (
-            ", and another driver works on it" if others else ", and what is left is needed"
+        return Missing(
+            f"the store has grown to {self.used / 1e9:.3g} GB, beyond its budget of {self.limit / 1e9:.3g} GB"
+            + (", and another driver works on it" if others else ", and what is left is needed"),
+            hint="a larger --budget-gb, or python -m sweeps gc --dry-run",
         )
 
 
@@ -234,8 +236,7 @@ def _published_keys(store: Store) -> set[str]:
 
 
 def _files(store: Store, folder: str) -> list[fs.FileInfo]:
-    selector = fs.FileSelector(f"{store.base}/{folder}".rstrip("/"), allow_not_found=True, recursive=True)
-    return [i for i in store.fs.get_file_info(selector) if i.type == fs.FileType.File]
+    return [i for i in store.infos(folder, recursive=True) if i.type == fs.FileType.File]
 
 
 def _relative(store: Store, info: fs.FileInfo) -> str:

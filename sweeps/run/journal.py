@@ -64,7 +64,7 @@ def opened(study: Study, store: Store) -> Any:
     return found
 
 
-def mend(study: Study, store: Store) -> None:
+def repair(study: Study, store: Store) -> None:
     """Cut off a last line that a full disk or a killed driver left torn: Optuna would append to it, and then read nothing at all.
 
     For the one driver that may write.

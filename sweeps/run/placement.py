@@ -5,34 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
+
+from tyro.conf import arg
 
 from idgbr.errors import BadRequest, Missing
+
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Shape of the work.
+    """Shape of the work, and the cluster it is placed on.
 
-    Args:
-        address: of a running Ray cluster; empty: `RAY_ADDRESS`, else a cluster of this machine alone, started and ended with the run.
-        cpus, gpus: of one worker. cpus also sets its torch threads.
-        workers: that share one training, through Ray Train; 1: none of that.
-        concurrency: jobs at once at most; 0: as many as fit.
-        sharding: ddp or fsdp, with several workers.
-        device, precision: see `Runtime`.
-        max_failures: how often a unit is tried again after its worker or node was lost.
+    Raises:
+        BadRequest: a shape that cannot be.
     """
 
-    address: str = ""
-    cpus: float = 1.0
-    gpus: float = 0.0
-    workers: int = 1
-    concurrency: int = 0
-    sharding: str = "ddp"
+    address: Annotated[str, arg(help="of a Ray cluster; empty: RAY_ADDRESS, or this machine alone")] = ""
+    cpus: Annotated[float, arg(help="CPUs of one worker, and its torch threads")] = 1.0
+    gpus: Annotated[float, arg(help="GPUs of one worker; below 1: several workers share a GPU")] = 0.0
+    workers: Annotated[int, arg(help="workers that share one training, through Ray Train")] = 1
+    concurrency: Annotated[int, arg(help="jobs at once at most; 0: as many as fit")] = 0
+    sharding: Annotated[str, arg(help="ddp or fsdp")] = "ddp"
     device: str = "auto"
-    precision: str = "fp32"
-    max_failures: int = 2
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         if self.cpus <= 0 or self.gpus < 0 or self.workers < 1 or self.concurrency < 0:
@@ -40,6 +37,15 @@ class Placement:
                 "a job's shape is positive",
                 value=f"cpus={self.cpus}, gpus={self.gpus}, workers={self.workers}, concurrency={self.concurrency}",
             )
+        if self.gpus % 1 and (self.gpus > 1 or self.workers > 1):
+            raise BadRequest(
+                "only one worker alone can take a part of a GPU", value=f"gpus={self.gpus}, workers={self.workers}",
+                allowed="a whole number of GPUs, or below 1 with --workers 1",
+            )  # fmt: skip
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.bf16 else "fp32"
 
     @property
     def shape(self) -> dict[str, float]:
@@ -49,18 +55,29 @@ class Placement:
     def threads(self) -> int:
         return max(1, math.floor(self.cpus))
 
+    def fitting(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many workers of this shape fit on these nodes at once: the floor of each node, summed.
 
-def slots(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> int:
-    """How many workers of this shape fit on the cluster at once: floor by node, summed.
+        Args:
+            nodes: resources of each living node, e.g. {"CPU": 8.0, "GPU": 2.0}.
+        """
+        return sum(min(_times(name, need, node.get(name, 0.0)) for name, need in self.shape.items()) for node in nodes)
 
-    Args:
-        nodes: resources of each living node, e.g. {"CPU": 8.0, "GPU": 2.0}.
+
+def _times(name: str, need: float, there: float) -> int:
+    """How often `need` fits into what a node has. A part of a GPU lies on one GPU: 0.6 fits once on each, not 13 times on 8."""
+    if name == "GPU" and need < 1:
+        return math.floor(there + ROUNDING) * math.floor(1 / need + ROUNDING)
+    return math.floor(there / need + ROUNDING)
+
+
+def slots(placement: Placement, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers of this shape may be busy at once: as many as fit, or `concurrency`.
 
     Raises:
         Missing: no node can hold one worker, or the cluster cannot hold one training.
     """
-    fits = [min(math.floor(node.get(name, 0.0) / need + 1e-9) for name, need in placement.shape.items()) for node in nodes]
-    total = sum(fits)
+    total = placement.fitting(nodes)
     if not total:
         for name, need in placement.shape.items():
             largest = max((node.get(name, 0.0) for node in nodes), default=0.0)
@@ -69,7 +86,7 @@ def slots(placement: Placement, nodes: Sequence[Mapping[str, Any]]) -> int:
                 raise Missing(
                     f"a job needs {need:g} {name}s on one node; the cluster's largest node has {largest:g}",
                     value=f"{len(nodes)} nodes",
-                    hint=f"{flag} {max(largest, 0):g}" if largest else f"nodes with {name}s, or {flag} 0",
+                    hint=f"{flag} {largest:g}" if largest else f"nodes with {name}s" + (f", or {flag} 0" if name == "GPU" else ""),
                 )
         raise Missing(f"no node holds {placement.shape} together", value=f"{len(nodes)} nodes", hint="fewer --cpus or --gpus a job")
     if placement.workers > total:

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pyarrow import fs
-
 from idgbr.config import Experiment
 from idgbr.errors import IdgbrError
 from idgbr.stages import STAGES, Job
@@ -24,7 +22,7 @@ PAST = 60  # run records read for each stage to estimate from
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What a study needs and what of it is there.
 
     Attributes:
@@ -68,7 +66,7 @@ class Plan:
         return self.naive.get("backbone", 0) + self.naive.get("refiner", 0)
 
 
-def make(study: Study, store: Store, *, retry_failed: bool = False, trials: Iterable[Trial] | None = None) -> Plan:
+def make(study: Study, store: Store, *, retry_failed: bool = False, trials: Iterable[Trial] | None = None) -> StudyPlan:
     """Expand the study and compare it with the store.
 
     Raises:
@@ -85,7 +83,7 @@ def make(study: Study, store: Store, *, retry_failed: bool = False, trials: Iter
     stored = present(store, [job for job, _ in jobs.values()])
     finished = {"done", "pruned"} if retry_failed else {"done", "pruned", "failed"}
     unfinished = tuple(t for t in listed if status.get(t.id) not in finished)
-    return Plan(study, listed, status, jobs, stored, unfinished, needed(unfinished, jobs, stored), dict(naive))
+    return StudyPlan(study, listed, status, jobs, stored, unfinished, needed(unfinished, jobs, stored), dict(naive))
 
 
 def needed(trials: Iterable[Trial], jobs: dict[str, tuple[Job, Experiment]], stored: frozenset[str]) -> tuple[str, ...]:
@@ -109,8 +107,8 @@ def present(store: Store, jobs: Iterable[Job]) -> frozenset[str]:
     found: set[str] = set()
     for stage, keys in by_stage.items():
         if store.is_local or len(keys) < 50:
-            names = [f"{store.base}/{store.folder(stage, key)}/manifest.json" for key in keys]
-            found |= {key for key, info in zip(keys, store.fs.get_file_info(names), strict=True) if info.type == fs.FileType.File}
+            there = store.are_files([f"{store.folder(stage, key)}/manifest.json" for key in keys])
+            found |= {key for key, is_there in zip(keys, there, strict=True) if is_there}
         else:  # one listing is cheaper than thousands of questions to an object store
             found |= set(keys) & set(store.keys(stage))
     return frozenset(found)
@@ -119,7 +117,7 @@ def present(store: Store, jobs: Iterable[Job]) -> frozenset[str]:
 # ---- the definition ---------------------------------------------------------------------------------------------------------
 
 
-def record_definition(plan: Plan, store: Store, *, redefine: bool = False, complete: bool = False) -> bool:
+def record_definition(plan: StudyPlan, store: Store, *, redefine: bool = False, complete: bool = False) -> bool:
     """Write `studies/<name>.json`, unless the name is taken by another definition that this one does not merely add to.
 
     `complete`: of a search, that nothing more will be proposed. Returns whether an older definition was replaced, and its rows dropped.
@@ -190,7 +188,7 @@ def work_of(job: Job, experiment: Experiment) -> float:
     return 1.0
 
 
-def cost(plan: Plan, store: Store) -> Cost:
+def cost(plan: StudyPlan, store: Store) -> Cost:
     """Seconds of one worker and bytes for what is to do, from the median of past runs of each stage."""
     import json
 
@@ -222,7 +220,7 @@ def cost(plan: Plan, store: Store) -> Cost:
 # ---- for people -------------------------------------------------------------------------------------------------------------
 
 
-def summary(made: Plan, store: Store) -> dict[str, Any]:
+def summary(made: StudyPlan, store: Store) -> dict[str, Any]:
     """The plan as JSON can hold it."""
     spent = cost(made, store)
     return {

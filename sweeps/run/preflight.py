@@ -10,7 +10,7 @@ from idgbr.config import Experiment
 from idgbr.errors import BadRequest
 from idgbr.settings import network_shape
 from idgbr.store import Store
-from sweeps.run.plan import Plan
+from sweeps.run.plan import StudyPlan
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Impossible:
     trials: tuple[str, ...]
 
 
-def preflight(plan: Plan, store: Store | None = None) -> list[Impossible]:
+def preflight(plan: StudyPlan, store: Store | None = None) -> list[Impossible]:
     """Build every distinct model that is still to train, on torch's meta device: no memory, no time, no data.
 
     The number of classes does not decide whether a network can be built, so data that are not synthetic count as 2 classes.
@@ -54,7 +54,7 @@ def preflight(plan: Plan, store: Store | None = None) -> list[Impossible]:
     return [Impossible(names[key], reason, tuple(users[key])) for key, reason in checked.items() if reason]
 
 
-def refuse_impossible(plan: Plan, found: list[Impossible]) -> None:
+def refuse_impossible(plan: StudyPlan, found: list[Impossible]) -> None:
     """Raises:
     BadRequest: names every model that cannot be built; nothing was launched.
     """

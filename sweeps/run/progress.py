@@ -7,13 +7,17 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sweeps.run.callbacks import Observer
+    from sweeps.run.gc import Budget
 
 PLAIN_EVERY_S = 10.0
 QUIET_S = 60.0  # without a sign of life the watchdog speaks
 
 
-class Progress:
+class SweepProgress:
     """Done, running and failed; the current jobs; the best so far; when it ends; why it waits.
 
     Args:
@@ -42,7 +46,8 @@ class Progress:
         self.noun = noun
         self.stages = dict(stages or {})
         self.why_idle = why_idle or (lambda: "")
-        self.is_terminal = sys.stderr.isatty()
+        self.stream = sys.stderr  # as it is now: a job of this process sends its own to a log
+        self.is_terminal = self.stream.isatty()
         self.started = self.last_event = time.monotonic()
         self.last_plain = 0.0
         self.done = self.failed = self.pruned = 0
@@ -51,8 +56,8 @@ class Progress:
         self.running: dict[str, str] = {}  # unit -> its title
         self.beside: dict[str, str] = {}  # unit -> what it reports
         self.best: tuple[float, str] | None = None
-        self.observers: list[Any] = []  # callbacks.py
-        self.budget: Any = None  # gc.Budget, or nothing
+        self.observers: list[Observer] = []
+        self.budget: Budget | None = None
         self.said: list[str] = []  # of the watchdog; tests read it
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -102,16 +107,16 @@ class Progress:
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=self.stream, flush=True)
 
     # ---- display -----------------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> SweepProgress:
         if self.is_terminal:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(get_renderable=self._block, console=Console(stderr=True), refresh_per_second=2, transient=True)
+            self._live = Live(get_renderable=self._block, console=Console(file=self.stream), refresh_per_second=2, transient=True)
             self._live.start()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
         return self
@@ -122,7 +127,7 @@ class Progress:
             observer.close()
         if self._live is not None:
             self._live.stop()
-        print(self.summary(), file=sys.stderr, flush=True)
+        print(self.summary(), file=self.stream, flush=True)
 
     def to_go(self) -> str:
         """By past timings where there are some, else by what the finished jobs of each stage took, else by the share of what is done."""
@@ -173,7 +178,7 @@ class Progress:
             self.last_plain = now
             with self._lock:
                 running = "; ".join(f"{t} {self.beside.get(u, '')}".strip() for u, t in list(self.running.items())[:4])
-            print(f"{self.summary()}" + (f" [{running}]" if running else ""), file=sys.stderr, flush=True)
+            print(f"{self.summary()}" + (f" [{running}]" if running else ""), file=self.stream, flush=True)
 
     def _watch(self) -> None:
         while not self._end.wait(min(1.0, self.quiet_s / 4)):

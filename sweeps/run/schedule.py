@@ -1,141 +1,175 @@
 """Which unit of work may start now: parents before children, several-worker trainings only where they fit, claims of other drivers
-respected, failures passed on. No Ray; `tuner.py` and the loop in this process both draw from it.
+respected, failures passed on, lost units tried again. No Ray; `tuner.py` and the loop in this process both draw from it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
-from idgbr.errors import IdgbrError, Missing
+from idgbr.errors import IdgbrError, Missing, NoSpace, SomeFailed
+from idgbr.files import unwritable
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.run.claims import Claims
-from sweeps.run.plan import Plan, present
-from sweeps.run.worker import End, Outcome, Task, Unit, strip, write_failed
+from sweeps.run.health import Health
+from sweeps.run.limits import GpuClock, Limits
+from sweeps.run.plan import StudyPlan, present
+from sweeps.run.units import Outcome, Task, Unit, end_of
+from sweeps.run.worker import write_failed
 from sweeps.study import Trial
 
-MOST_A_UNIT = 24  # sampling jobs; more would only make a stop or a lost worker dearer
-IDLE_S = 5.0  # without anything of its own to do, a driver lets go of its place on the cluster
+T = TypeVar("T")
+
+IDLE_S = 5.0  # without anything of its own to do, a driver gives up its place on the cluster
 RECHECK_S = 2.0  # how often units that another driver has claimed are looked at again
+PAUSE_S = 2.0  # before a lost unit is tried again, and twice as long each time
+RETURNS = 5  # so often a worker may give a unit back because the unit has failed on its device
 
 
-def end_of(trial: Trial, study: str) -> End:
-    return End(study, trial.id, trial.role, trial.label, trial.experiment, tuple(strip(j) for j in trial.jobs))
+class Proposer(Protocol):
+    """Where further units come from while a schedule runs: the proposals of a search."""
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Nothing more will come."""
 
-def units(plan: Plan, slots: int, workers: int = 1) -> list[Unit]:
-    """What is to do, cut into units: one training or preparation each; sampling and scoring grouped by refiner.
+    def propose(self) -> tuple[list[Unit], list[Trial]] | None:
+        """Units of the next proposal and its trials; None: nothing now."""
 
-    A group is split only as far as all `slots` have something to do, so that weights are loaded about once for each worker.
-    """
-    ends: dict[str, list[End]] = defaultdict(list)
-    for trial in plan.open:
-        ends[trial.jobs[-1].key].append(end_of(trial, plan.study.name))
-    out: list[Unit] = []
-    groups: dict[str, list[list[Task]]] = defaultdict(list)
-    wanted = set(plan.to_do)
-    for key in plan.to_do:
-        job, experiment = plan.jobs[key]
-        if job.stage not in ("refined", "counts"):
-            out.append(Unit((Task(job, experiment),), workers=workers if job.trains else 1))
-    for key, found in ends.items():
-        job, experiment = plan.jobs[key]
-        refined, refined_experiment = plan.jobs[job.parents["refined"]]
-        pair = [Task(refined, refined_experiment)] if refined.key in wanted else []
-        groups[refined.parents.get("refiner", refined.parents["coarse"])].append([*pair, Task(job, experiment, tuple(found))])
-    total = sum(len(pairs) for pairs in groups.values())
-    size = max(1, min(MOST_A_UNIT, math.ceil(total / max(1, 2 * slots))))
-    seen: set[str] = set()
-    for pairs in groups.values():
-        pieces = math.ceil(len(pairs) / size)
-        each = math.ceil(len(pairs) / pieces)
-        out += [Unit(tuple(_once(pairs[i : i + each], seen))) for i in range(0, len(pairs), each)]
-    return out
+    def ended(self, trial: Trial, status: str, error: str | None) -> None:
+        """Take note that a trial is done, failed or pruned, and its row written."""
 
-
-def _once(pairs: list[list[Task]], seen: set[str]) -> Iterator[Task]:
-    """Tasks of the pairs; a refined map scored in two ways is made once, and the other unit waits for it."""
-    for pair in pairs:
-        for task in pair:
-            if task.job.key not in seen:
-                seen.add(task.job.key)
-                yield task
-
-
-def claim_of(unit: Unit) -> str:
-    """Trainings are claimed by their key; all sampling of one refiner by the refiner's."""
-    job = unit.tasks[0].job
-    if job.stage in ("refined", "counts"):
-        return f"sampling-{job.parents.get('refiner') or job.parents['coarse']}"
-    return job.key
+    def needed(self) -> set[str]:
+        """Keys that what may still be proposed will read or write."""
 
 
 class Schedule:
-    """The state of a run: what waits, runs, is done or failed. `slots` counts workers that may be busy at once."""
+    """The state of a run: what waits, runs, is done or failed.
 
-    def __init__(self, plan: Plan, waiting: Iterable[Unit], store: Store, claims: Claims, slots: int, commit: str):
+    Args:
+        slots: workers that may be busy at once; may change while the schedule runs.
+        proposer: of a search.
+        gpus: of one worker, for the count of GPU-hours.
+    """
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        waiting: Iterable[Unit],
+        store: Store,
+        claims: Claims,
+        slots: int,
+        commit: str,
+        *,
+        limits: Limits | None = None,
+        proposer: Proposer | None = None,
+        gpus: float = 0.0,
+    ):
         self.plan, self.store, self.claims, self.slots, self.commit = plan, store, claims, slots, commit
-        self.waiting: dict[str, Unit] = {u.id: u for u in waiting}
+        self.limits, self.proposer = limits or Limits(), proposer
+        self.health = Health()
+        self.waiting: dict[str, Unit] = {}
         self.running: dict[str, Unit] = {}
         self.outcomes: dict[str, Outcome] = {}  # by key
         self.made: set[str] = set(plan.stored)
         self.foreign: dict[str, dict[str, Any]] = {}  # unit -> who claims it
         self.failed_trials: dict[str, str] = {}
+        self.pruned_trials: set[str] = set()
         self.done_trials: set[str] = set()
         self.stopping = False
-        self.fatal: str | None = None  # what ends the study as a whole: a full disk
-        self.on_failed: Callable[[str, str], None] | None = None
+        self.fatal: IdgbrError | None = None  # what ends the study as a whole: a full disk, a limit
+        self.on_failed: Callable[[str, str], None] = lambda label, error: None
+        self.on_lost: Callable[[Unit, str], None] = lambda unit, error: None
+        self.gpu_time = GpuClock(gpus)
+        self._not_before: dict[str, float] = {}  # waiting unit -> when it may be tried again
+        self._furthest: dict[str, float] = {}  # running unit -> the furthest its present task has come
+        self._advanced: set[str] = set()  # running units that have finished a task in this attempt
+        self._expected: set[str] = set()  # keys that some unit makes
         self._checked = 0.0
         self._ran = time.monotonic()
         self._claimed: dict[str, int] = defaultdict(int)
-        self._trials = {t.id: t for t in plan.open}
+        self._trials: dict[str, Trial] = {}
         self._users: dict[str, list[Trial]] = defaultdict(list)
-        for trial in plan.open:
-            for job in trial.jobs:
-                self._users[job.key].append(trial)
+        self.add(waiting, plan.open)
+
+    def add(self, units: Iterable[Unit], trials: Iterable[Trial]) -> None:
+        """Further work, and the trials that it is for."""
+        for trial in trials:
+            if trial.id not in self._trials:
+                self._trials[trial.id] = trial
+                for job in trial.jobs:
+                    self._users[job.key].append(trial)
+        for unit in units:
+            tasks = tuple(t for t in unit.tasks if t.ends or not (t.job.key in self.made or t.job.key in self._expected))
+            if tasks:
+                unit = dataclasses.replace(unit, tasks=tasks)
+                self.waiting[unit.id] = unit
+                self._expected |= {t.job.key for t in tasks}
 
     @property
     def is_finished(self) -> bool:
-        return not self.running and (self.stopping or not self.waiting)
+        if self.running:
+            return False
+        return self.stopping or (not self.waiting and (self.proposer is None or self.proposer.is_exhausted))
 
     @property
     def is_idle(self) -> bool:
-        """For some seconds everything that is left has lain with other drivers, or waits for what they make."""
-        return not self.running and not self.is_finished and time.monotonic() - self._ran > IDLE_S
+        """For some seconds everything that is left has been with other drivers, or waits for what they make."""
+        is_pausing = any(at > time.monotonic() for at in self._not_before.values())
+        return not self.running and not self.is_finished and not is_pausing and time.monotonic() - self._ran > IDLE_S
 
     @property
     def busy(self) -> int:
         return sum(u.workers for u in self.running.values())
 
+    # ---- what may start ----------------------------------------------------------------------------------------------
+
     def take(self) -> Unit | None:
         """The next unit that may start, or None: nothing now, ask again. It counts as running until `complete`."""
         if self.stopping:
             return None
+        if self.limits.gpu_hours and self.gpu_time.hours > self.limits.gpu_hours:
+            hint = "the same command goes on, with as many GPU-hours more"
+            self.stop_for(Missing(f"the budget of {self.limits.gpu_hours:g} GPU-hours is spent", hint=hint))
+            return None
+        unit = self._take_waiting()
+        while unit is None and self.proposer is not None and self.busy < self.slots and not self._is_wide_waiting():
+            proposal = self._guarded(self.proposer.propose)
+            if proposal is None:
+                break
+            self.add(*proposal)
+            unit = self._take_waiting()
+        return unit
+
+    def _is_wide_waiting(self) -> bool:
+        return any(u.workers > 1 and self._is_ready(u) for u in self.waiting.values())
+
+    def _take_waiting(self) -> Unit | None:
         self._recheck()
+        now = time.monotonic()
         for unit in list(self.waiting.values()):
-            if unit.id in self.foreign or not self._is_ready(unit):
+            if unit.id in self.foreign or self._not_before.get(unit.id, 0.0) > now or not self._is_ready(unit):
                 continue
             if self.busy + unit.workers > self.slots:
-                return None  # a wide training waits for room; letting small ones pass would starve it
-            claim = claim_of(unit)
-            holder = self.claims.take(claim)
+                return None  # a wide training waits for room; if small ones passed it, it might wait for ever
+            holder = self.claims.take(unit.claim)
             if holder is not None:
                 self.foreign[unit.id] = holder
                 continue
             left = self._left(unit)
             del self.waiting[unit.id]
+            self._not_before.pop(unit.id, None)
             if left is None:  # another driver has done it between our plan and now
-                self._release(claim)
+                self._release(unit.claim)
                 continue
-            self._claimed[claim] += 1
+            self._claimed[unit.claim] += 1
             self.running[left.id] = left
-            self._ran = time.monotonic()
+            self._ran = now
             return left
         return None
 
@@ -146,7 +180,7 @@ class Schedule:
         tasks = []
         for task in unit.tasks:
             open_ends = [e for e in task.ends if status.get(e.trial) != "done"]
-            self.done_trials |= {e.trial for e in task.ends} - {e.trial for e in open_ends}
+            self._finish_trials({e.trial for e in task.ends} - {e.trial for e in open_ends})
             if task.job.key not in self.made or open_ends:
                 tasks.append(task)
         return dataclasses.replace(unit, tasks=tuple(tasks)) if tasks else None
@@ -163,41 +197,132 @@ class Schedule:
         claimed = [self.waiting[i] for i in self.foreign if i in self.waiting]
         self.foreign.clear()
         for unit in claimed:
-            holder = self.claims.take(claim_of(unit))
+            holder = self.claims.take(unit.claim)
             if holder is not None:
                 self.foreign[unit.id] = holder
                 self.made |= present(self.store, [t.job for t in unit.tasks])
             elif self._left(unit) is None:
                 del self.waiting[unit.id]
-                self._release(claim_of(unit))
+                self._release(unit.claim)
 
-    def finish_task(self, outcome: Outcome) -> None:
+    # ---- what came of it ---------------------------------------------------------------------------------------------
+
+    def started(self, unit_id: str, device: str = "") -> None:
+        """A worker has taken the unit: from here on it holds its GPUs."""
+        self.gpu_time.start(unit_id, self.running[unit_id].workers)
+        self.health.used(device)
+
+    def advanced(self, unit_id: str, done: float) -> None:
+        """The unit reports how far its present task is, in images or steps."""
+        self._furthest[unit_id] = max(done, self._furthest.get(unit_id, 0.0))
+
+    def finish_task(self, outcome: Outcome, unit_id: str = "") -> None:
         """One task has come to its end; rows of trials that can no longer finish are written."""
-        if outcome.key in self.outcomes and self.outcomes[outcome.key].status == "done":
+        if outcome.status in ("outage", "returned") or (outcome.key in self.outcomes and self.outcomes[outcome.key].status == "done"):
             return
         self.outcomes[outcome.key] = outcome
+        if unit_id:
+            self._advanced.add(unit_id)
+            self._furthest.pop(unit_id, None)
         if outcome.status == "done":
             self.made.add(outcome.key)
-            self.done_trials |= set(outcome.trials)
-        elif outcome.status == "failed":
+            self.health.succeeded(outcome.device)
+            self._finish_trials(outcome.trials)
+        elif outcome.status in ("failed", "pruned"):
+            self._expected.discard(outcome.key)
             self._fail(outcome)
         elif outcome.status == "no_space":
-            self.fatal, self.stopping = outcome.error, True
+            self.stop_for(NoSpace(outcome.error or "no space left", hint="free some space (python -m sweeps gc --dry-run)"))
+
+    def complete(self, unit_id: str, lost: str | None = None, device: str = "", blames_device: bool = True) -> None:
+        """A unit has left its worker. `lost`: with its worker or by an outage; what it had not finished is tried again, elsewhere."""
+        unit = self.running.pop(unit_id, None)
+        if unit is None:
+            return
+        self.gpu_time.stop(unit.id)
+        if lost is not None:
+            self._requeue(unit, lost, device, blames_device)
+        self._advanced.discard(unit_id)
+        self._furthest.pop(unit_id, None)
+        self._ran = time.monotonic()
+        self._claimed[unit.claim] -= 1
+        self._release(unit.claim)
+
+    def give_back(self, unit_id: str) -> None:
+        """A worker on a device that the unit avoids has returned it."""
+        unit = self.running.pop(unit_id, None)
+        if unit is not None:
+            self.gpu_time.stop(unit.id)
+            self._claimed[unit.claim] -= 1
+            self._wait(dataclasses.replace(unit, returned=unit.returned + 1), PAUSE_S / 2)
+
+    def _requeue(self, unit: Unit, lost: str, device: str, blames_device: bool) -> None:
+        tasks = tuple(t for t in unit.tasks if t.job.key not in self.outcomes)
+        if not tasks:
+            return
+        if device and blames_device:
+            self.health.failed(device, unit.id, lost)
+        furthest = self._furthest.get(unit.id, 0.0)
+        has_advanced = unit.id in self._advanced or furthest > unit.reached
+        losses = 1 if has_advanced else unit.losses + 1
+        if losses > self.limits.max_failures:
+            self.health.withdraw(unit.id)
+            for task in tasks:
+                if task.job.key not in self.outcomes:
+                    error = f"{task.job.stage} {task.job.key[:8]}: {lost}, {losses} times without having advanced"
+                    self.finish_task(Outcome(task.job.key, task.job.stage, "failed", 0.0, error))
+            return
+        self.on_lost(unit, lost)
+        avoid = tuple(dict.fromkeys((*unit.avoid, device))) if device else unit.avoid
+        again = dataclasses.replace(unit, tasks=tasks, losses=losses, reached=max(furthest, unit.reached), avoid=avoid, returned=0)
+        self._wait(again, PAUSE_S * 2 ** (losses - 1))
+
+    def _wait(self, unit: Unit, pause_s: float) -> None:
+        self.waiting[unit.id] = unit
+        self._not_before[unit.id] = time.monotonic() + pause_s
+
+    def stop_for(self, error: IdgbrError) -> None:
+        """End the study: nothing more starts, what runs is asked to stop."""
+        self.fatal, self.stopping = self.fatal or error, True
+
+    def _finish_trials(self, ids: Iterable[str]) -> None:
+        for trial in self.trials_of(ids):
+            if trial.id not in self.done_trials:
+                self.done_trials.add(trial.id)
+                self._tell_proposer(trial, "done", None)
 
     def _fail(self, outcome: Outcome) -> None:
-        error = outcome.error or "failed"
+        error = outcome.error or outcome.status
         for trial in self._users[outcome.key]:
-            if trial.id not in self.failed_trials and trial.id not in self.done_trials:
+            if trial.id in self.failed_trials or trial.id in self.pruned_trials or trial.id in self.done_trials:
+                continue
+            try:
+                write_failed(end_of(trial, self.plan.study.name), error, self.store, self.commit, status=outcome.status)
+            except Missing as problem:  # no room even for the row: the trial stays open, and the study ends
+                self.stop_for(problem)
+                return
+            if outcome.status == "failed":
                 self.failed_trials[trial.id] = error
-                try:
-                    write_failed(end_of(trial, self.plan.study.name), error, self.store, self.commit)
-                except Missing as problem:  # no room even for the row: the trial stays open, and the study ends
-                    self.fatal, self.stopping = str(problem), True
-                    return
-                if self.on_failed:
-                    self.on_failed(trial.label, error)
-        for unit in list(self.waiting.values()):  # what needs the artefact will never be ready
-            kept, lost = [], {outcome.key}
+                self.on_failed(trial.label, error)
+            else:
+                self.pruned_trials.add(trial.id)
+            self._tell_proposer(trial, outcome.status, error)
+        self._drop_dependents(outcome, error)
+        if self.limits.max_failed and len(self.failed_trials) > self.limits.max_failed:
+            self.stop_for(
+                SomeFailed(
+                    f"{len(self.failed_trials)} trials have failed for reasons of their own",
+                    value=error, allowed=f"--max-failed {self.limits.max_failed}", hint="mend the cause, then --retry-failed",
+                )
+            )  # fmt: skip
+
+    def _drop_dependents(self, outcome: Outcome, error: str) -> None:
+        """What needs the artefact will never be ready."""
+        for unit in list(self.waiting.values()):
+            if self.waiting.get(unit.id) is not unit:  # dropped with another task meanwhile
+                continue
+            kept: list[Task] = []
+            lost = {outcome.key}
             for task in unit.tasks:
                 if lost & {task.job.key, *task.job.parents.values()}:
                     lost.add(task.job.key)
@@ -208,34 +333,38 @@ class Schedule:
             del self.waiting[unit.id]
             self.foreign.pop(unit.id, None)
             if kept:
-                self.waiting[kept[0].job.key] = Unit(tuple(kept), unit.workers)
-            for key in lost - {outcome.key}:
-                self.finish_task(Outcome(key, self.plan.jobs[key][0].stage, "failed", 0.0, error))
-
-    def complete(self, unit_id: str, error: str | None = None) -> None:
-        """A unit has left its worker. `error`: the worker was lost, and so are the tasks that it had not finished."""
-        unit = self.running.pop(unit_id, None)
-        if unit is None:
-            return
-        if error is not None:
+                rest = dataclasses.replace(unit, tasks=tuple(kept))
+                self.waiting[rest.id] = rest
             for task in unit.tasks:
-                if task.job.key not in self.outcomes:
-                    self.finish_task(Outcome(task.job.key, task.job.stage, "failed", 0.0, f"{task.job.stage} {task.job.key[:8]}: {error}"))
-        self._ran = time.monotonic()
-        claim = claim_of(unit)
-        self._claimed[claim] -= 1
-        self._release(claim)
+                if task.job.key in lost - {outcome.key}:
+                    self.finish_task(Outcome(task.job.key, task.job.stage, outcome.status, 0.0, error))
+
+    def _tell_proposer(self, trial: Trial, status: str, error: str | None) -> None:
+        proposer = self.proposer
+        if proposer is not None:
+            self._guarded(lambda: proposer.ended(trial, status, error))
+
+    def _guarded(self, work: Callable[[], T]) -> T | None:
+        """`work()`; a journal of a search that cannot be written ends the study, and the next run goes on with what was in hand."""
+        try:
+            return work() if self.fatal is None else None
+        except (OSError, Missing) as error:
+            self.stop_for(unwritable(f"the journal of {self.plan.study.name}", error) if isinstance(error, OSError) else error)
+            return None
 
     def _release(self, claim: str) -> None:
         """Give a claim back when nothing of it runs or waits here."""
-        if not self._claimed[claim] and not any(claim_of(u) == claim for u in self.waiting.values()):
-            with contextlib.suppress(IdgbrError, OSError):  # the claim dies with this driver anyway
+        if not self._claimed[claim] and not any(u.claim == claim for u in self.waiting.values()):
+            with contextlib.suppress(IdgbrError, OSError):  # the claim ends with this driver anyway
                 self.claims.release(claim)
+
+    # ---- for others --------------------------------------------------------------------------------------------------
 
     def needed(self) -> set[str]:
         """Keys that what waits and runs will read or write."""
         tasks = [t for unit in (*self.waiting.values(), *self.running.values()) for t in unit.tasks]
-        return {key for t in tasks for key in (t.job.key, *t.job.parents.values())}
+        own = {key for t in tasks for key in (t.job.key, *t.job.parents.values())}
+        return own | (self.proposer.needed() if self.proposer is not None else set())
 
     def trials_of(self, ids: Iterable[str]) -> list[Trial]:
         return [self._trials[i] for i in ids if i in self._trials]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from idgbr.errors import Missing, SomeFailed
@@ -18,68 +18,56 @@ from idgbr.store import Store
 from sweeps.run import journal
 from sweeps.run import plan as planning
 from sweeps.run import preflight as checks
-from sweeps.run.driver import say, workplace
+from sweeps.run.driver import Display, run_context, say, stopped
+from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement
-from sweeps.run.plan import Plan
+from sweeps.run.plan import StudyPlan
 from sweeps.run.proposals import Proposals
 from sweeps.study import Search, Setter, Study, Trial, yardsticks
 
 
-def search(
-    study: Study,
-    store: Store,
-    placement: Placement,
-    *,
-    redefine: bool = False,
-    retry_failed: bool = False,
-    preflight: bool = True,
-    local: bool = False,
-    show_end: bool = True,
-    callbacks: Iterable[str] = (),
-    budget_gb: float = 0.0,
-) -> None:
+def search(study: Study, store: Store, placement: Placement, options: RunOptions) -> None:
     """Prepare what is upstream, then ask and tell until the study has its trials. The same command resumes.
 
     Raises:
-        SomeFailed: some trials failed. Stopped: the user asked.
+        SomeFailed: some trials failed. Interrupted: the user asked.
         BadRequest, Missing, Disagreement: before anything starts. Missing: another driver searches; the disk is full.
     """
-    from sweeps.run import driver
-
     spec = journal.spec_of(study)
     check_goals(spec)
-    prepared = upstream(study, store, retry_failed=retry_failed)
-    if planning.record_definition(prepared, store, redefine=redefine):
+    prepared = upstream(study, store, retry_failed=options.retry_failed)
+    if planning.record_definition(prepared, store, redefine=options.redefine):
         journal.drop(study, store)
-    if preflight and prepared.to_do:
+    if options.preflight and prepared.to_do:
         checks.refuse_impossible(prepared, checks.preflight(prepared, store))
     say("\n".join(planning.text_of(planning.summary(prepared, store))))
-    with workplace(study, store, placement, local=local, callbacks=callbacks, budget_gb=budget_gb) as place:
-        other = place.claims.take(f"search-{study.name}")
+    with run_context(study, store, placement, options) as context:
+        other = context.claims.take(f"search-{study.name}")
         if other is not None:
             raise Missing(
                 f"another driver already searches {study.name}: {other['host']} process {other['pid']}",
                 hint=f"wait for it (python -m sweeps status {shlex.quote(study.name)}), or stop it and give this command again",
             )
-        journal.mend(study, store)
-        if (prepared.open or prepared.to_do) and not place.compute(prepared):
-            raise driver.Stopped("stopped while preparing", hint=driver.resume_line(study))
+        journal.repair(study, store)
+        if (prepared.open or prepared.to_do) and not context.compute(prepared):
+            raise stopped("stopped while preparing", study)
         prepared = upstream(study, store)
         if prepared.to_do:
             raise SomeFailed(
-                f"what {study.name} stands on could not be made", value=", ".join(prepared.to_do), hint=f"logs: {place.desk.logs}"
+                f"what {study.name} stands on could not be made", value=", ".join(prepared.to_do), hint=f"logs: {context.worker.logs}"
             )
-        proposals = Proposals(study, store, place.claims, place.slots, place.commit, prepared, retry_failed=retry_failed)
-        total = proposals.remaining * len(study.seeds)
-        is_finished = place.execute(proposals, total, noun="trials", goal=proposals.primary, higher=proposals.sign[0] > 0)
+        proposals = Proposals(study, store, prepared, workers=placement.workers, retry_failed=options.retry_failed)
+        schedule = context.schedule(dataclasses.replace(prepared, open=()), [], proposals)
+        shown = Display(proposals.remaining * len(study.seeds), noun="trials", goal=proposals.primary, higher=proposals.sign[0] > 0)
+        is_finished = context.execute(schedule, shown)
     planning.record_definition(dataclasses.replace(prepared, trials=proposals.all_trials()), store, complete=is_finished)
     if not is_finished:
-        raise driver.Stopped(f"stopped; {proposals.told_count} of {spec.trials} proposals done", hint=driver.resume_line(study))
-    if show_end:
+        raise stopped(f"stopped; {proposals.ended_count} of {spec.trials} proposals done", study)
+    if options.show:
         show(study, store)
-    if proposals.failed_trials:
-        first = next(iter(proposals.failed_trials.values()))
-        raise SomeFailed(f"{len(proposals.failed_trials)} trials of {study.name} failed", value=first)
+    if schedule.failed_trials:
+        first = next(iter(schedule.failed_trials.values()))
+        raise SomeFailed(f"{len(schedule.failed_trials)} trials of {study.name} failed", value=first)
 
 
 def check_goals(spec: Search) -> None:
@@ -93,7 +81,7 @@ def check_goals(spec: Search) -> None:
             metric(goal.removeprefix("-"))
 
 
-def upstream(study: Study, store: Store, *, retry_failed: bool = False) -> Plan:
+def upstream(study: Study, store: Store, *, retry_failed: bool = False) -> StudyPlan:
     """A plan of what the searched stage stands on, and of the yardsticks."""
     stage = study.axes[0].stage
     stage = {"sampler": "refined", "score": "counts"}.get(stage, stage)
@@ -110,9 +98,6 @@ def upstream(study: Study, store: Store, *, retry_failed: bool = False) -> Plan:
         open=tuple(t for t in made.open if t in rows),
         to_do=tuple(key for key in made.jobs if key in {*wanted, *missing}),
     )
-
-
-# ---- Optuna -----------------------------------------------------------------------------------------------------------------
 
 
 # ---- show -------------------------------------------------------------------------------------------------------------------

@@ -1,75 +1,101 @@
 """The only Ray Tune file: one Tune run over unique units of work, parents first.
 
-Waves need no barrier: Tune's searcher hands out a unit as soon as what it needs is stored, so a slow training holds up nothing but its
-own children. A unit is a plain function trial on a reused actor, whose process keeps torch and the last weights; only trainings over
-several workers go through Ray Train. Tune's own folder is scratch: it is made for the run and deleted after it.
+Tune serves as a pool of reused actors on placement groups. Its searcher hands out a unit as soon as what it needs is stored, so a slow
+training holds up nothing but its own children. A unit is a plain function trial on a reused actor, whose process keeps torch and the
+last weights; only trainings over several workers go through Ray Train. What is tried again, and where, is the schedule's decision, so
+Tune itself retries nothing. Tune's own folder is scratch: it is made for the run and deleted after it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from idgbr.errors import IdgbrError
+from idgbr.errors import Outage
 from idgbr.files import unwritable
 from idgbr.stages import Trainer
+from sweeps.run.capacity import Capacity
+from sweeps.run.control import ControlReader, ControlWriter, Directives, device_name, start_control
+from sweeps.run.execution import furthest, interruptible, record
 from sweeps.run.placement import Placement
-from sweeps.run.progress import Progress
-from sweeps.run.schedule import Schedule
-from sweeps.run.worker import Desk, Outcome, Unit, do
+from sweeps.run.placement_groups import patient_groups
+from sweeps.run.progress import SweepProgress
+from sweeps.run.schedule import RETURNS, Schedule
+from sweeps.run.units import Outcome, Unit
+from sweeps.run.worker import WorkerContext, work
 
-STOP_POLL_S = 1.0
+if TYPE_CHECKING:
+    from ray import tune
+    from ray.actor import ActorHandle
+    from ray.tune.experiment import Trial as TuneTrial
+    from ray.tune.search import Searcher
+
 POLL_S = 0.5
 REPORT_S = 2.0
 PLACE_S = 900.0  # for the workers of one training to find their places beside another study's; six times, then it is a failure
+HOLD_S = 20.0  # that a worker stays on a device that the unit it has returned avoids
+MOST_PENDING = 10_000  # of Tune's own limit; the schedule decides how many units wait for a place
+LOST = "its worker was lost (out of memory, or the node died)"
 
 
-# ---- the trainable -----------------------------------------------------------------------------------------------------------
+# ---- in the workers ----------------------------------------------------------------------------------------------------------
 
 
-def trainable(desk: Desk, stop_name: str, placement: Placement) -> Callable[[dict[str, Any]], None]:
+def trainable(context: WorkerContext, control: ActorHandle, placement: Placement) -> Callable[[dict[str, Any]], None]:
     """The function Tune runs: one packed unit. Outcomes are reported when their rows are on the store."""
     folder = os.getcwd()
 
     def unit_of_work(config: dict[str, Any]) -> None:
         from ray import tune
 
-        if os.path.isdir(folder):  # relative paths in settings are the driver's; a cluster's workers stand where `ray start` was given
+        if os.path.isdir(folder):  # relative paths in settings are the driver's; a cluster's workers start where `ray start` was given
             os.chdir(folder)
-        unit = Unit.unpack(config["unit"])
-        last = {"report": 0.0, "stop": 0.0}
-        is_stopped = False
+        unit, reader, last_report = Unit.unpack(config["unit"]), ControlReader(control), 0.0
+        device = "" if unit.workers > 1 else device_name()
+        tune.report({"unit": unit.id, "device": device})
+        if device in reader.directives(now=True).left_out or (device in unit.avoid and unit.returned < RETURNS):
+            _return(unit, device, reader)
+            return
 
-        def report(values: dict[str, Any] | None = None, **more: Any) -> None:
+        def report(values: Mapping[str, Any] | None = None, **more: Any) -> None:
+            nonlocal last_report
             now = time.monotonic()
-            if now - last["report"] >= REPORT_S:
-                last["report"] = now
+            if now - last_report >= REPORT_S:
+                last_report = now
                 tune.report({"unit": unit.id, "progress": json.dumps({**(values or {}), **more}, default=str)})
 
         def stop() -> bool:
-            nonlocal is_stopped
-            now = time.monotonic()
-            if not is_stopped and now - last["stop"] >= STOP_POLL_S:
-                last["stop"] = now
-                is_stopped = desk.store.read_bytes(stop_name) is not None
-            return is_stopped
+            return reader.directives().stop
 
         fit = sharded_fit(placement) if unit.workers > 1 else None
-        for outcome in do(unit, dataclasses.replace(desk, report=report, stop=stop, fit=fit)):
+        for outcome in work(unit, dataclasses.replace(context, report=report, stop=stop, fit=fit, device=device)):
             tune.report({"unit": unit.id, "outcome": json.dumps(dataclasses.asdict(outcome))})
+            if outcome.status == "outage":
+                raise Outage(outcome.error or "outage")  # ends this process: one whose device has failed is never used again
 
     return unit_of_work
+
+
+def _return(unit: Unit, device: str, reader: ControlReader) -> None:
+    """Give a unit back, and stay for a while, so that Ray places it elsewhere; on a device that is left out, to the end of the run."""
+    from ray import tune
+
+    job = unit.tasks[0].job
+    returned = Outcome(job.key, job.stage, "returned", 0.0, device=device)
+    tune.report({"unit": unit.id, "outcome": json.dumps(dataclasses.asdict(returned))})
+    until = time.monotonic() + HOLD_S
+    while (device in reader.directives().left_out or time.monotonic() < until) and not (reader.last.over or reader.last.stop):
+        time.sleep(1.0)
 
 
 def sharded_fit(placement: Placement) -> Trainer:
@@ -79,16 +105,21 @@ def sharded_fit(placement: Placement) -> Trainer:
     return RayTraining(placement.workers, cpus=placement.cpus, gpus=placement.gpus, sharding=placement.sharding, start_timeout_s=PLACE_S)
 
 
-def execute(schedule: Schedule, progress: Progress, desk: Desk, placement: Placement) -> bool:
+# ---- the driver --------------------------------------------------------------------------------------------------------------
+
+
+def execute(schedule: Schedule, progress: SweepProgress, context: WorkerContext, placement: Placement, capacity: Capacity) -> bool:
     """Run the schedule to its end inside a started cluster. False: it was stopped before.
 
     Raises:
         KeyboardInterrupt: at the second Ctrl-C.
     """
     unit = None
-    with _signals(schedule, progress):
+    control = start_control()
+    function = trainable(context, control, placement)
+    with interruptible(schedule, progress):
         while True:
-            _tune(schedule, unit, progress, desk, placement)
+            _tune(Run(schedule, progress, capacity, ControlWriter(control), unit), function, placement)
             unit = _next(schedule)
             if unit is None:
                 return not schedule.stopping
@@ -104,23 +135,75 @@ def _next(schedule: Schedule) -> Unit | None:
     return None
 
 
-def _tune(schedule: Schedule, first: Unit | None, progress: Progress, desk: Desk, placement: Placement) -> None:
+class Run:
+    """One Tune run's view of the schedule: which Tune trial has which unit, and which only keeps a left-out device from use."""
+
+    def __init__(self, schedule: Schedule, progress: SweepProgress, capacity: Capacity, control: ControlWriter, first: Unit | None = None):
+        self.schedule, self.progress, self.capacity, self.control, self.first = schedule, progress, capacity, control, first
+        self.units: dict[str, str] = {}  # Tune trial -> unit
+        self.devices: dict[str, str] = {}  # Tune trial -> device of its worker
+        self.outages: dict[str, Outcome] = {}  # Tune trial -> the outage that it has reported
+        self.named: frozenset[str] = frozenset()  # left-out devices that the user knows of
+
+    def next(self) -> Unit | str | None:
+        """The next unit; None: ask again; "finished": nothing more."""
+        left_out = self.schedule.health.left_out
+        for device in left_out - self.named:
+            self.progress.say(
+                f"no more work for {device}: two units failed there in a row; the last: {self.schedule.health.reasons[device]}"
+            )
+        self.named = left_out
+        idling = sum(trial not in self.units for trial in self.devices)
+        self.schedule.slots = max(0, self.capacity.now(self.schedule, self.progress) - idling)
+        unit, self.first = self.first or self.schedule.take(), None
+        is_over = unit is None and (self.schedule.is_finished or self.schedule.is_idle)
+        self.control.send(Directives(self.schedule.stopping, is_over, left_out))
+        return "finished" if is_over else unit
+
+    def started(self, trial: str, device: str) -> None:
+        self.devices[trial] = device
+        if trial in self.units:
+            self.schedule.started(self.units[trial], device)
+
+    def outcome(self, trial: str, outcome: Outcome) -> None:
+        unit = self.units.get(trial)
+        if unit is None:
+            return
+        if outcome.status == "outage":
+            self.outages[trial] = outcome
+        elif outcome.status == "returned":
+            del self.units[trial]
+            self.progress.leave(unit)
+            self.schedule.give_back(unit)
+        record(outcome, unit, self.schedule, self.progress)
+
+    def left(self, trial: str, is_lost: bool) -> None:
+        unit, device, outage = self.units.pop(trial, None), self.devices.pop(trial, ""), self.outages.pop(trial, None)
+        if unit is None:  # it had given its unit back
+            return
+        self.progress.leave(unit)
+        if outage is not None:
+            self.schedule.complete(unit, outage.error, device, outage.blames_device)
+        else:
+            self.schedule.complete(unit, LOST if is_lost else None, device)
+
+
+def _tune(run: Run, function: Callable[[dict[str, Any]], None], placement: Placement) -> None:
     """One Tune run: to the end of the schedule, or until all that is left lies with other drivers.
 
     Tune keeps an idle actor for the next trial, and with it the place that another driver may need to make what this one waits for;
-    so a run with nothing to do ends, and a new one begins with `first` when there is something again.
+    so a run with nothing to do ends, and a new one begins with a first unit when there is something again.
     """
     from ray import tune
 
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, schedule.slots))
-    function = trainable(desk, schedule.claims.stop_name, placement)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_PENDING)
     scratch = Path(tempfile.gettempdir())
     try:
         scratch = Path(tempfile.mkdtemp(prefix="idgbr-tune-"))
         tuner = tune.Tuner(
-            tune.with_resources(function, lambda config: _bundles(config, placement)),
+            tune.with_resources(function, functools.partial(_bundles, placement)),
             tune_config=tune.TuneConfig(
-                search_alg=_searcher(schedule, first),
+                search_alg=_searcher(run),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.trial_id,
@@ -130,19 +213,20 @@ def _tune(schedule: Schedule, first: Unit | None, progress: Progress, desk: Desk
                 name="run",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[_callback(schedule, progress)],
-                failure_config=tune.FailureConfig(max_failures=placement.max_failures),
+                callbacks=[_callback(run)],
+                failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        with _discarded_stdout(), patient_groups():
+        with discarded_stdout(), patient_groups():
             tuner.fit()
     except OSError as error:
         raise unwritable(str(scratch), error) from error
     finally:
+        run.control.send(Directives(run.schedule.stopping, True, run.named))
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _bundles(config: dict[str, Any], placement: Placement) -> Any:
+def _bundles(placement: Placement, config: dict[str, Any]) -> tune.PlacementGroupFactory:
     from ray import tune
 
     if config.get("workers", 1) > 1:  # the workers have their own; this sliver keeps the driver of the training on the head node
@@ -151,210 +235,64 @@ def _bundles(config: dict[str, Any], placement: Placement) -> Any:
 
 
 class _Unpickled:
-    """Tune pickles its parts to a file that nobody reads; these hold the live schedule and go as empty shells."""
+    """Tune pickles its parts to a file that nobody reads; these hold the live schedule and are pickled empty."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-def _searcher(schedule: Schedule, first: Unit | None) -> Any:
+def _searcher(run: Run) -> Searcher:
     from ray.tune.search import Searcher
 
     class Ready(_Unpickled, Searcher):
         """Hands out units that may start. None: ask again later."""
 
-        def __init__(self, schedule: Schedule) -> None:
-            super().__init__()
-            self.schedule, self.first = schedule, first
-            self.unit_of: dict[str, str] = {}
-
         def suggest(self, trial_id: str) -> Any:
-            unit, self.first = self.first or self.schedule.take(), None
-            if unit is None:
-                return Searcher.FINISHED if self.schedule.is_finished or self.schedule.is_idle else None
-            self.unit_of[trial_id] = unit.id
+            unit = run.next()
+            if not isinstance(unit, Unit):
+                return Searcher.FINISHED if unit == "finished" else None
+            run.units[trial_id] = unit.id
             return {"unit": unit.pack(), "id": unit.id, "workers": unit.workers}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-            lost = "its worker was lost (out of memory, or the node died)" if error else None
-            self.schedule.complete(self.unit_of.pop(trial_id), lost)
+            run.left(trial_id, error)
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: what is done lies in the store."""
 
         def restore(self, checkpoint_path: str) -> None:
-            raise NotImplementedError("a study resumes from the store")
+            """Nothing: a study resumes from the store."""
 
-    return Ready(schedule)
+    return Ready()
 
 
-def _callback(schedule: Schedule, progress: Progress) -> Any:
+def _callback(run: Run) -> tune.Callback:
     from ray import tune
 
     class Events(_Unpickled, tune.Callback):
         """What trials report, to the schedule and to the display."""
 
-        def __init__(self, schedule: Schedule, progress: Progress) -> None:
-            self.schedule, self.progress = schedule, progress
-
-        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            unit = self.schedule.running.get(trial.config["id"])
+        def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+            unit = run.schedule.running.get(run.units.get(trial.trial_id, ""))
             if unit is not None:
-                self.progress.start(unit.id, unit.title)
+                run.progress.start(unit.id, unit.title)
 
-        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info: Any) -> None:
+            if "device" in result:
+                run.started(trial.trial_id, result["device"])
             if result.get("progress"):
-                self.progress.report(result["unit"], json.loads(result["progress"]))
+                values = json.loads(result["progress"])
+                run.schedule.advanced(result["unit"], furthest(values))
+                run.progress.report(result["unit"], values)
             if result.get("outcome"):
-                told(Outcome(**json.loads(result["outcome"])), self.schedule, self.progress)
+                run.outcome(trial.trial_id, Outcome(**json.loads(result["outcome"])))
 
-        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.progress.leave(trial.config["id"])
-
-        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.progress.leave(trial.config["id"])
-
-    return Events(schedule, progress)
-
-
-def told(outcome: Outcome, schedule: Schedule, progress: Progress) -> None:
-    """One task is over: note it, show it."""
-    known = schedule.outcomes.get(outcome.key)
-    if known is not None and known.status == outcome.status:
-        return
-    trials = tuple(outcome.trials)
-    schedule.finish_task(dataclasses.replace(outcome, trials=trials))
-    ended = schedule.trials_of(trials) if trials else []
-    if progress.budget is not None and outcome.status == "done":
-        problem = progress.budget.spend(outcome.stage, outcome.key, schedule.needed())
-        if problem is not None and not schedule.stopping:
-            schedule.fatal, schedule.stopping = problem, True
-            schedule.claims.ask_to_stop()
-    for trial in ended:
-        for observer in progress.observers:
-            observer.trial(trial, outcome.score, progress.goal)
-    if progress.noun == "jobs" or outcome.stage == "counts":  # the total of a search is one of trials: what comes before is not known
-        label = ended[0].label if ended else ""
-        progress.finish(outcome.status, outcome.seconds, label, outcome.score, outcome.stage)
-
-
-def execute_here(schedule: Schedule, progress: Progress, desk: Desk) -> bool:
-    """The same without Ray: one unit after the other in this process (`--local`)."""
-
-    def stop() -> bool:
-        return schedule.stopping
-
-    with _signals(schedule, progress):
-        while not schedule.is_finished:
-            unit = schedule.take()
-            if unit is None:
-                time.sleep(0.2)  # another driver has what is left in hand
-                continue
-            progress.start(unit.id, unit.title)
-
-            def report(values: dict[str, Any] | None = None, _unit: str = unit.id, **more: Any) -> None:
-                progress.report(_unit, {**(values or {}), **more})
-
-            for outcome in do(unit, dataclasses.replace(desk, report=report, stop=stop)):
-                told(outcome, schedule, progress)
-            progress.leave(unit.id)
-            schedule.complete(unit.id)
-    return not schedule.stopping
-
-
-# ---- signals -----------------------------------------------------------------------------------------------------------------
+    return Events()
 
 
 @contextlib.contextmanager
-def _signals(schedule: Schedule, progress: Progress) -> Iterator[None]:
-    """First Ctrl-C (or SIGTERM): start nothing more, let running trainings write a checkpoint. Second: KeyboardInterrupt at once."""
-
-    def asked(number: int, frame: Any) -> None:
-        if schedule.stopping:
-            raise KeyboardInterrupt
-        schedule.stopping = True
-        try:
-            schedule.claims.ask_to_stop()
-            progress.say("stopping: what runs writes its checkpoint or its rows; once more to stop at once")
-        except IdgbrError as error:
-            progress.say(f"stopping, but the workers cannot be told: {error} Once more to stop at once")
-
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                before[number] = signal.signal(number, asked)
-            except ValueError:  # not the main thread: whoever embeds the sweep keeps the signals
-                break
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _discarded_stdout() -> Iterator[None]:
-    """Tune prints to stdout whatever its verbosity; results of a sweep go there, its talk does not."""
+def discarded_stdout() -> Iterator[None]:
+    """Tune prints to stdout whatever its verbosity; stdout is for the results of a sweep."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
     sys.stdout.flush()
-
-
-LAST_WAIT_S = 1.0
-
-
-@contextlib.contextmanager
-def patient_groups() -> Iterator[None]:
-    """A Tune run inside the block removes a placement group only once it stands.
-
-    Tune asks for a group when a unit may start, and 2 ms later, when a process that is free takes the unit, for its removal. A group
-    that is removed while its places are being reserved never gives them back: the node has a CPU or GPU less for the rest of its life
-    (Ray 2.60, ray-project/ray#64693). Tune has no setting for the manager of its groups, so its name is replaced.
-    """
-    from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
-    from ray.tune.execution import tune_controller
-    from ray.util import remove_placement_group
-
-    class Patient(PlacementGroupResourceManager):
-        def __init__(self, update_interval_s: float = 0.1) -> None:
-            super().__init__(update_interval_s)
-            self.surplus: Counter[Any] = Counter()  # groups on their way, by request, that nobody wants any more
-
-        def request_resources(self, resource_request: Any) -> None:
-            if self.surplus[resource_request]:
-                self.surplus[resource_request] -= 1
-            else:
-                super().request_resources(resource_request)
-
-        def cancel_resource_request(self, resource_request: Any) -> None:
-            if self._request_to_staged_pgs[resource_request]:
-                self.surplus[resource_request] += 1
-            else:
-                super().cancel_resource_request(resource_request)
-
-        def get_resource_futures(self) -> list[Any]:  # Tune asks in every step, and wakes when one of them is there
-            if self.surplus.total():
-                self.update_state()
-                for request in self.surplus:
-                    ready = self._request_to_ready_pgs[request]
-                    while self.surplus[request] and ready:
-                        group = ready.pop()
-                        self._pg_to_request.pop(group)
-                        remove_placement_group(group)
-                        self.surplus[request] -= 1
-            return super().get_resource_futures()
-
-        def clear(self) -> None:
-            import ray
-
-            staged = list(self._staging_future_to_pg)
-            if staged and ray.is_initialized():  # what this run has just freed may be theirs at this moment
-                ray.wait(staged, num_returns=len(staged), timeout=LAST_WAIT_S)
-            super().clear()
-
-    usual = tune_controller.PlacementGroupResourceManager
-    tune_controller.PlacementGroupResourceManager = Patient
-    try:
-        yield
-    finally:
-        tune_controller.PlacementGroupResourceManager = usual

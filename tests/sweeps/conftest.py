@@ -27,10 +27,11 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the tiny study done, undisturbed, in this process. Not to be written to: see `store`."""
     from sweeps.run import commands
+    from sweeps.run.options import RunOptions
     from sweeps.run.placement import Placement
 
     root = tmp_path_factory.mktemp("made") / "store"
-    commands.run(tiny(), Store(root), Placement(), local=True, preflight=False, show=False)
+    commands.run(tiny(), Store(root), Placement(), RunOptions(local=True, preflight=False, show=False))
     return root
 
 

@@ -36,8 +36,8 @@ def node_settings() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def loopback_cluster(port: int = 0) -> Iterator[Any]:
-    """A head without CPUs and two nodes with one each, real raylets on loopback. `port` of the head; 0: any."""
+def loopback_cluster(port: int = 0, nodes: int = 2) -> Iterator[Any]:
+    """A head without CPUs and nodes with one each, real raylets on loopback. `port` of the head; 0: any."""
     from ray._private import services
     from ray.cluster_utils import Cluster
 
@@ -53,7 +53,7 @@ def loopback_cluster(port: int = 0) -> Iterator[Any]:
         try:
             head = {"num_cpus": 0, "temp_dir": folder, **({"gcs_server_port": port} if port else {}), **node_settings()}
             cluster = Cluster(initialize_head=True, head_node_args=head)
-            for _ in range(2):
+            for _ in range(nodes):
                 cluster.add_node(num_cpus=1, **node_settings())
             yield cluster
         finally:

@@ -18,19 +18,19 @@ from sweeps import tables
 from sweeps.run import plan as planning
 from sweeps.run.claims import Claims
 from sweeps.run.placement import Placement, slots
-from sweeps.run.plan import Plan
-from sweeps.run.progress import Progress
+from sweeps.run.plan import StudyPlan
+from sweeps.run.progress import SweepProgress
 from sweeps.run.pruning import survives
-from sweeps.run.schedule import Schedule, units
-from sweeps.run.worker import Outcome, Unit
+from sweeps.run.schedule import Schedule
+from sweeps.run.units import Outcome, Unit, units_of
 
 
-def simulate(made: Plan, store: Store, places: int, *, fail: str = "", rng: random.Random | None = None) -> tuple[Schedule, list[str]]:
+def simulate(made: StudyPlan, store: Store, places: int, *, fail: str = "", rng: random.Random | None = None) -> tuple[Schedule, list[str]]:
     """Run a schedule with workers that do nothing; units end in random order. Returns the keys in the order they were done."""
     order: list[str] = []
     rng = rng or random.Random(0)
     with Claims(store, made.study.name) as claims:
-        schedule = Schedule(made, units(made, places), store, claims, places, "")
+        schedule = Schedule(made, units_of(made, places), store, claims, places, "")
         busy: list[Unit] = []
         while not schedule.is_finished:
             while (unit := schedule.take()) is not None:
@@ -72,7 +72,7 @@ def test_a_wide_training_waits_for_room_and_is_not_starved(tmp_path: Path) -> No
     store = Store(tmp_path)
     made = planning.make(tiny(replicates=2), store)
     with Claims(store, "tiny") as claims:
-        schedule = Schedule(made, units(made, 4, workers=3), store, claims, 4, "")
+        schedule = Schedule(made, units_of(made, 4, workers=3), store, claims, 4, "")
         while (unit := schedule.take()) is not None or schedule.running:
             if unit is None:
                 unit = next(iter(schedule.running.values()))
@@ -88,7 +88,7 @@ def test_two_drivers_share_the_work_and_do_nothing_twice(tmp_path: Path) -> None
     made = planning.make(tiny(replicates=2), store)
     done: list[str] = []
     with Claims(store, "tiny") as mine, Claims(store, "tiny") as theirs:
-        both = [Schedule(made, units(made, 2), store, claims, 2, "") for claims in (mine, theirs)]
+        both = [Schedule(made, units_of(made, 2), store, claims, 2, "") for claims in (mine, theirs)]
         seen_waiting = False
         for _ in range(400):
             for schedule in both:
@@ -115,7 +115,7 @@ def test_a_driver_is_idle_when_all_that_is_left_lies_with_another(tmp_path: Path
     store = Store(tmp_path)
     made = planning.make(tiny(), store)
     with Claims(store, "tiny") as mine, Claims(store, "tiny") as theirs:
-        schedule = Schedule(made, units(made, 2), store, mine, 2, "")
+        schedule = Schedule(made, units_of(made, 2), store, mine, 2, "")
         data = made.to_do[0]
         assert theirs.take(data) is None
         assert schedule.take() is None
@@ -176,7 +176,7 @@ def test_concurrency_is_the_floor_of_every_node() -> None:
 
 
 def test_the_watchdog_says_why_nothing_moves(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("s", 3, why=lambda: "1 unit is in the hands of another driver (node7 process 12)", quiet_s=0.2) as progress:
+    with SweepProgress("s", 3, why=lambda: "1 unit is in the hands of another driver (node7 process 12)", quiet_s=0.2) as progress:
         time.sleep(0.8)
     assert progress.said
     assert "nothing has moved" in progress.said[0]
@@ -184,7 +184,7 @@ def test_the_watchdog_says_why_nothing_moves(capsys: pytest.CaptureFixture[str])
 
 
 def test_progress_is_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("s", 2) as progress:
+    with SweepProgress("s", 2) as progress:
         progress.start("a", "refiner 1234")
         progress.report("a", {"done": 3, "total": 9, "loss": 0.25})
         progress.finish("done", 1.0, "steps=4", 0.7)
@@ -197,7 +197,7 @@ def test_progress_is_plain_lines_where_stderr_is_no_terminal(capsys: pytest.Capt
 
 
 def test_time_to_go_is_counted_by_stage_for_a_training_takes_longer_than_a_sampling() -> None:
-    progress = Progress("s", 12, workers=2, stages={"data": 1, "refiner": 3, "counts": 8})
+    progress = SweepProgress("s", 12, workers=2, stages={"data": 1, "refiner": 3, "counts": 8})
     assert progress.to_go() == ""
     progress.finish("done", 1.0, stage="data")
     assert progress.to_go() == ""
@@ -205,7 +205,7 @@ def test_time_to_go_is_counted_by_stage_for_a_training_takes_longer_than_a_sampl
     assert progress.to_go() == "at least 60 s to go"  # two more of 60 s on two workers; of the counts nothing is known
     progress.finish("done", 2.0, stage="counts")
     assert progress.to_go() == "about 67 s to go"
-    known = Progress("s", 12, total_seconds=100.0, workers=2, stages={"refiner": 3})
+    known = SweepProgress("s", 12, total_seconds=100.0, workers=2, stages={"refiner": 3})
     assert known.to_go() == "about 50 s to go"
 
 

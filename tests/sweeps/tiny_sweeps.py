@@ -52,6 +52,7 @@ from tiny_sweeps import tiny
 def study(): return tiny()
 def other(): return tiny("other", schedules=("cosine", "sigmoid"), steps=(2,))
 def wide(): return tiny("wide", schedules=("scaled_linear", "sigmoid"), steps=(1,))
+def many(): return tiny("many", schedules=("cosine", "linear", "sigmoid", "scaled_linear"), steps=(1,))
 def slow(): return tiny("slow", overrides={{"refiner.train_images": 400}})
 """
 

@@ -1,0 +1,46 @@
+"""Which devices fail: a device on which two different units failed in a row gets no more work. No Ray."""
+
+from __future__ import annotations
+
+LIMIT = 2  # different units in a row
+SHARE = 0.5  # of the devices that may be left out; when more fail, the work is the likelier cause
+
+
+class Health:
+    """Failures by device (a GPU of a node, or a node), as the driver is told of them.
+
+    A unit that succeeds on another device leaves the failure with the first one; a unit that fails everywhere takes its failures back.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[str, list[str]] = {}  # device -> units that failed on it since its last success
+        self.seen: set[str] = set()
+        self.reasons: dict[str, str] = {}
+
+    def used(self, device: str) -> None:
+        if device:
+            self.seen.add(device)
+
+    def succeeded(self, device: str) -> None:
+        self.failures.pop(device, None)
+
+    def failed(self, device: str, unit: str, reason: str) -> None:
+        if device:
+            self.seen.add(device)
+            units = self.failures.setdefault(device, [])
+            if unit not in units:
+                units.append(unit)
+            self.reasons[device] = reason
+
+    def withdraw(self, unit: str) -> None:
+        """The unit failed wherever it was tried: no device is to blame for it."""
+        for device, units in list(self.failures.items()):
+            if unit in units:
+                units.remove(unit)
+            if not units:
+                del self.failures[device]
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        bad = [device for device, units in self.failures.items() if len(units) >= LIMIT]
+        return frozenset(sorted(bad, key=lambda device: -len(self.failures[device]))[: int(len(self.seen) * SHARE)])
