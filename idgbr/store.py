@@ -286,7 +286,7 @@ class Store:
         """
         name = f"_probe-{uuid.uuid4().hex[:8]}"
         self.write_bytes(name, b"probe")
-        if self.read_bytes(name) != b"probe":
+        if self.retries.wait_for(lambda: self.read_bytes(name)) != b"probe":  # a network file system may show it late
             raise Missing(f"the store {self.root} does not return what was written to it")
         self.delete(name)
 

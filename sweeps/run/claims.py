@@ -82,6 +82,9 @@ class Claims:
             return None
         path = f"claims/{name}.json"
         holder = self._holder(path)
+        if holder is not None and holder["driver"] == self.id:  # written before, and seen late
+            self.mine.add(name)
+            return None
         if holder is not None and self.is_alive(holder):
             return holder
         if holder is not None:
@@ -105,15 +108,13 @@ class Claims:
             except OSError as error:
                 raise unwritable(str(target), error) from error
         self.store.write_bytes(path, data)
-        return (self._holder(path) or {}).get("driver") == self.id
+        return (self._holder(path) or self.who)["driver"] == self.id  # not seen yet: a claim saves work, it protects nothing
 
     def _holder(self, path: str) -> dict[str, Any] | None:
         data = self.store.read_bytes(path)
         return json.loads(data) if data else None
 
     def is_alive(self, holder: dict[str, Any]) -> bool:
-        if holder["driver"] == self.id:
-            return True
         if holder["host"] == self.who["host"]:
             return _started(holder["pid"]) == holder["started"] != ""
         data = self.store.read_bytes(f"claims/drivers/{holder['driver']}.json")

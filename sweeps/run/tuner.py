@@ -247,15 +247,19 @@ def _searcher(run: Run) -> Searcher:
     class Ready(_Unpickled, Searcher):
         """Hands out units that may start. None: ask again later."""
 
+        def __init__(self, run: Run) -> None:
+            super().__init__()
+            self.run = run
+
         def suggest(self, trial_id: str) -> Any:
-            unit = run.next()
+            unit = self.run.next()
             if not isinstance(unit, Unit):
                 return Searcher.FINISHED if unit == "finished" else None
-            run.units[trial_id] = unit.id
+            self.run.units[trial_id] = unit.id
             return {"unit": unit.pack(), "id": unit.id, "workers": unit.workers}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-            run.left(trial_id, error)
+            self.run.left(trial_id, error)
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: what is done lies in the store."""
@@ -263,7 +267,7 @@ def _searcher(run: Run) -> Searcher:
         def restore(self, checkpoint_path: str) -> None:
             """Nothing: a study resumes from the store."""
 
-    return Ready()
+    return Ready(run)
 
 
 def _callback(run: Run) -> tune.Callback:
@@ -272,22 +276,25 @@ def _callback(run: Run) -> tune.Callback:
     class Events(_Unpickled, tune.Callback):
         """What trials report, to the schedule and to the display."""
 
+        def __init__(self, run: Run) -> None:
+            self.run = run
+
         def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-            unit = run.schedule.running.get(run.units.get(trial.trial_id, ""))
+            unit = self.run.schedule.running.get(self.run.units.get(trial.trial_id, ""))
             if unit is not None:
-                run.progress.start(unit.id, unit.title)
+                self.run.progress.start(unit.id, unit.title)
 
         def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info: Any) -> None:
             if "device" in result:
-                run.started(trial.trial_id, result["device"])
+                self.run.started(trial.trial_id, result["device"])
             if result.get("progress"):
                 values = json.loads(result["progress"])
-                run.schedule.advanced(result["unit"], furthest(values))
-                run.progress.report(result["unit"], values)
+                self.run.schedule.advanced(result["unit"], furthest(values))
+                self.run.progress.report(result["unit"], values)
             if result.get("outcome"):
-                run.outcome(trial.trial_id, Outcome(**json.loads(result["outcome"])))
+                self.run.outcome(trial.trial_id, Outcome(**json.loads(result["outcome"])))
 
-    return Events()
+    return Events(run)
 
 
 @contextlib.contextmanager
