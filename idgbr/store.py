@@ -176,8 +176,11 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             fs.copy_files(f"{self.base}/{name}", str(folder), source_filesystem=self.fs, destination_filesystem=fs.LocalFileSystem())
 
+        def is_late(error: OSError) -> bool:  # what a manifest names is there, and may be shown late
+            return self.is_transient(error) or isinstance(error, FileNotFoundError)
+
         try:
-            self.ask(fetch)
+            self.retries.call(fetch, is_late)
         except OSError as error:
             raise self.unreadable(error) from error
 
