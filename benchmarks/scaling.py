@@ -122,7 +122,7 @@ def loop_seconds(folder: Path) -> float:
 
 def measure_ray(images: int) -> dict[str, float]:
     from cluster.session import connected
-    from cluster.train import fit_sharded
+    from cluster.train import RayTraining
     from idgbr import stages
     from idgbr.config import Experiment, Runtime, apply
     from idgbr.store import Store
@@ -149,7 +149,7 @@ def measure_ray(images: int) -> dict[str, float]:
                     out = Path(folder) / f"{name}{turn}"
                     out.mkdir()
                     started = time.monotonic()
-                    fit_sharded(job, store, experiment, out, runtime=runtime, workers=workers)
+                    RayTraining(workers)(job, store, experiment, out, runtime=runtime)
                     spent = time.monotonic() - started
                     store.delete(stages.scratch_name(job))  # else the next run would find this one finished
                     seconds[name].append(loop_seconds(out))

@@ -28,8 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.node import package_versions
 from idgbr.store import Store
-from sweeps import tables
 from sweeps.run import plan as planning
 from sweeps.run import tuner
 from sweeps.run.capacity import Capacity
@@ -224,7 +224,7 @@ def main() -> None:
             "plan_10000_s": round(planned(10_000, Store(root / "planned")), 2),
             "workers": places,
             "trials": len(experiments),
-            "versions": json.loads(tables.versions()),
+            "versions": json.loads(package_versions()),
         }
         if options.simulate:
             found |= simulated(options.simulate, Store(root / "simulated"), placement)

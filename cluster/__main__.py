@@ -1,299 +1,194 @@
-"""Command line of clusters.
+"""`python -m cluster VERB`: thin verbs, heavy imports inside them. Exit codes as in `idgbr/errors.py`."""
 
-Examples:
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Fixed, Positional, Suppress, UseAppendAction, arg
+
+from cluster.doctor.checks import LIMITS, Limits
+from idgbr.verbs import leave, run_verbs
+
+EXAMPLES = """Examples:
   python -m cluster render cluster/examples/slurm.toml -- sweeps run schedules     print the files; nothing is started
   python -m cluster submit slurm.toml -- sweeps run schedules                      run one command there; again: resumes
   python -m cluster status slurm.toml                                              the last job, or --job ID
   python -m cluster logs   slurm.toml --follow
   python -m cluster down   slurm.toml
   python -m cluster doctor slurm.toml                                              can these nodes work together?
+  python -m cluster train  real --workers 8 --gpus 1                               one training over several workers
+  python -m cluster refine scenes.csv -o refined/ --model DIR                      many scenes over the nodes
 
 Instead of a spec: the address of a running cluster's dashboard, http://HOST:PORT, with --token-file.
-Exit codes: 0 done, 1 the command failed there, 2 wrong request, 3 something is missing, 4 versions or owners disagree, 130 interrupted.
-"""
+Exit codes: 0 done, 1 the command failed there, 2 wrong request, 3 something is missing, 4 versions or owners disagree, 130 interrupted."""
 
-from __future__ import annotations
-
-import argparse
-import dataclasses
-import json
-import os
-import re
-import shlex
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
-
-from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed, nearest
-from idgbr.files import whole
-from idgbr.machine import expanded
-from idgbr.verbs import exit_code_of
-
-VERBS = ("render", "submit", "status", "logs", "down", "doctor", "train", "refine")
+Target = Annotated[Positional[str], arg(metavar="SPEC|ADDRESS", help="TOML file, or http://HOST:PORT of a running cluster's dashboard")]
+Command = Suppress[Fixed[tuple[str, ...]]]  # the words after `--`; `main` cuts them off before anything is parsed
+JobId = Annotated[str, arg(metavar="ID", help="default: the last one submitted from here")]
+Files = UseAppendAction[tuple[str, ...]]
+StorePath = Annotated[str, arg(help="folder or URI of the store")]
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadRequest(message, hint=f"{self.prog} --help")
+@dataclass(frozen=True)
+class Access:
+    """How a cluster that is given by its address is entered."""
+
+    token_file: Annotated[str, arg(help="of a cluster given by address; default: $RAY_AUTH_TOKEN_PATH")] = ""
+    open: Annotated[bool, arg(help="accept a cluster that requires no token")] = False
 
 
-def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+def render(
+    spec: Annotated[Positional[str], arg(metavar="SPEC", help="TOML file")],
+    /,
+    *,
+    out: Annotated[str, arg(aliases=("-o",), metavar="DIR", help="write the files there instead of printing them")] = "",
+    file: Annotated[str, arg(help="only this one")] = "",
+    command: Command = (),
+) -> None:
+    """Print the files of a spec, or write them with -o. Nothing is started."""
+    from cluster.launch import commands
 
-    def verb(name: str, about: str, target: bool = True) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=about, description=about)
-        if target:
-            added.add_argument("target", metavar="SPEC|ADDRESS", help="TOML file, or http://HOST:PORT of a running cluster's dashboard")
-            added.add_argument("--token-file", default="", help="of a cluster given by address; default: $RAY_AUTH_TOKEN_PATH")
-            added.add_argument("--open", action="store_true", help="accept a cluster that asks for no token")
-        return added
-
-    render = verb("render", "print the files of a spec, or write them with -o")
-    render.add_argument("-o", "--out", default="", metavar="DIR")
-    render.add_argument("--file", default="", help="only this one")
-    submit = verb("submit", "run one command on the cluster: submit SPEC -- sweeps run STUDY")
-    submit.add_argument("--job", default="", metavar="ID", help="id of the job; the same id never runs twice")
-    submit.add_argument("--working-dir", default="", metavar="DIR", help="send this folder (Jobs API); default: the package the nodes have")
-    submit.add_argument("--wait", action="store_true", help="print its output and end as it ends")
-    for name, about in (
-        ("status", "state of a job"),
-        ("logs", "output of a job"),
-        ("down", "stop the job, and machines that were started for it"),
-    ):
-        added = verb(name, about)
-        added.add_argument("--job", default="", metavar="ID", help="default: the last one submitted from here")
-        if name == "status":
-            added.add_argument("--json", action="store_true")
-        if name == "logs":
-            added.add_argument("-f", "--follow", action="store_true")
-    doctor = verb("doctor", "check that the nodes can work together; ADDRESS may also be IP:PORT of Ray, or `here` inside a job")
-    doctor.add_argument("--store", default="", help="default: the spec's, or $IDGBR_STORE")
-    doctor.add_argument("--nodes", type=int, default=0, help="so many are expected")
-    doctor.add_argument("--weights", action="append", default=[], metavar="FILE", help="each node must have it; may be repeated")
-    doctor.add_argument("--free-gb", type=float, default=10.0)
-    doctor.add_argument("--shared-memory-gb", type=float, default=1.0)
-    doctor.add_argument("--clock-skew-s", type=float, default=2.0)
-    doctor.add_argument("--folder", action="append", default=[], help="another folder that needs free space; may be repeated")
-    doctor.add_argument("--seconds", type=float, default=2.0, help="of all-reduce for each pair of nodes")
-    doctor.add_argument("--json", action="store_true")
-    for name, about in (("train", "train one stage over several workers"), ("refine", "refine scenes over several nodes")):
-        verbs.add_parser(name, help=about, add_help=False)
-    return top
+    commands.render(spec, command, out, file)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    stopped = "interrupted; a job that was submitted goes on: `python -m cluster status`"
-    return exit_code_of(lambda: _main(words), "python -m cluster", stopped)
-
-
-def _main(words: list[str]) -> int:
-    if not words:
-        raise BadRequest("no verb", allowed=", ".join(VERBS), hint="python -m cluster --help")
-    if not words[0].startswith("-") and words[0] not in VERBS:
-        raise BadRequest(
-            f"unknown verb {words[0]!r}", allowed=", ".join(VERBS), hint=nearest(words[0], VERBS) or "python -m cluster --help"
-        )
-    if words[0] == "train":
-        from cluster.train import main as train_main
-
-        return int(train_main(words[1:]) or 0)
-    if words[0] == "refine":
-        from cluster.scenes import main as refine_main
-
-        return int(refine_main(words[1:]) or 0)
-    command: list[str] = []
-    if "--" in words:
-        cut = words.index("--")
-        words, command = words[:cut], words[cut + 1 :]
-    given = parser().parse_args(words)
-    return int(globals()[f"_{given.verb}"](given, command) or 0)
-
-
-# ---- verbs ---------------------------------------------------------------------------------------------------------------
-
-
-def _is_address(target: str) -> bool:
-    return target.startswith(("http://", "https://"))
-
-
-def _open(given: argparse.Namespace) -> tuple[Any, str]:
-    """(launcher, slug the jobs are remembered under)."""
-    from cluster.launch.launchers import Running, launcher
-    from cluster.launch.spec import slug
-    from cluster.launch.spec_file import load
-
-    if _is_address(given.target):
-        token = given.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or None
-        return Running(given.target, token, open_cluster=given.open), slug(given.target.partition("://")[2])
-    if not given.target.endswith(".toml") and given.target.rpartition(":")[2].isdigit() and not Path(given.target).exists():
-        raise BadRequest(
-            "jobs are sent to the dashboard's address",
-            value=given.target,
-            allowed="a spec, or http://HOST:PORT (8265 by default, not Ray's own port)",
-        )
-    spec = load(given.target)
-    return launcher(spec), spec.slug
-
-
-def _render(given: argparse.Namespace, command: list[str]) -> None:
-    from cluster.launch.render import PLACEHOLDER, render
-    from cluster.launch.spec_file import load
-
-    files = render(load(given.target), command or PLACEHOLDER)
-    if given.file:
-        if given.file not in files:
-            raise BadRequest(f"this spec has no file {given.file!r}", allowed=", ".join(files), hint=nearest(given.file, files) or None)
-        files = {given.file: files[given.file]}
-    if not given.out:
-        for name, text in files.items():
-            print(text if len(files) == 1 else f"# ==> {name} <==\n{text}", end="" if len(files) == 1 else "\n")
-        return
-    folder = Path(given.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            with whole(folder / name) as temporary:
-                temporary.write_text(text)
-            print(folder / name)
-    except OSError as error:
-        raise Missing(f"cannot write the files to {folder}: {error.strerror}", hint="-o with a folder you may write to") from error
-
-
-def _submit(given: argparse.Namespace, command: list[str]) -> int:
-    from cluster.launch.launchers import job_name, remember
+def submit(
+    target: Target,
+    /,
+    *,
+    access: Access = Access(),
+    job: Annotated[str, arg(metavar="ID", help="id of the job; the same id never runs twice")] = "",
+    working_dir: Annotated[str, arg(metavar="DIR", help="send this folder (Jobs API); default: the package the nodes have")] = "",
+    wait: Annotated[bool, arg(help="print its output and end as it ends")] = False,
+    command: Command = (),
+) -> None:
+    """Run one command on the cluster: submit SPEC -- sweeps run STUDY."""
+    from cluster.launch import commands
     from cluster.launch.spec import with_program
 
     with_program(command, "python")  # refuses an empty command before anything is asked of the cluster
-    launcher, slug = _open(given)
-    job_id = launcher.submit(command, given.job or job_name(slug), given.working_dir or None)
-    follow = shlex.join(["python", "-m", "cluster", "logs", given.target, "--job", job_id, "--follow"])
-    print(f"submitted {job_id}; follow it: {follow}", file=sys.stderr)
-    print(job_id, flush=True)
-    try:
-        remember(slug, job_id, command)
-    except Missing as error:  # the job runs all the same
-        print(f"{error} From now on say --job {shlex.quote(job_id)}.", file=sys.stderr)
-    if given.wait:
-        launcher.logs(job_id, True, _write)
-        return _ended(launcher, job_id)
-    return 0
+    cluster = commands.opened(target, access.token_file, access.open)
+    job_id = commands.submit(cluster, command, job, working_dir)
+    if wait:
+        commands.require_success(commands.followed(cluster, job_id))
 
 
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
+def status(target: Target, /, *, access: Access = Access(), job: JobId = "", json: bool = False) -> None:
+    """State of a job."""
+    from cluster.launch import commands
+
+    commands.status(commands.opened(target, access.token_file, access.open), job, json)
 
 
-def _ended(launcher: Any, job_id: str) -> int:
-    import time
+def logs(target: Target, /, *, access: Access = Access(), job: JobId = "", follow: Annotated[bool, arg(aliases=("-f",))] = False) -> None:
+    """Output of a job."""
+    from cluster.launch import commands
 
-    from cluster.launch.jobs import ENDED
-
-    deadline = time.monotonic() + 60
-    while (job := launcher.job(job_id)).state not in ENDED and time.monotonic() < deadline:
-        time.sleep(1)
-    if job.state != "SUCCEEDED":
-        raise SomeFailed(
-            f"job {job_id} {job.state.lower()}: {job.message or 'no message'}", hint="the same command again resumes what was done"
-        )
-    return 0
+    commands.logs(commands.opened(target, access.token_file, access.open), job, follow)
 
 
-def _which(given: argparse.Namespace, slug: str) -> str:
-    from cluster.launch.launchers import last_job
+def down(target: Target, /, *, access: Access = Access(), job: JobId = "") -> None:
+    """Stop the job, and machines that were started for it."""
+    from cluster.launch import commands
 
-    return given.job or last_job(slug)
-
-
-def _status(given: argparse.Namespace, command: list[str]) -> None:
-    launcher, slug = _open(given)
-    job = launcher.job(_which(given, slug))
-    if given.json:
-        print(json.dumps(dataclasses.asdict(job)))
-    else:
-        print(f"{job.id}  {job.state}  {job.seconds:.0f} s  {job.command}" + (f"\n{job.message}" if job.message else ""))
+    commands.down(commands.opened(target, access.token_file, access.open), job)
 
 
-def _logs(given: argparse.Namespace, command: list[str]) -> None:
-    launcher, slug = _open(given)
-    launcher.logs(_which(given, slug), given.follow, _write)
+def doctor(
+    target: Annotated[
+        Positional[str],
+        arg(metavar="SPEC|ADDRESS|IP:PORT|here", help="as elsewhere; or IP:PORT of Ray itself; or `here`, inside a job"),
+    ],
+    /,
+    *,
+    access: Access = Access(),
+    store: Annotated[str, arg(help="default: the spec's, or $IDGBR_STORE")] = "",
+    nodes: Annotated[int, arg(help="how many are expected")] = 0,
+    weights: Annotated[Files, arg(metavar="FILE", help="each node must have it; may be repeated")] = (),
+    folder: Annotated[Files, arg(metavar="DIR", help="another folder that needs free space; may be repeated")] = (),
+    limits: Limits = LIMITS,
+    json: bool = False,
+) -> None:
+    """Check that the nodes can work together. Each failed check says what to do."""
+    from cluster.doctor import doctor as doctor_
+
+    request = doctor_.Request(store, nodes, weights, folder, limits, json)
+    doctor_.run(target, access.token_file, access.open, request)
 
 
-def _down(given: argparse.Namespace, command: list[str]) -> None:
-    launcher, slug = _open(given)
-    job_id: str | None = given.job or None
-    if job_id is None and type(launcher).__name__ == "SlurmQueue":
-        job_id = _which(given, slug)
-    print(launcher.down(job_id), file=sys.stderr)
+def train(
+    recipe: Positional[str],
+    overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="stage.field=value")] = (),
+    /,
+    *,
+    stage: Literal["backbone", "refiner"] = "refiner",
+    workers: int = 2,
+    min_workers: Annotated[int, arg(help="continue with so few when nodes are lost")] = 0,
+    sharding: Literal["ddp", "fsdp"] = "ddp",
+    cpus: Annotated[float, arg(help="of one worker")] = 1.0,
+    gpus: Annotated[float, arg(help="of one worker")] = 0.0,
+    bf16: bool = False,
+    max_failures: int = 3,
+    store: StorePath = "",
+) -> None:
+    """Train a stage, and what it needs, over several workers. The same command resumes, with any number of workers."""
+    from cluster.train import RayTraining, train_up_to
+    from idgbr.store import default_root
+
+    fit = RayTraining(workers, min_workers, sharding, cpus, gpus, max_failures)
+    print(train_up_to(stage, recipe, overrides, store or default_root(), fit, bf16=bf16))
 
 
-def _doctor(given: argparse.Namespace, command: list[str]) -> int:
-    from cluster.doctor import doctor
+def refine(
+    source: Annotated[Positional[Path], arg(metavar="LIST|DIR", help="CSV with columns scene, coarse[, out]; or a folder of scenes")],
+    /,
+    *,
+    out: Annotated[Path, arg(aliases=("-o",), metavar="DIR")],
+    model: Annotated[str, arg(metavar="KEY|DIR")],
+    coarse: Annotated[Path | None, arg(metavar="DIR", help="coarse maps of the same names as the scenes of a folder")] = None,
+    steps: int | None = None,
+    samples: int | None = None,
+    reach_px: float | None = None,
+    tile_px: int | None = None,
+    seed: int = 0,
+    confidence: bool = False,
+    overwrite: bool = False,
+    workers: Annotated[int, arg(help="at most; 0: as many as the cluster has room for")] = 0,
+    cpus: Annotated[float, arg(help="of one worker")] = 1.0,
+    gpus: Annotated[float, arg(help="of one worker")] = 0.0,
+    bf16: bool = False,
+    classes: Annotated[Path | None, arg(metavar="JSON", help="what the codes of the coarse maps mean")] = None,
+    store: StorePath = "",
+) -> None:
+    """Refine many scenes over the nodes, each worker with a copy of the model. The same command continues."""
+    from cluster import scenes
+    from idgbr.store import default_root
 
-    limits = doctor.Limits(
-        free_gb=given.free_gb, shared_memory_gb=given.shared_memory_gb, clock_skew_s=given.clock_skew_s, seconds=given.seconds
-    )
-    if given.target == "here" or (not _is_address(given.target) and ":" in given.target and not Path(given.target).exists()):
-        address = os.environ.get("RAY_ADDRESS", "") if given.target == "here" else given.target
-        if not address:
-            raise Missing("`here` is for commands inside a job: RAY_ADDRESS is not set", hint="doctor SPEC, or doctor IP:PORT")
-        if given.token_file:
-            os.environ["RAY_AUTH_TOKEN_PATH"] = str(expanded(given.token_file))
-            os.environ["RAY_AUTH_MODE"] = "token"
-        checks = doctor.examine(
-            address,
-            given.store or os.environ.get("IDGBR_STORE", ""),
-            limits=limits,
-            nodes=given.nodes,
-            weights=given.weights,
-            folders=given.folder,
-        )
-        print(json.dumps([dataclasses.asdict(c) for c in checks], indent=1) if given.json else doctor.as_text(checks))
-        return doctor.verdict(checks)
-    words = ["cluster", "doctor", "here", "--seconds", str(given.seconds), *(["--json"] if given.json else [])]
-    if not _is_address(given.target):
-        from cluster.launch.spec_file import load
+    settings = {"steps": steps, "samples": samples, "reach_px": reach_px, "tile_px": tile_px}
+    work = scenes.Refining(model, store or default_root(), settings, seed, confidence, overwrite, workers, cpus, gpus, bf16, classes)
+    scenes.refine(source, coarse, out, work)
 
-        spec = load(given.target)
-        doctor.before(spec)
-        words += [
-            "--nodes",
-            str(spec.nodes),
-            "--free-gb",
-            str(spec.doctor.free_gb),
-            "--shared-memory-gb",
-            str(spec.doctor.shared_memory_gb),
-            "--clock-skew-s",
-            str(spec.doctor.clock_skew_s),
-            "--store",
-            spec.store,
-        ]
-        for path in spec.doctor.weights:
-            words += ["--weights", path]
-    else:
-        words += [
-            "--free-gb",
-            str(given.free_gb),
-            "--shared-memory-gb",
-            str(given.shared_memory_gb),
-            "--clock-skew-s",
-            str(given.clock_skew_s),
-        ]
-        for option, values in (("--weights", given.weights), ("--folder", given.folder)):
-            for value in values:
-                words += [option, value]
-        words += ["--store", given.store] if given.store else []
-        words += ["--nodes", str(given.nodes)] if given.nodes else []
-    given.job, given.working_dir, given.wait = "", "", True
-    try:
-        return _submit(given, words)
-    except SomeFailed as error:  # what failed is in the report above; its exit code came back within the job's message
-        code = re.search(r"exit code (\d+)", str(error))
-        kind = {"3": Missing, "4": Disagreement}.get(code[1] if code else "", SomeFailed)
-        raise kind("the doctor found something, or could not run there (see above)", value=str(error)) from error
+
+VERBS: dict[str, Callable[..., None]] = {
+    "render": render, "submit": submit, "status": status, "logs": logs, "down": down, "doctor": doctor, "train": train, "refine": refine,
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbs = dict(VERBS)
+    if "--" in words:
+        cut = words.index("--")
+        words, command = words[:cut], tuple(words[cut + 1 :])
+        verbs |= {name: functools.partial(VERBS[name], command=command) for name in ("render", "submit")}
+    stopped = "interrupted; a job that was submitted goes on: `python -m cluster status`"
+    return run_verbs(verbs, "python -m cluster", EXAMPLES, words, stopped)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

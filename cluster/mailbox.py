@@ -1,9 +1,10 @@
-"""Between the workers of a training and its driver: lines of the curve out, the wish to stop in."""
+"""Progress and stop requests between the workers of a training and its driver."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from idgbr.interfaces import Report, Stop
@@ -12,36 +13,43 @@ log = logging.getLogger("ray.train")
 
 
 class Mailbox:
-    """An actor: lines of the curve to the driver, the wish to stop and errors that no retry mends."""
+    """A Ray actor: the latest progress of the workers, the driver's request to stop, the first error that ends the training."""
 
     def __init__(self) -> None:
-        self.line: dict[str, Any] | None = None
-        self.is_leaving = False
-        self.error: Any = None
+        self.progress: dict[str, Any] | None = None
+        self.is_stopping = False
+        self.error: Exception | None = None
 
-    def put(self, line: dict[str, Any]) -> None:
-        self.line = line
+    def report(self, progress: dict[str, Any]) -> None:
+        self.progress = progress
 
-    def exchange(self, leave: bool) -> dict[str, Any] | None:
-        self.is_leaving = self.is_leaving or leave
-        line, self.line = self.line, None
-        return line
+    def exchange(self, stop: bool) -> dict[str, Any] | None:
+        """Take the progress since the last call, and pass on whether to stop."""
+        self.is_stopping = self.is_stopping or stop
+        progress, self.progress = self.progress, None
+        return progress
 
-    def leaving(self) -> bool:
-        return self.is_leaving
+    def stopping(self) -> bool:
+        return self.is_stopping
 
-    def fail(self, error: Any) -> None:
+    def fail(self, error: Exception) -> None:
         self.error = self.error or error
 
-    def failure(self) -> Any:
+    def failure(self) -> Exception | None:
         return self.error
 
 
-class Postman:
-    """A thread of the driver: reports out, wishes in. An error of `report` or `stop` ends the training and is raised when it has ended."""
+class Relay:
+    """A thread of the driver that calls `report` and asks `stop` once a second while its block runs.
 
-    def __init__(self, mailbox: Any, report: Report | None, stop: Stop | None):
-        self.mailbox, self.report, self.stop = mailbox, report, stop
+    An error of either stops the training, and is raised when the training has ended.
+
+    Args:
+        exchange: `Mailbox.exchange` of the actor.
+    """
+
+    def __init__(self, exchange: Callable[[bool], dict[str, Any] | None], report: Report | None, stop: Stop | None):
+        self.exchange, self.report, self.stop = exchange, report, stop
         self.is_over = threading.Event()
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -51,14 +59,13 @@ class Postman:
 
         while not self.is_over.wait(1.0):
             try:
-                leave = self.error is not None or bool(self.stop and self.stop())
-                line = ray.get(self.mailbox.exchange.remote(leave), timeout=30)
-                if line and self.report and self.error is None:
-                    self.report(**line)
+                progress = self.exchange(self.error is not None or bool(self.stop and self.stop()))
+                if progress and self.report and self.error is None:
+                    self.report(**progress)
             except ray.exceptions.GetTimeoutError:
                 continue  # the machine is busy
             except ray.exceptions.RayError as error:
-                log.warning("the mailbox of this training does not answer; training goes on without progress: %s", error)
+                log.warning("the mailbox of this training does not answer; training continues without progress: %s", error)
                 return
             except Exception as error:
                 self.error = error

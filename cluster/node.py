@@ -4,23 +4,26 @@
     python -m cluster.node interface ADDRESS
     python -m cluster.node ports SEED LOW HIGH        # first of 16 free ports, by the job's number
     python -m cluster.node token FILE                 # makes FILE (0600) unless it is there
-    python -m cluster.node wait ADDRESS NODES SECONDS # until that many nodes have joined
+    python -m cluster.node listening ADDRESS SECONDS  # waits until the head listens
 
-Called by the rendered scripts, so: standard library only, except for `wait`.
+Called by the rendered scripts, before Ray may be there: standard library only.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import math
 import os
+import platform
 import secrets
 import shlex
 import socket
 import struct
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
@@ -29,6 +32,18 @@ from idgbr.machine import expanded
 
 BLOCK = 16
 SIOCGIFADDR = 0x8915
+PACKAGES = ("idgbr", "torch", "timm", "segmentation-models-pytorch", "diffusers", "ray", "optuna", "numpy", "rasterio", "pyarrow")
+
+
+def package_versions() -> str:
+    """JSON of the installed versions of what a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return json.dumps(found, sort_keys=True)
 
 
 def interfaces() -> dict[str, str]:
@@ -117,6 +132,24 @@ def _is_free(port: int) -> bool:
         return True
 
 
+def wait_for_port(where: str, seconds: float) -> None:
+    """Block until something listens at `where` (IP:PORT).
+
+    Raises:
+        Missing: nothing does in time.
+    """
+    host, _, port = where.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise Missing(f"nothing listens at {where} after {seconds:.0f} s: {error}", hint="is the head running there?") from error
+            time.sleep(0.5)
+
+
 def make_token(path: str | Path) -> Path:
     """A token file only its owner can read; an existing one is kept. The token itself is never printed.
 
@@ -159,64 +192,6 @@ def check_token(path: str | Path) -> Path:
     return target
 
 
-def refusal(where: str) -> str:
-    """Why the Ray at `where` (IP:PORT) will not have our token, or "". Ray's own `init` asks for 20 s and then says only that it could not
-    connect."""
-    import ray
-    from ray._raylet import GcsClient
-
-    try:
-        GcsClient(address=where)
-    except ray.exceptions.AuthenticationError as error:
-        return str(error).strip().partition(". ")[0]
-    except Exception:  # nothing there, or something else: `ray.init` says what
-        return ""
-    return ""
-
-
-def wait_for_nodes(where: str, nodes: int, seconds: float) -> int:
-    """Blocks until `nodes` nodes are alive at `where` (IP:PORT), which may itself come up meanwhile.
-
-    Raises:
-        Missing: fewer have joined in time, or nothing answers there.
-        Disagreement: it refuses our token, or runs another version of Ray or Python.
-    """
-    import logging
-
-    import ray
-
-    deadline = time.monotonic() + seconds
-    host, _, port = where.rpartition(":")
-    while True:
-        try:  # cheap, and without Ray's own complaints, while the head is not up yet
-            socket.create_connection((host, int(port)), timeout=5).close()
-            if why := refusal(where):
-                raise Disagreement(f"the Ray cluster at {where} refuses our token: {why}", hint="RAY_AUTH_TOKEN_PATH of this job")
-            ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
-            break
-        except (ConnectionError, OSError) as error:
-            if time.monotonic() > deadline:
-                raise Missing(f"no Ray head answers at {where} within {seconds:.0f} s: {error}", hint="look at the head's log") from error
-            time.sleep(0.5)
-        except (RuntimeError, ray.exceptions.RayError) as error:
-            raise Disagreement(
-                f"the Ray cluster at {where} refuses us: {' '.join(str(error).split())[:400]}", hint="one environment for all nodes"
-            ) from error
-    try:
-        while True:
-            alive = sum(1 for node in ray.nodes() if node["Alive"])
-            if alive >= nodes:
-                return alive
-            if time.monotonic() > deadline:
-                raise Missing(
-                    f"{alive} of {nodes} nodes joined the cluster at {where} within {seconds:.0f} s",
-                    hint="look at the workers' logs beside the head's; is network_interface right, are ports open between the nodes?",
-                )
-            time.sleep(0.5)
-    finally:
-        ray.shutdown()
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cluster.node", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -227,10 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in (ports := verbs.add_parser("ports"), ("seed", "low", "high"))[1]:
         ports.add_argument(name, type=int)
     verbs.add_parser("token").add_argument("file")
-    wait = verbs.add_parser("wait")
-    wait.add_argument("address")
-    wait.add_argument("nodes", type=int)
-    wait.add_argument("seconds", type=float)
+    listening = verbs.add_parser("listening")
+    listening.add_argument("address")
+    listening.add_argument("seconds", type=float)
     given = parser.parse_args(arguments)
     try:
         match given.verb:
@@ -242,8 +216,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(free_ports(given.seed, given.low, given.high))
             case "token":
                 print(make_token(given.file))
-            case "wait":
-                print(f"{wait_for_nodes(given.address, given.nodes, given.seconds)} nodes", file=sys.stderr)
+            case "listening":
+                wait_for_port(given.address, given.seconds)
             case _:
                 raise BadRequest(f"unknown verb {given.verb}")
     except IdgbrError as error:

@@ -9,12 +9,10 @@ finished scenes are skipped, interrupted ones continue with their finished rows.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +113,7 @@ class SceneWorker:
         return self.model, with_settings(self.model.sampler, **self.settings)
 
     def refine(self, order: Order, seed: int, confidence: bool, overwrite: bool) -> tuple[bool, str]:
-        """(whether it went well, what was done or what is wrong)."""
+        """(success, what was done or what is wrong)."""
         from idgbr.files import check_output
         from idgbr.scene.geotiff import SceneRequest, refine_scene, result_tags
 
@@ -195,46 +193,45 @@ def refine_scenes(
             ray.kill(worker)
 
 
-def main(words: list[str] | None = None) -> int:
-    """`python -m cluster refine LIST|DIR -o DIR --model KEY|DIR`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster refine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path, metavar="LIST|DIR")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--coarse", type=Path, default=None, metavar="DIR")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--samples", type=int, default=None)
-    parser.add_argument("--reach-px", type=float, default=None)
-    parser.add_argument("--tile-px", type=int, default=None)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--confidence", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--workers", type=int, default=0, help="at most; default: as many as the cluster has room for")
-    parser.add_argument("--cpus", type=float, default=1.0, help="of one worker")
-    parser.add_argument("--gpus", type=float, default=0.0, help="of one worker")
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--classes", type=Path, default=None, metavar="JSON", help="what the codes of the coarse maps mean")
-    parser.add_argument("--store", default=os.environ.get("IDGBR_STORE", "store"))
-    given = parser.parse_args(words)
+@dataclass(frozen=True)
+class Refining:
+    """How scenes are refined: see `python -m cluster refine --help`. None in `settings`: the model's own."""
+
+    model: str
+    store: str
+    settings: Mapping[str, float | int | None] = field(default_factory=dict)
+    seed: int = 0
+    confidence: bool = False
+    overwrite: bool = False
+    workers: int = 0
+    cpus: float = 1.0
+    gpus: float = 0.0
+    bf16: bool = False
+    classes: Path | None = None
+
+
+def refine(source: Path, coarse: Path | None, out: Path, work: Refining) -> None:
+    """The verb: print the path of each refined scene to stdout, what happened to each to stderr.
+
+    Raises:
+        SomeFailed: some scenes failed; the others are written.
+    """
     from cluster.session import connected
     from idgbr.labels import ClassTable
     from idgbr.scene.model import find_model
 
-    todo = orders(given.source.absolute(), given.coarse and given.coarse.absolute(), given.out.absolute())  # workers run in other folders
-    find_model(given.model, given.store)  # before a cluster is started
-    codes = ClassTable.load(given.classes) if given.classes else None
-    model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
-    store = given.store if "://" in given.store else str(Path(given.store).absolute())
-    given.out.mkdir(parents=True, exist_ok=True)
-    settings = {"steps": given.steps, "samples": given.samples, "reach_px": given.reach_px, "tile_px": given.tile_px}
-    runtime = Runtime(precision="bf16" if given.bf16 else "fp32", threads=max(1, int(given.cpus)))
+    todo = orders(source.absolute(), coarse and coarse.absolute(), out.absolute())  # workers run in other folders
+    find_model(work.model, work.store)  # before a cluster is started
+    codes = ClassTable.load(work.classes) if work.classes else None
+    model = str(Path(work.model).absolute()) if Path(work.model).is_dir() else work.model
+    store = work.store if "://" in work.store else str(Path(work.store).absolute())
+    out.mkdir(parents=True, exist_ok=True)
+    runtime = Runtime(precision="bf16" if work.bf16 else "fp32", threads=max(1, int(work.cpus)))
     failed = []
     with connected():
         results = refine_scenes(
-            todo, model, store=store, settings=settings, seed=given.seed, confidence=given.confidence,
-            overwrite=given.overwrite, workers=given.workers, cpus=given.cpus, gpus=given.gpus, runtime=runtime, codes=codes,
+            todo, model, store=store, settings=work.settings, seed=work.seed, confidence=work.confidence,
+            overwrite=work.overwrite, workers=work.workers, cpus=work.cpus, gpus=work.gpus, runtime=runtime, codes=codes,
         )  # fmt: skip
         for n, (order, good, text) in enumerate(results, 1):
             print(f"{n}/{len(todo)} {order.scene.name}: {text}", file=sys.stderr, flush=True)
@@ -244,9 +241,8 @@ def main(words: list[str] | None = None) -> int:
                 failed.append(order.scene.name)
     if failed:
         raise SomeFailed(
-            f"{len(failed)} of {len(todo)} scenes failed: {', '.join(failed[:10])}", hint="mend them, then run the same command again"
+            f"{len(failed)} of {len(todo)} scenes failed: {', '.join(failed[:10])}", hint="repair them, then run the same command again"
         )
-    return 0
 
 
 def _rasters(folder: Path) -> list[Path]:

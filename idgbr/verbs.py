@@ -13,7 +13,9 @@ from typing import Any, NoReturn, TextIO
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from idgbr.errors import IdgbrError, Interrupted, Missing, NoSpace
+from idgbr.errors import BadRequest, IdgbrError, Interrupted, Missing, NoSpace, nearest
+
+STOPPED = "stopped; nothing half-written is left, the same command goes on"
 
 
 def leave(code: int) -> NoReturn:
@@ -23,15 +25,20 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def run_verbs(verbs: dict[str, Callable[..., None]], prog: str, examples: str, argv: Sequence[str] | None = None) -> int:
+def run_verbs(
+    verbs: dict[str, Callable[..., None]], prog: str, examples: str, argv: Sequence[str] | None = None, stopped: str = STOPPED
+) -> int:
     """Parse, run one verb, turn errors into one line on stderr and an exit code."""
+    words = sys.argv[1:] if argv is None else argv
 
     def work() -> None:
+        if words and not words[0].startswith("-") and words[0] not in verbs:
+            raise BadRequest(f"unknown verb {words[0]!r}", allowed=", ".join(verbs), hint=nearest(words[0], verbs) or f"{prog} --help")
         tyro.extras.subcommand_cli_from_dict(
-            verbs, prog=prog, description=examples, args=argv, sort_subcommands=False, config=(OmitArgPrefixes,)
+            verbs, prog=prog, description=examples, args=words, sort_subcommands=False, config=(OmitArgPrefixes,)
         )
 
-    return exit_code_of(work, prog, "stopped; nothing half-written is left, the same command goes on")
+    return exit_code_of(work, prog, stopped)
 
 
 def exit_code_of(work: Callable[[], int | None], prog: str, stopped: str) -> int:

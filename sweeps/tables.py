@@ -15,18 +15,17 @@ import dataclasses
 import functools
 import io
 import json
-import platform
 import subprocess
 import time
 import typing
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.node import package_versions
 from idgbr.config import SECTIONS, Experiment
 from idgbr.errors import Missing
 from idgbr.stages import STAGES, Job
@@ -35,7 +34,6 @@ from idgbr.store import Store
 SCHEMA_VERSION = 1
 VERSION_KEY = b"idgbr.version"
 STATUSES = ("done", "failed", "pruned")
-PACKAGES = ("idgbr", "torch", "timm", "segmentation-models-pytorch", "diffusers", "ray", "optuna", "numpy", "rasterio", "pyarrow")
 
 _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
@@ -91,17 +89,6 @@ CURVES_SCHEMA = pa.schema(
 
 
 @functools.cache
-def versions() -> str:
-    """JSON of the installed versions of what a result may depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = ""
-    return json.dumps(found, sort_keys=True)
-
-
 @functools.cache
 def git_commit() -> str:
     """Commit of the code that runs, `+` when files differ from it; empty outside a repository."""
@@ -156,7 +143,7 @@ def trial_row(
     for section in SECTIONS:
         values = getattr(experiment, section)
         row |= {f"{section}.{f.name}": _plain(getattr(values, f.name)) for f in dataclasses.fields(values)}
-    row |= {"seed": experiment.seed, "reseed": experiment.reseed, "host": None, "versions": versions(), "git_commit": commit}
+    row |= {"seed": experiment.seed, "reseed": experiment.reseed, "host": None, "versions": package_versions(), "git_commit": commit}
     for job in jobs:
         if job.stage != "backbone" or job.name == "full":
             row[f"key_{job.stage}"] = job.key

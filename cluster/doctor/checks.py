@@ -18,6 +18,9 @@ class Limits:
     seconds: float = 2.0  # of all-reduce for each pair
 
 
+LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Check:
     """One finding. `code` is the exit code it asks for: 0, 3 something is missing, 4 nodes disagree."""

@@ -1,26 +1,24 @@
-"""Can these nodes work together? One probe a node (`probe.py`) gathers facts, `findings.py` judges them.
-
-checks = examine("10.0.0.10:6379", "/shared/store")
-print(as_text(checks)); verdict(checks)        # 0, 3 (something missing) or 4 (nodes disagree)
-"""
+"""Can these nodes work together? One probe a node (`probe.py`) gathers facts, `checks.py` judges them."""
 
 from __future__ import annotations
 
 import itertools
-import logging
+import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.doctor.checks import Check, Limits, Node, as_text, judge, rounds, skew, verdict
+from cluster.doctor.checks import LIMITS, Check, Limits, Node, as_text, judge, rounds, skew, verdict
 from cluster.launch.spec import ClusterSpec
-from cluster.node import refusal
-from idgbr.errors import BadRequest, Disagreement, Missing
+from cluster.session import connected
+from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
+from idgbr.machine import expanded
 
-__all__ = ["Check", "Limits", "as_text", "before", "examine", "join", "verdict"]
+__all__ = ["Check", "Limits", "as_text", "before", "examine", "verdict"]
 
 PATIENCE_S = 90.0  # first answer of a probe: a Python process must start there, on a slow file system
 
@@ -40,70 +38,87 @@ def before(spec: ClusterSpec) -> None:
             raise Missing(f"the weights {path} are not there", hint="doctor.weights in the spec")
 
 
-def join(address: str) -> None:
-    """`ray.init` with errors that say what to do.
+@dataclass(frozen=True)
+class Request:
+    """What the doctor is asked: see `python -m cluster doctor --help`."""
+
+    store: str = ""
+    nodes: int = 0
+    weights: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    limits: Limits = LIMITS
+    json: bool = False
+
+    def words(self) -> list[str]:
+        """The command line of the same request inside a job."""
+        options = {"--store": self.store, "--nodes": self.nodes, **{f"--{n.replace('_', '-')}": v for n, v in asdict(self.limits).items()}}
+        given = [str(word) for option, value in options.items() if value for word in (option, value)]
+        repeated = [word for path in self.weights for word in ("--weights", path)] + [w for p in self.folders for w in ("--folder", p)]
+        return ["cluster", "doctor", "here", *given, *repeated, *(["--json"] if self.json else [])]
+
+
+def run(target: str, token_file: str, open_cluster: bool, request: Request) -> None:
+    """The verb: from here where `target` is Ray's own address or `here`, else as a job on the cluster.
 
     Raises:
-        BadRequest: `auto`, which on a shared node may be another user's cluster.
-        Missing: nothing answers there.
-        Disagreement: the token is refused, or Python or Ray is of another version.
+        Missing, Disagreement: a check failed (all are printed), or the cluster cannot be reached.
     """
-    import ray
+    from cluster.launch.commands import followed, is_address, opened, submit
+    from cluster.launch.spec_file import load
 
-    if address == "auto":
-        raise BadRequest("`auto` joins whatever Ray runs on this machine, perhaps another user's", allowed="IP:PORT")
-    if why := refusal(address):
-        raise _refused(address, why)
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:
-        text = str(error)
-        first = text.strip().partition("\n")[0][:300]
-        if "ersion mismatch" in text or "Python version" in text:
-            raise Disagreement(
-                f"the cluster at {address} runs other versions than this machine",
-                value=" ".join(text.split())[:400],
-                hint="run the doctor inside the cluster: python -m cluster doctor SPEC",
-            ) from error
-        if "uthentication" in text or "token" in text.lower():
-            raise _refused(address, first) from error
-        raise Missing(
-            f"no Ray cluster answers at {address}: {first}", hint="IP:PORT as the head printed it; are you on the same network?"
-        ) from error
-
-
-def _refused(address: str, why: str) -> Disagreement:
-    return Disagreement(
-        f"the cluster at {address} refuses us: it is another user's, or our token is old",
-        value=why,
-        hint="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or --token-file) of the cluster you started",
-    )
+    if target == "here" or (not is_address(target) and ":" in target and not Path(target).exists()):
+        address = os.environ.get("RAY_ADDRESS", "") if target == "here" else target
+        if not address:
+            raise Missing("`here` is for commands inside a job: RAY_ADDRESS is not set", hint="doctor SPEC, or doctor IP:PORT")
+        if token_file:
+            os.environ |= {"RAY_AUTH_TOKEN_PATH": str(expanded(token_file)), "RAY_AUTH_MODE": "token"}
+        store = request.store or os.environ.get("IDGBR_STORE", "")
+        found = examine(address, replace(request, store=store))
+        print(json.dumps([asdict(check) for check in found], indent=1) if request.json else as_text(found))
+        require_sound(found)
+        return
+    if not is_address(target):
+        spec = load(target)
+        before(spec)
+        d = spec.doctor
+        limits = replace(request.limits, free_gb=d.free_gb, shared_memory_gb=d.shared_memory_gb, clock_skew_s=d.clock_skew_s)
+        request = replace(request, store=spec.store, nodes=spec.nodes, weights=(*d.weights, *request.weights), limits=limits)
+    cluster = opened(target, token_file, open_cluster)
+    job = followed(cluster, submit(cluster, request.words()))
+    if job.state != "SUCCEEDED":
+        kind = {Missing.exit_code: Missing, Disagreement.exit_code: Disagreement}.get(job.exit_code or 0, SomeFailed)
+        raise kind("the doctor found something, or could not run there (see above)", value=f"job {job.id}: {job.message}")
 
 
-def examine(
-    address: str, store: str, *, limits: Limits | None = None, nodes: int = 0, weights: Sequence[str] = (), folders: Sequence[str] = ()
-) -> list[Check]:
-    """Joins the cluster at `address` (IP:PORT) as a driver and checks every node that is alive.
+def require_sound(checks: Sequence[Check]) -> None:
+    """Raises:
+    Disagreement: nodes disagree. Missing: something is missing, and nodes agree.
+    """
+    failed = [check.name for check in checks if check.code]
+    if failed:
+        kind = Disagreement if verdict(checks) == Disagreement.exit_code else Missing
+        raise kind(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+
+
+def examine(address: str, request: Request) -> list[Check]:
+    """Join the cluster at `address` (IP:PORT) as a driver and check every node that is alive.
 
     Takes about `limits.seconds` + 2 s for each of the n - 1 rounds of pairs.
 
     Raises:
-        BadRequest: no store given.
+        BadRequest: no store given; `auto`, which on a shared node may be another user's cluster.
         Missing, Disagreement: the cluster cannot be joined.
     """
-    if not store:
+    if not request.store:
         raise BadRequest("no store to check", hint="--store FOLDER or IDGBR_STORE")
-    limits = limits or Limits()
-    join(address)
-    import ray
-
-    try:
-        return _examine(store, limits, nodes, list(weights), list(folders))
-    finally:
-        ray.shutdown()
+    if address == "auto":
+        raise BadRequest("`auto` joins whatever Ray runs on this machine, perhaps another user's", allowed="IP:PORT")
+    with connected(address):
+        return _examine(request)
 
 
-def _examine(store: str, limits: Limits, expected: int, weights: list[str], folders: list[str]) -> list[Check]:
+def _examine(request: Request) -> list[Check]:
+    store, limits = request.store, request.limits
     import ray
     from ray import cloudpickle
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -123,9 +138,8 @@ def _examine(store: str, limits: Limits, expected: int, weights: list[str], fold
     ask = _asker(nodes, probes)
 
     ask("ping", lambda label: ())  # starts the processes; what takes long once does not count as clock skew below
-    for label, facts in ask(
-        "facts", lambda label: (store, weights, [_RAY_FOLDER, "~/.cache/idgbr", *([] if "://" in store else [store]), *folders])
-    ).items():
+    checked = [_RAY_FOLDER, "~/.cache/idgbr", *([] if "://" in store else [store]), *request.folders]
+    for label, facts in ask("facts", lambda label: (store, list(request.weights), checked)).items():
         nodes[label].facts = facts
     for label in list(probes):
         samples = []
@@ -145,7 +159,7 @@ def _examine(store: str, limits: Limits, expected: int, weights: list[str], fold
     others = {label: [t for ip, ts in targets.items() if ip != nodes[label].ip for t in ts] for label in probes}
     for label, failed in ask("connect", lambda label: (others[label], 5.0)).items():
         nodes[label].unreachable = failed
-    return judge(list(nodes.values()), _reduce(nodes, probes, limits), limits, store, expected)
+    return judge(list(nodes.values()), _reduce(nodes, probes, limits), limits, store, request.nodes)
 
 
 _RAY_FOLDER = os.environ.get("RAY_TMPDIR", "/tmp")

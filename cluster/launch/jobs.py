@@ -11,12 +11,12 @@ import dataclasses
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.node import check_token
-from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
+from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.machine import expanded
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -34,6 +34,7 @@ class Job:
     command: str
     message: str
     seconds: float
+    exit_code: int | None = None  # of the command, where it is known
 
 
 def new_id(name: str) -> str:
@@ -169,7 +170,7 @@ class Cluster:
                     raise
                 if time.monotonic() > deadline:
                     raise Missing(
-                        f"the cluster at {self.address} has nobody to start jobs after {AGENT_S:.0f} s; {job_id} was not started",
+                        f"the cluster at {self.address} could not start jobs for {AGENT_S:.0f} s; {job_id} was not started",
                         value=_first_line(error),
                         hint="dashboard_agent.log among the head's logs says why",
                     ) from error
@@ -234,21 +235,6 @@ class Cluster:
             time.sleep(0.5)
         return job
 
-    def follow(self, job_id: str, write: Callable[[str], Any]) -> Job:
-        """The job's output to `write` until it ends.
-
-        Raises:
-            SomeFailed: it failed or was stopped.
-        """
-        for piece in self.logs(job_id, follow=True):
-            write(piece)
-        job = self.wait(job_id, 60)
-        if job.state != "SUCCEEDED":
-            raise SomeFailed(
-                f"job {job_id} {job.state.lower()}: {job.message or 'no message'}", hint="the same command again resumes what was done"
-            )
-        return job
-
     def stop(self, job_id: str) -> Job:
         """Asks the job to end (SIGTERM, then SIGKILL); returns it as it then is."""
         if self.job(job_id).state not in ENDED:
@@ -266,6 +252,7 @@ def _job(details: Any) -> Job:
         details.entrypoint,
         _first_line(details.message or "").partition(", last available logs")[0],
         round(seconds, 1),
+        details.driver_exit_code,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.launch import image, kube, slurm, vm
+from cluster.launch import image, kube, scripts, slurm
 from cluster.launch.spec import ClusterSpec
 from cluster.launch.spec_file import check
 
@@ -19,10 +19,6 @@ def render(spec: ClusterSpec, command: Sequence[str] = PLACEHOLDER) -> dict[str,
             files = {"job.sbatch": slurm.render(spec, command)}
         case "kuberay":
             files = kube.render(spec, command) | {"Dockerfile": image.dockerfile(spec)}
-        case "script":
-            files = vm.render_scripts(spec)
         case _:
-            files = {"cluster.yaml": vm.render_launcher(spec)}
-            if spec.container:
-                files["Dockerfile"] = image.dockerfile(spec)
+            files = scripts.render(spec)
     return files

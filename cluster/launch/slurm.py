@@ -2,6 +2,11 @@
 
 Nothing here depends on the site: the job's number gives the ports (`cluster.node ports`) and the temporary folder, shared storage
 carries the token (0600) and the addresses, and the address is always explicit, so jobs that share a node never meet.
+
+Signals. Slurm sends USR1 to the script `warn_s` (and up to 30 s more) before the wall time: the command is interrupted, has half of
+`warn_s` to save, then is killed; the job is queued again before the limit. `down` sends USR2: the same, without the queue. TERM comes at
+the limit and from scancel, with KillWait (30 s by default) until KILL. srun answers TERM by killing its step at once, so steps are ended
+by USR2, which srun forwards; Slurm sends it to every process of the step.
 """
 
 from __future__ import annotations
@@ -106,8 +111,8 @@ def render(spec: ClusterSpec, command: Sequence[str]) -> str:
         "cpus": spec.cpus_per_node,
         "gpus": spec.gpus_per_node,
         "max_requeues": s.max_requeues if s.requeue else 0,
+        "save_s": max(1, s.warn_s // 2),
     }
-    launch = _SYMMETRIC if s.launcher == "symmetric" else _SRUN
     assignments = "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in values.items())
     return _TEMPLATE.format(
         directives="\n".join(directives(spec)),
@@ -116,7 +121,7 @@ def render(spec: ClusterSpec, command: Sequence[str]) -> str:
         inside=inside(spec),
         environment="\n".join(environment(spec)),
         command=words,
-        launch=launch.replace("GPU_OPTION", ' --gpus-per-node="$gpus"' if spec.gpus_per_node else ""),
+        gpu_option=' --gpus-per-node="$gpus"' if spec.gpus_per_node else "",
     )
 
 
@@ -130,15 +135,16 @@ _TEMPLATE = """#!/bin/bash
 
 # Cluster: {name}
 # Written by `python -m cluster render`. The same command resumes: a requeued job runs this script again.
-# The dashboard listens on 127.0.0.1 of the head node; all other ports want the job's token.
+# The dashboard listens on 127.0.0.1 of the head node; all other ports require the job's token.
 set -euo pipefail
 umask 077
 
 {assignments}
-run_dir="$job_dir/$SLURM_JOB_ID/${{SLURM_RESTART_COUNT:-0}}"
+job_folder="$job_dir/$SLURM_JOB_ID"
+run_dir="$job_folder/${{SLURM_RESTART_COUNT:-0}}"
 head_node="${{SLURMD_NODENAME:-$(hostname -s)}}"
 mkdir -p -- "$run_dir"
-rm -f -- "$run_dir/address" "$run_dir/exit-code"
+rm -f -- "$job_folder/end" "$job_folder"/*/token "$run_dir/address" "$run_dir/exit-code" # of an earlier start that was lost
 
 # ---- every process of the job begins with this ----
 {{
@@ -157,6 +163,14 @@ cat >"$run_dir/node.sh" <<'END_OF_NODE'
 # shellcheck disable=SC2154  # the lower-case variables come from environment.sh
 set -euo pipefail
 umask 077
+asked='' ray_pid=''
+# shellcheck disable=SC2317,SC2329  # called by the trap
+end_ray() {{
+    trap '' TERM INT USR1 USR2 # Slurm signals every process of the step: what follows must not be ended half way
+    asked=$SECONDS
+    if [ -n "$ray_pid" ]; then kill -TERM "$ray_pid" 2>/dev/null || true; fi
+}}
+trap end_ray TERM INT USR2
 # shellcheck source=/dev/null
 . "${{0%/*}}/environment.sh"
 mkdir -p -- "$RAY_TMPDIR"
@@ -169,11 +183,6 @@ name=$("${{inside[@]}}" "$python" -m cluster.node interface "$ip")
 # gloo and NCCL would else ask the host name, which may resolve to loopback
 export GLOO_SOCKET_IFNAME="${{GLOO_SOCKET_IFNAME:-$name}}" NCCL_SOCKET_IFNAME="${{NCCL_SOCKET_IFNAME:-$name}}"
 options=(--node-ip-address="$ip" --num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats)
-if [ "$1" = symmetric ]; then
-    export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
-    exec "${{inside[@]}}" "$python" -m ray.scripts.scripts symmetric-run --address "$2" --min-nodes "$SLURM_JOB_NUM_NODES" \\
-        --num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats -- bash "$run_dir/command.sh"
-fi
 port=$("${{inside[@]}}" "$python" -m cluster.node ports "$SLURM_JOB_ID" "$low" "$high")
 options+=(--node-manager-port=$((port + 3)) --object-manager-port=$((port + 4)) --runtime-env-agent-port=$((port + 5))
     --dashboard-agent-listen-port=$((port + 6)) --dashboard-agent-grpc-port=$((port + 7)) --metrics-export-port=$((port + 8)))
@@ -186,28 +195,27 @@ if [ "$1" = head ]; then
 else
     options+=(--address="$2")
 fi
-asked=
-trap 'asked=$SECONDS; kill -TERM "$ray_pid" 2>/dev/null || true' TERM INT
-for attempt in 1 2 3; do
-    begin=$SECONDS
+code=0
+if [ -z "$asked" ]; then
     set -m # Ray in a process group of its own, so that all of it can be ended, even half started
-    "${{inside[@]}}" "$python" -m ray.scripts.scripts start "${{options[@]}}" --block &
+    "${{inside[@]}}" "$python" -m cluster.ray_start "${{options[@]}}" --block &
     ray_pid=$!
     set +m
-    code=0
     wait "$ray_pid" || code=$?
-    while kill -0 "$ray_pid" 2>/dev/null && [ $((SECONDS - ${{asked:-$SECONDS}})) -lt 15 ]; do sleep 0.5; done
+    while kill -0 "$ray_pid" 2>/dev/null && [ $((SECONDS - ${{asked:-$SECONDS}})) -lt 10 ]; do sleep 0.2; done
     kill -KILL -- "-$ray_pid" 2>/dev/null || true
-    # Ray gives a node 30 s to register, which a busy file system may exceed
-    if [ "$code" = 0 ] || [ -n "$asked" ] || [ $((SECONDS - begin)) -gt 180 ]; then break; fi
-    echo "$(hostname): Ray did not start (attempt $attempt, exit code $code)" >&2
-done
+fi
+trap '' TERM INT USR1 USR2
 cp -r -- "$RAY_TMPDIR/ray/session_latest/logs" "$run_dir/ray-logs-$1-$(hostname -s)" 2>/dev/null || echo "no Ray logs kept" >&2
-rm -rf -- "$RAY_TMPDIR" || echo "$RAY_TMPDIR is still in use" >&2
+for _ in 1 2 3 4 5 6; do # processes that are just ending may still write there
+    if rm -rf -- "$RAY_TMPDIR" 2>/dev/null; then break; fi
+    sleep 0.5
+done
+if [ -e "$RAY_TMPDIR" ]; then echo "$RAY_TMPDIR is still in use" >&2; fi
 exit "$code"
 END_OF_NODE
 
-# ---- the command; its exit code goes into a file, since Ray's launchers may lose it ----
+# ---- the command; its exit code goes into a file ----
 cat >"$run_dir/command.sh" <<'END_OF_COMMAND'
 # shellcheck disable=SC2154
 set -uo pipefail
@@ -220,48 +228,101 @@ printf '%s\\n' "$code" >"$run_dir/exit-code"
 exit "$code"
 END_OF_COMMAND
 
+# ---- the end: the command saves, then Ray ends on every node, then the token goes ----
+pids=()           # of the steps
+command_pid=''    # leader of the command's process group
+warned='' requeue='' stopped=''
+step_s=25         # for Ray to end and its logs to be kept
+
+# shellcheck disable=SC2317,SC2329  # called by traps
+end_command() {{ # SECONDS: interrupted, it has so long to save; then TERM, then KILL
+    local seconds=$1 name deadline
+    if [ -z "$command_pid" ]; then return; fi
+    for name in INT TERM KILL; do
+        kill "-$name" -- "-$command_pid" 2>/dev/null || return 0
+        deadline=$((SECONDS + seconds))
+        while kill -0 -- "-$command_pid" 2>/dev/null && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
+        seconds=5
+    done
+}}
+
+# shellcheck disable=SC2317,SC2329  # called by traps
+end_steps() {{
+    local name pid deadline seconds=$step_s
+    for name in USR2 TERM KILL; do
+        deadline=$((SECONDS + seconds))
+        for pid in "${{pids[@]}}"; do
+            kill "-$name" "$pid" 2>/dev/null || true
+        done
+        for pid in "${{pids[@]}}"; do
+            while kill -0 "$pid" 2>/dev/null && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
+        done
+        seconds=3
+    done
+}}
+
+# shellcheck disable=SC2317,SC2329  # called by the trap
+finish() {{
+    local code=$? state=FAILED
+    trap '' TERM INT USR1 USR2
+    if [ -n "$warned" ] && [ -z "$requeue$stopped" ] && [ "$code" != 0 ] && may_requeue; then requeue=last; fi
+    end_command "$save_s"
+    end_steps
+    rm -f -- "$run_dir/token"
+    if [ "$requeue" = now ]; then exit 0; fi
+    if [ "$requeue" = last ]; then
+        echo "queueing the job again; the same command resumes" >&2
+        if scontrol requeue "$SLURM_JOB_ID"; then exit 0; fi
+    fi
+    if [ -n "$stopped" ]; then state=STOPPED; elif [ "$code" = 0 ]; then state=SUCCEEDED; fi
+    printf '%s %s %s\\n' "$state" "$code" "$SECONDS" >"$job_folder/end.part"
+    mv -- "$job_folder/end.part" "$job_folder/end"
+    exit "$code"
+}}
+trap finish EXIT
+
+# shellcheck disable=SC2317,SC2329  # called by traps
+may_requeue() {{ [ "${{SLURM_RESTART_COUNT:-0}}" -lt "$max_requeues" ]; }}
+
+# shellcheck disable=SC2317,SC2329
+warn() {{
+    warned=1
+    echo "wall time is near: stopping the command, what is done is kept" >&2
+    if [ -n "$command_pid" ]; then end_command "$save_s" & fi
+}}
+trap warn USR1
+
+# shellcheck disable=SC2317,SC2329
+stop() {{
+    stopped=1
+    exit 143
+}}
+trap stop USR2
+
+# shellcheck disable=SC2317,SC2329
+terminate() {{ # at the limit, or by scancel; SIGKILL follows after Slurm's KillWait
+    trap '' TERM
+    save_s=8 step_s=10
+    if [ -n "$warned" ] && may_requeue && [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %r 2>/dev/null)" = TimeLimit ]; then
+        echo "stopping took longer than the warning; queueing the job again" >&2
+        if scontrol requeue "$SLURM_JOB_ID"; then requeue=now; fi
+    else
+        stopped=1
+    fi
+    exit 143
+}}
+trap terminate TERM
+
 inside=()
 # shellcheck source=/dev/null
 . "$run_dir/environment.sh"
 "${{inside[@]}}" "$python" -m cluster.node token "$run_dir/token" >/dev/null
 
-pids=()
-stop() {{
-    for pid in "${{pids[@]}}"; do kill -TERM "$pid" 2>/dev/null || true; done
-    for pid in "${{pids[@]}}"; do wait "$pid" 2>/dev/null || true; done
-    rm -f -- "$run_dir/token"
-}}
-trap stop EXIT
-trap 'exit 143' TERM
-
-warned=0
-command_pid=
-# shellcheck disable=SC2317,SC2329  # called by the trap
-warn() {{
-    warned=1
-    echo "wall time is near: stopping the command, what is done is kept" >&2
-    if [ -n "$command_pid" ]; then kill -INT -- "-$command_pid" 2>/dev/null || true; fi
-}}
-trap warn USR1
-
-{launch}
-while kill -0 "$command_pid" 2>/dev/null; do wait "$command_pid" || true; done
-code=$(cat "$run_dir/exit-code" 2>/dev/null || echo 130)
-
-if [ "$warned" = 1 ] && [ "$code" != 0 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt "$max_requeues" ]; then
-    stop
-    echo "queueing the job again; the same command resumes" >&2
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
-fi
-exit "$code"
-"""
-
-_SRUN = """wait_for() { # NODES SECONDS: until so many have joined, the time is over, or the head has ended
-    "${inside[@]}" "$python" -m cluster.node wait "$RAY_ADDRESS" "$1" "$2" &
+wait_for() {{ # NODES SECONDS: until so many have joined, the time is over, or the head has ended
+    "${{inside[@]}}" "$python" -m cluster.wait "$RAY_ADDRESS" "$1" "$2" &
     local waiter=$! code=0
     while kill -0 "$waiter" 2>/dev/null; do
-        if ! kill -0 "${pids[0]}" 2>/dev/null; then
+        if ! kill -0 "${{pids[0]}}" 2>/dev/null; then
             echo "the Ray head has ended" >&2
             kill "$waiter" 2>/dev/null || true
         fi
@@ -269,13 +330,13 @@ _SRUN = """wait_for() { # NODES SECONDS: until so many have joined, the time is 
     done
     wait "$waiter" || code=$?
     return "$code"
-}
-step=(srun --export=ALL --overlap --kill-on-bad-exit=0 --ntasks-per-node=1 --cpus-per-task="$cpus"GPU_OPTION)
-"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head_node" bash "$run_dir/node.sh" head >"$run_dir/head.log" 2>&1 &
+}}
+step=(srun --export=ALL --overlap --kill-on-bad-exit=0 --ntasks-per-node=1 --cpus-per-task="$cpus"{gpu_option})
+"${{step[@]}}" --nodes=1 --ntasks=1 --nodelist="$head_node" bash "$run_dir/node.sh" head >"$run_dir/head.log" 2>&1 &
 pids+=($!)
 for _ in $(seq 1200); do
     if [ -s "$run_dir/address" ]; then break; fi
-    if ! kill -0 "${pids[0]}" 2>/dev/null; then
+    if ! kill -0 "${{pids[0]}}" 2>/dev/null; then
         echo "the Ray head did not start; the end of $run_dir/head.log:" >&2
         tail -n 20 "$run_dir/head.log" >&2
         exit 3
@@ -295,7 +356,7 @@ if ! wait_for 1 300; then
 fi
 workers=$((SLURM_JOB_NUM_NODES - 1))
 if [ "$workers" -gt 0 ]; then
-    "${step[@]}" --no-kill --nodes="$workers" --ntasks="$workers" --exclude="$head_node" \\
+    "${{step[@]}}" --no-kill --nodes="$workers" --ntasks="$workers" --exclude="$head_node" \\
         bash "$run_dir/node.sh" worker "$RAY_ADDRESS" >"$run_dir/workers.log" 2>&1 &
     pids+=($!)
     if ! wait_for "$SLURM_JOB_NUM_NODES" 300; then
@@ -303,17 +364,14 @@ if [ "$workers" -gt 0 ]; then
         exit 3
     fi
 fi
-set -m # in a process group of its own, so that an interrupt reaches all of the command
-bash "$run_dir/command.sh" &
-command_pid=$!
-set +m"""
-
-_SYMMETRIC = """ip=$("${inside[@]}" "$python" -m cluster.node address --interface "$interface")
-port=$("${inside[@]}" "$python" -m cluster.node ports "$SLURM_JOB_ID" "$low" "$high")
-echo "head $head_node, Ray at $ip:$port, logs in $run_dir" >&2
-set -m
-srun --export=ALL --kill-on-bad-exit=0 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
-    --cpus-per-task="$cpus"GPU_OPTION bash "$run_dir/node.sh" symmetric "$ip:$port" &
-command_pid=$!
-set +m
-pids+=("$command_pid")"""
+code=130
+if [ -z "$warned" ]; then
+    set -m # in a process group of its own, so that a signal reaches all of the command and nothing else
+    bash "$run_dir/command.sh" &
+    command_pid=$!
+    set +m
+    while kill -0 "$command_pid" 2>/dev/null; do wait "$command_pid" || true; done
+    code=$(cat "$run_dir/exit-code" 2>/dev/null || echo 130)
+fi
+exit "$code"
+"""

@@ -1,7 +1,7 @@
 """`ClusterSpec`: which machines, how many, where the store is. One TOML file; the renderers are functions of it.
 
 name = "schedules"                    # any text; file, host and Kubernetes names use its slug
-kind = "slurm"                        # slurm, kuberay, aws, gcp, onprem, script
+kind = "slurm"                        # slurm, kuberay, script
 nodes = 4                             # machines that compute
 cpus_per_node = 16
 gpus_per_node = 4
@@ -43,10 +43,9 @@ class Slurm:
     reservation: str = ""
     exclusive: bool = False
     extra: tuple[str, ...] = ()  # further options of sbatch, one `--name=value` each
-    launcher: str = "srun"  # srun, or symmetric: `ray symmetric-run`, whole nodes only
     requeue: bool = True
     max_requeues: int = 20
-    warn_s: int = 120  # this long before the wall time the command is told to stop, and the job queued again
+    warn_s: int = 120  # this long before the wall time the command is stopped, with half of it to save, and the job queued again
     scratch: str = "/tmp"  # on each node; Ray's folder is SCRATCH/r-JOBID
     job_dir: str = ""  # on shared storage: token, addresses, logs. Default: WORKDIR/.cluster
 
@@ -66,45 +65,6 @@ class Kuberay:
     image_pull_secret: str = ""
     backoff_limit: int = 3  # of the RayJob: the same command again on a new cluster, which resumes
     operator_namespace: str = ""  # where the KubeRay operator runs; empty: any namespace
-
-
-@dataclass(frozen=True)
-class Aws:
-    region: str = ""
-    zone: str = ""
-    instance_type: str = ""
-    head_instance_type: str = "m5.2xlarge"
-    image_id: str = ""  # AMI; empty: Ray's own choice for the region
-    instance_profile: str = ""  # ARN, for a store on S3
-    disk_gb: int = 200
-    spot: bool = False
-    max_nodes: int = 0
-    ssh_user: str = "ubuntu"
-    idle_minutes: int = 15
-
-
-@dataclass(frozen=True)
-class Gcp:
-    project: str = ""
-    region: str = ""
-    zone: str = ""
-    machine_type: str = ""
-    head_machine_type: str = "n1-standard-8"
-    accelerator: str = ""  # e.g. nvidia-tesla-t4
-    image: str = ""  # projects/PROJECT/global/images/family/FAMILY
-    disk_gb: int = 200
-    spot: bool = False
-    max_nodes: int = 0
-    ssh_user: str = "ubuntu"
-    idle_minutes: int = 15
-
-
-@dataclass(frozen=True)
-class Onprem:
-    head: str = ""
-    workers: tuple[str, ...] = ()
-    ssh_user: str = ""
-    ssh_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +97,7 @@ class ClusterSpec:
     workdir: str = ""  # folder the command runs in, on every node
     python: str = "python"
     setup: tuple[str, ...] = ()  # lines of shell run on each node before Ray starts: these, alone, are code, not values
-    container: str = ""  # Slurm: Apptainer image; aws, gcp, onprem: Docker image
+    container: str = ""  # Slurm: Apptainer image
     network_interface: str = ""  # e.g. ib0; empty: the one that holds the node's address
     token_file: str = ""  # default: ~/.idgbr/SLUG.token
     gpus_per_trial: int = 0  # what the study will ask for; checked against a node
@@ -145,9 +105,6 @@ class ClusterSpec:
     ports: Ports = Ports()
     slurm: Slurm = Slurm()
     kuberay: Kuberay = Kuberay()
-    aws: Aws = Aws()
-    gcp: Gcp = Gcp()
-    onprem: Onprem = Onprem()
     script: Script = Script()
     doctor: Doctor = Doctor()
 
@@ -211,7 +168,7 @@ def with_program(command: typing.Sequence[str], python: str) -> list[str]:
     return list(command)
 
 
-KINDS = ("slurm", "kuberay", "aws", "gcp", "onprem", "script")
+KINDS = ("slurm", "kuberay", "script")
 
 
 # Ray puts its sockets at <temporary folder>/ray/session_<date>_<pid>/sockets/plasma_store; a Unix socket's path ends at

@@ -15,21 +15,6 @@ from typing import Any
 from cluster.launch.spec import KINDS, TEMP_DIR_LIMIT, ClusterSpec
 from idgbr.errors import BadRequest, Missing, nearest
 
-# GPUs of machine types in use for training; types that are not here are not checked.
-MACHINE_GPUS = {
-    "g4dn.xlarge": 1, "g4dn.2xlarge": 1, "g4dn.12xlarge": 4, "g4dn.metal": 8, "g5.xlarge": 1, "g5.2xlarge": 1, "g5.4xlarge": 1,
-    "g5.8xlarge": 1, "g5.12xlarge": 4, "g5.24xlarge": 4, "g5.48xlarge": 8,
-    "g6.xlarge": 1, "g6.2xlarge": 1, "g6.12xlarge": 4, "g6.48xlarge": 8,
-    "p3.2xlarge": 1, "p3.8xlarge": 4, "p3.16xlarge": 8, "p4d.24xlarge": 8, "p4de.24xlarge": 8, "p5.48xlarge": 8,
-    "g2-standard-4": 1, "g2-standard-8": 1, "g2-standard-24": 2, "g2-standard-48": 4, "g2-standard-96": 8,
-}  # fmt: skip
-
-
-def machine_gpus(machine: str) -> int | None:
-    """GPUs of a cloud's machine type, None where unknown. GCP's a2 and a3 types carry the number in their name."""
-    named = re.fullmatch(r"a[23]-(?:high|ultra|mega|edge)gpu-(\d+)g(?:-nolssd)?", machine)
-    return int(named[1]) if named else MACHINE_GPUS.get(machine)
-
 
 def check(spec: ClusterSpec) -> None:
     if spec.kind not in KINDS:
@@ -137,24 +122,6 @@ def _slurm(spec: ClusterSpec) -> None:
         )
     if not spec.wall_time:
         raise BadRequest("kind slurm needs wall_time", hint='wall_time = "12:00:00"')
-    if spec.slurm.launcher not in ("srun", "symmetric"):
-        raise BadRequest(
-            f"unknown slurm.launcher {spec.slurm.launcher!r}",
-            allowed="srun, symmetric",
-            hint=nearest(spec.slurm.launcher, ("srun", "symmetric")) or None,
-        )
-    if spec.slurm.launcher == "symmetric" and not spec.slurm.exclusive:
-        raise BadRequest(
-            "slurm.launcher = symmetric ends with `ray stop`, which stops all your Ray processes on the node",
-            value="slurm.exclusive = false",
-            hint='slurm.exclusive = true, or launcher = "srun"',
-        )
-    if spec.slurm.launcher == "symmetric" and spec.container:
-        raise BadRequest(
-            "slurm.launcher = symmetric runs the command inside Ray's own process, and cannot enter a container",
-            value=spec.container,
-            hint='launcher = "srun"',
-        )
     if spec.slurm.warn_s >= spec.wall_seconds:
         raise BadRequest("slurm.warn_s is longer than the wall time", value=f"warn_s={spec.slurm.warn_s}, wall_time={spec.wall_time}")
     for option in spec.slurm.extra:
@@ -187,46 +154,13 @@ def _kuberay(spec: ClusterSpec) -> None:
         raise BadRequest("kuberay.max_nodes is below nodes", value=f"{spec.kuberay.max_nodes} < {spec.nodes}")
 
 
-def _cloud(spec: ClusterSpec) -> None:
-    section: Any = getattr(spec, spec.kind)
-    _need(spec, ("region", "zone", "instance_type") if spec.kind == "aws" else ("project", "region", "zone", "machine_type"))
-    if not section.zone.startswith(section.region):
-        raise BadRequest(f"{spec.kind}.zone is not in {spec.kind}.region", value=f"{section.zone}, {section.region}")
-    if spec.kind == "gcp" and spec.gpus_per_node and not spec.gcp.accelerator and not re.match(r"(a2|a3|a4|g2)-", spec.gcp.machine_type):
-        raise BadRequest(
-            "gpus_per_node without a GPU: the machine type has none of its own",
-            value=spec.gcp.machine_type,
-            hint='accelerator = "nvidia-tesla-t4"',
-        )
-    machine = section.instance_type if spec.kind == "aws" else section.machine_type
-    known = machine_gpus(machine)
-    if known is not None and spec.gpus_per_node > known:
-        raise BadRequest(
-            f"gpus_per_node is more than the machine type {machine} has: {known} GPU(s)",
-            value=spec.gpus_per_node,
-            hint=f"gpus_per_node = {known}, or a larger machine type",
-        )
-    if 0 < section.max_nodes < spec.nodes:
-        raise BadRequest(f"{spec.kind}.max_nodes is below nodes", value=f"{section.max_nodes} < {spec.nodes}")
-
-
-def _onprem(spec: ClusterSpec) -> None:
-    _need(spec, ("head", "ssh_user"))
-    if spec.nodes != 1 + len(spec.onprem.workers):
-        raise BadRequest(
-            "nodes is not the head and the workers together",
-            value=f"nodes={spec.nodes}, 1 head, {len(spec.onprem.workers)} workers",
-            hint=f"nodes = {1 + len(spec.onprem.workers)}",
-        )
-
-
 def _script(spec: ClusterSpec) -> None:
     longest = f"{spec.script.scratch.rstrip('/')}/r-{spec.slug}"
     if not os.path.isabs(spec.script.scratch) or len(f"{spec.script.scratch.rstrip('/')}/r-00000000") > TEMP_DIR_LIMIT:
         raise BadRequest("script.scratch is too long for Ray's sockets, or not absolute", value=longest, hint='scratch = "/tmp"')
 
 
-_KIND_CHECKS = {"slurm": _slurm, "kuberay": _kuberay, "aws": _cloud, "gcp": _cloud, "onprem": _onprem, "script": _script}
+_KIND_CHECKS = {"slurm": _slurm, "kuberay": _kuberay, "script": _script}
 
 
 def load(path: str | Path) -> ClusterSpec:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.session import check_nodes
 from idgbr.config import Runtime
 from idgbr.errors import Interrupted
 from idgbr.store import Store
@@ -149,7 +150,7 @@ def run_context(study: Study, store: Store, placement: Placement, options: RunOp
             lost = nodes.free_orphans()
             if lost:
                 say(f"freed {lost} placement groups that dead drivers had left on the cluster")
-            nodes.check_nodes(store, tables.versions())
+            check_nodes(store)
         budget = Budget(store, options.budget_gb) if options.budget_gb else None
         yield RunContext(study, worker, placement, options, claims, places, capacity, budget)
 

@@ -1,11 +1,13 @@
-"""A stand-in for Slurm on one machine: sbatch, srun, squeue, sacct, scancel and scontrol requeue, called by symbolic links of these names.
+"""A stand-in for Slurm on one machine: sbatch, srun, squeue, scancel and scontrol, called by symbolic links of these names.
 
-It reads `#SBATCH` lines the way sbatch does, gives a job its number, log file and variables, really starts what srun is asked to, sends the
-warning signal on request (file `warn` beside the job) and starts a job again that asks for it. It knows nothing of nodes: all are this one.
+For machines without Slurm. As unkind as Slurm is (test_slurm_ends.py runs on both): srun ends its step at once on TERM and forwards only
+USR1 and USR2; signals reach every process of a step or job; a time limit warns, then ends; a job that has ended is unknown to squeue; there
+is no accounting. It knows nothing of nodes: all are this one. A requeued job starts again when the file `start` is made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 
 STATE = Path(os.environ.get("FAKE_SLURM", "fake-slurm-is-not-set"))
+KILL_WAIT_S = 30.0
 KNOWN_SRUN = {
     "export",
     "overlap",
@@ -88,11 +91,38 @@ def sbatch(arguments: list[str]) -> None:
     print(f"{number};fake" if "--parsable" in arguments else f"Submitted batch job {number}")
 
 
+def descendants(pid: int) -> list[int]:
+    """`pid` and all processes below it."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def seconds_of(clock: str) -> int:
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return hours * 3600 + minutes * 60 + seconds
+
+
 def run_job(number: str) -> None:
     folder = job_folder(number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would its children
     options = directives((folder / "script").read_text())
     (folder / "options.json").write_text(json.dumps(options))
     output = Path(options["output"].replace("%%", "\0").replace("%j", number).replace("\0", "%"))
+    warning = getattr(signal, "SIG" + options["signal"].removeprefix("B:").partition("@")[0])
+    limit = seconds_of(options["time"])
+    warn = limit - int(options["signal"].partition("@")[2])
     for restart in range(10):
         env = {
             **os.environ,
@@ -106,20 +136,36 @@ def run_job(number: str) -> None:
         if restart:
             env["SLURM_RESTART_COUNT"] = str(restart)
         (folder / "requeue").unlink(missing_ok=True)
+        (folder / "reason").write_text("None")
         with open(output, "ab") as log:
             job = subprocess.Popen(["bash", str(folder / "script")], env=env, stdout=log, stderr=log, start_new_session=True)
         (folder / "pid").write_text(str(job.pid))
         (folder / "state").write_text("RUNNING")
+        begin, warned, ended = time.monotonic(), False, 0.0
         while job.poll() is None:
-            if (folder / "warn").exists():
-                (folder / "warn").unlink()
-                os.kill(job.pid, getattr(signal, "SIG" + options["signal"].removeprefix("B:").partition("@")[0]))
+            spent = time.monotonic() - begin
+            if spent > warn and not warned:
+                warned = True
+                os.kill(job.pid, warning)
+            if not ended and (spent > limit or (folder / "end").exists() or (folder / "requeue").exists()):
+                if spent > limit:
+                    (folder / "reason").write_text("TimeLimit")
+                ended = time.monotonic()
+                signal_all(descendants(job.pid), signal.SIGTERM)
+            if ended and time.monotonic() - ended > KILL_WAIT_S:
+                signal_all(descendants(job.pid), signal.SIGKILL)
             time.sleep(0.1)
         if not (folder / "requeue").exists():
             break
-    (folder / "code").write_text(str(job.returncode))
-    cancelled = (folder / "cancelled").exists()
-    (folder / "state").write_text("CANCELLED" if cancelled else "FAILED" if job.returncode else "COMPLETED")
+        (folder / "state").write_text("PENDING")
+        (folder / "restarts").write_text(str(restart + 1))
+        while not (folder / "start").exists() and not (folder / "end").exists():
+            time.sleep(0.1)
+        if (folder / "end").exists():
+            break
+        (folder / "start").unlink()
+    (folder / "state").write_text("")
+    (folder / "over").touch()
 
 
 def srun(arguments: list[str]) -> None:
@@ -130,47 +176,72 @@ def srun(arguments: list[str]) -> None:
             raise SystemExit(f"srun: unrecognized option '--{name}'")
         options[name] = value
     tasks = [
-        subprocess.Popen(arguments, env={**os.environ, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i)})
+        subprocess.Popen(arguments, env={**os.environ, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i)}, start_new_session=True)
         for i in range(int(options.get("ntasks", "1")))
     ]
 
-    def forward(number: int, _: object) -> None:
-        for task in tasks:
-            if task.poll() is None:
-                task.send_signal(number)
+    def step() -> list[int]:
+        return [pid for task in tasks if task.poll() is None for pid in descendants(task.pid)]
 
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
+    def end(number: int, _: object) -> None:
+        signal_all(step(), signal.SIGKILL)
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: signal_all(step(), number))
     raise SystemExit(max(abs(task.wait()) for task in tasks))
 
 
+def known(number: str) -> Path:
+    folder = job_folder(number)
+    if not folder.exists() or (folder / "over").exists():
+        raise SystemExit("slurm_load_jobs error: Invalid job id specified")
+    return folder
+
+
 def squeue(arguments: list[str]) -> None:
-    folder = job_folder(arguments[arguments.index("--jobs") + 1])
-    state = (folder / "state").read_text() if folder.exists() else ""
-    if state in ("PENDING", "RUNNING"):
-        options = directives((folder / "script").read_text())
-        print(f"{state}|0:05|fake0|{options['job-name']}")
-
-
-def sacct(arguments: list[str]) -> None:
-    folder = job_folder(arguments[arguments.index("--jobs") + 1])
-    if folder.exists():
-        options = directives((folder / "script").read_text())
-        state, code = (folder / "state").read_text(), (folder / "code").read_text() if (folder / "code").exists() else "0"
-        print(f"{state}|00:00:05|{code}:0|{options['job-name']}")
+    if "--jobs" not in arguments:
+        print("\n".join(path.name for path in STATE.iterdir() if not (path / "over").exists()))
+        return
+    folder = known(arguments[arguments.index("--jobs") + 1])
+    options = directives((folder / "script").read_text())
+    reason = (folder / "reason").read_text() if (folder / "reason").exists() else "Priority"
+    line = arguments[arguments.index("--format") + 1]
+    shown = {"%T": (folder / "state").read_text(), "%M": "0:05", "%r": reason, "%R": reason, "%j": options["job-name"]}
+    for sign, value in shown.items():
+        line = line.replace(sign, value)
+    print(line)
 
 
 def scancel(arguments: list[str]) -> None:
-    folder = job_folder(arguments[0])
-    (folder / "cancelled").touch()
-    os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+    folder = known(arguments[-1])
+    named = [word.partition("=")[2] for word in arguments if word.startswith("--signal=")]
+    if named:
+        pid = int((folder / "pid").read_text())
+        signal_all([pid] if "--batch" in arguments else descendants(pid), getattr(signal, f"SIG{named[0]}"))
+    else:
+        (folder / "end").touch()
 
 
 def scontrol(arguments: list[str]) -> None:
-    verb, number = arguments
-    if verb != "requeue":
+    verb = next(word for word in arguments if not word.startswith("--"))
+    named = [word.removeprefix("JobId=") for word in arguments if word.startswith("JobId=")]
+    folder = known(named[0] if named else arguments[-1])
+    if verb == "requeue":
+        (folder / "requeue").touch()
+    elif verb == "show":
+        name = directives((folder / "script").read_text())["job-name"]
+        state, restarts = (folder / "state").read_text(), (folder / "restarts").read_text() if (folder / "restarts").exists() else "0"
+        print(
+            f"JobId={folder.name} JobName={name} UserId=me(1) GroupId=me(1) JobState={state} Reason=None Requeue=1 Restarts={restarts} "
+            "ExitCode=0:0 RunTime=00:00:05 TimeLimit=01:00:00"
+        )
+    elif verb == "update":
+        (folder / "start").touch()
+    else:
         raise SystemExit(f"scontrol: {verb}?")
-    (job_folder(number) / "requeue").touch()
 
 
 if __name__ == "__main__":
@@ -178,4 +249,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["run-job"]:
         run_job(sys.argv[2])
     else:
-        {"sbatch": sbatch, "srun": srun, "squeue": squeue, "sacct": sacct, "scancel": scancel, "scontrol": scontrol}[name](sys.argv[1:])
+        {"sbatch": sbatch, "srun": srun, "squeue": squeue, "scancel": scancel, "scontrol": scontrol}[name](sys.argv[1:])

@@ -68,7 +68,7 @@ def fake_slurm(folder: Path) -> dict[str, str]:
     """Variables under which sbatch and its kin are the stand-ins of fake_slurm.py."""
     commands = folder / "bin"
     commands.mkdir()
-    for name in ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol"):
+    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
         script = commands / name
         script.write_text(f"#!{sys.executable}\n" + (FOLDER / "fake_slurm.py").read_text())
         script.chmod(0o755)

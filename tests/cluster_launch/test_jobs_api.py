@@ -80,7 +80,7 @@ def test_another_users_cluster_refuses_us_and_we_refuse_one_that_asks_for_no_tok
     assert done.returncode == 4
     gcs = head.cli("doctor", head.gcs, "--token-file", str(tmp_path / "token"), "--store", str(tmp_path))
     assert gcs.returncode == 4, gcs.stderr
-    assert "refuses us" in gcs.stderr
+    assert "refuses our token" in gcs.stderr
 
 
 def test_the_doctor_passes_a_sound_cluster_as_a_job_and_fails_what_is_missing(head: RunningHead) -> None:

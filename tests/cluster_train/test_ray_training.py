@@ -21,13 +21,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import driver
-from small_trainings import one_process, prepared
+from small_trainings import SMALL, one_process, prepared
 
-from cluster.session import check_storage
-from cluster.train import RayTraining
+from cluster.session import check_nodes
+from cluster.train import RayTraining, run_on_cluster
 from idgbr import stages
 from idgbr.coarse import backbone
-from idgbr.config import Runtime
+from idgbr.config import Experiment, Runtime, apply
 from idgbr.errors import Interrupted, Missing
 from idgbr.store import Store
 from idgbr.training.loop import read_curve
@@ -109,6 +109,41 @@ def test_a_stop_keeps_a_checkpoint_and_leaves_no_artefact(loopback: Any, store: 
     assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
 
 
+def test_a_stage_that_does_not_train_runs_where_its_needs_are_met(loopback: Any, store: Store) -> None:
+    """`cluster train --gpus 1` on a cluster without GPUs: data needs none and runs; the coarse map runs a network and is refused."""
+    experiment = apply(Experiment(), SMALL)
+    data, *_, coarse = [job for job in stages.jobs(experiment) if job.stage in ("data", "backbone", "coarse")]
+    lines: list[dict[str, Any]] = []
+    run_on_cluster(data, store, experiment, CPU, RayTraining(1, gpus=1), report=lambda **values: lines.append(values))
+    assert store.has("data", data.key)
+    with pytest.raises(Missing, match=r"no room for the workers: 1 x 1 GPU requested, 0 there"):
+        run_on_cluster(coarse, store, experiment, CPU, RayTraining(1, gpus=1))
+    with pytest.raises(Missing, match=r"run the study or the stage that makes it"):  # the stage's own error, from the node
+        run_on_cluster(coarse, store, experiment, CPU, RayTraining(1))
+
+
+def test_checkpoints_go_to_a_store_on_an_s3_compatible_server(loopback: Any, tmp_path: Path) -> None:
+    """The URI has a query (`endpoint_override`), behind which no path can be appended."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir("bucket")
+        store = Store(f"s3://bucket/store?endpoint_override={host}:{port}&scheme=http", cache=tmp_path / "cache")
+        experiment, job = prepared(store)
+        with pytest.raises(Interrupted, match="of 80 images"):
+            stages.run(job, store, experiment, CPU, stop=lambda: True, fit=RayTraining(1))
+        assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
+        stages.run(job, store, experiment, CPU, fit=RayTraining(1))
+        backbone.load(store.path(job.stage, job.key))
+        assert [line["images"] for line in read_curve(store.path(job.stage, job.key))][-1] == 80
+    finally:
+        server.stop()
+
+
 def test_a_store_that_is_not_shared_is_refused_before_the_start(loopback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`/proc/self/cwd` is another folder in every process: written here, not seen by the tasks on the nodes."""
     monkeypatch.chdir(tmp_path)
@@ -119,6 +154,6 @@ def test_a_store_that_is_not_shared_is_refused_before_the_start(loopback: Any, t
         stages.run(job, private, experiment, CPU, fit=RayTraining(2))
     assert time.monotonic() - started < 60
     assert not (tmp_path / "store/scratch/preflight").exists()
-    check_storage(Store(tmp_path / "shared"))
-    with pytest.raises(Missing, match=r"no room for the workers: 3 x 1 CPU asked, 2 there.*--workers 2"):
+    check_nodes(Store(tmp_path / "shared"))
+    with pytest.raises(Missing, match=r"no room for the workers: 3 x 1 CPU requested, 2 there.*--workers 2"):
         stages.run(job, private, experiment, CPU, fit=RayTraining(3))

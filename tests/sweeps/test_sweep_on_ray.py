@@ -15,6 +15,8 @@ import pytest
 from ray_clusters import loopback_cluster, node_settings
 from tiny_sweeps import STAGES, final_tables, same_tables, sweep
 
+from cluster.node import package_versions
+from cluster.session import check_nodes
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store
 from sweeps import tables
@@ -286,12 +288,12 @@ def test_other_versions_on_a_node_and_a_store_that_nodes_do_not_share_are_refuse
         with pytest.raises(BadRequest, match=r"another Ray cluster.*127\.0\.0\.1:1"), nodes.cluster(Placement(address="127.0.0.1:1")):
             pass
         store = Store(tmp_path / "store")
-        nodes.check_nodes(store, tables.versions())
+        check_nodes(store)
         with pytest.raises(Disagreement, match=r"other versions on the node.*torch .* there, 0\.1 here"):
-            nodes.check_nodes(store, json.dumps({**json.loads(tables.versions()), "torch": "0.1"}))
+            check_nodes(store, json.dumps({**json.loads(package_versions()), "torch": "0.1"}))
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(Missing, match="does not see the store"):
-            nodes.check_nodes(Store("/proc/self/cwd/private"), tables.versions())  # another folder in every process
+        with pytest.raises(Missing, match=r"not one place for all nodes.*does not see"):
+            check_nodes(Store("/proc/self/cwd/private"))  # another folder in every process
         assert "of 2 CPUs are free; a worker takes 1 CPU" in nodes.why_idle(Placement())
         assert "the cluster has changed: a job needs 1 GPUs" in nodes.why_idle(Placement(gpus=1))
 

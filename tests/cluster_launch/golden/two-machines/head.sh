@@ -24,4 +24,4 @@ export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$name}" NCCL_SOCKET_IFNAME="${N
 echo "head: $ip:6379; dashboard and jobs: http://127.0.0.1:8265 (this machine only)"
 echo "on each worker: copy $RAY_AUTH_TOKEN_PATH there (mode 0600), then: bash worker.sh $ip:6379"
 printf "%s\n" "$$" >"$RAY_TMPDIR/head.pid"
-exec "$python" -m ray.scripts.scripts start --head --port=6379 --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port=8265 --ray-client-server-port=10001 --block --node-ip-address="$ip" --dashboard-agent-listen-port=0 --num-cpus=16 --num-gpus=1 --disable-usage-stats
+exec "$python" -m cluster.ray_start --head --port=6379 --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port=8265 --ray-client-server-port=10001 --block --node-ip-address="$ip" --dashboard-agent-listen-port=0 --num-cpus=16 --num-gpus=1 --disable-usage-stats

@@ -22,5 +22,6 @@ name=$("$python" -m cluster.node interface "$ip")
 export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$name}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$name}"
 head="${1:?bash worker.sh HEAD_IP:PORT}"
 if [ ! -r "$RAY_AUTH_TOKEN_PATH" ]; then echo "no token $RAY_AUTH_TOKEN_PATH: copy it from the head (mode 0600)" >&2; exit 3; fi
+"$python" -m cluster.node listening "$head" 600
 printf "%s\n" "$$" >"$RAY_TMPDIR/worker.pid"
-exec "$python" -m ray.scripts.scripts start --address="$head" --block --node-ip-address="$ip" --dashboard-agent-listen-port=0 --num-cpus=16 --num-gpus=1 --disable-usage-stats
+exec "$python" -m cluster.ray_start --address="$head" --block --node-ip-address="$ip" --dashboard-agent-listen-port=0 --num-cpus=16 --num-gpus=1 --disable-usage-stats
