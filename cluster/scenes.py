@@ -166,7 +166,7 @@ def refine_scenes(
     room = [min((int(node.get(name, 0) // amount) for name, amount in wanted.items()), default=len(todo)) for node in nodes]
     count = min(sum(room), len(todo), workers or len(todo))
     if count < 1:
-        raise Missing("no node has room for one worker", value=f"a worker wants {cpus:g} CPUs and {gpus:g} GPUs", hint="--cpus, --gpus")
+        raise Missing("no node has room for one worker", value=f"a worker needs {cpus:g} CPUs and {gpus:g} GPUs", hint="--cpus, --gpus")
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": TRIES, "max_task_retries": TRIES}
     actor: Any = ray.remote(SceneWorker).options(**options)
     idle = [actor.remote(model, store, runtime, dict(settings), codes) for _ in range(count)]

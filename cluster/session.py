@@ -178,7 +178,7 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
 
 
 def require_answer(address: str) -> None:
-    """Fail at once if nothing listens at `address`; Ray itself would try for ever.
+    """Fail at once if nothing listens at `address`; Ray itself would try without end.
 
     Raises:
         Missing: nothing listens there.

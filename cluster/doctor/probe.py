@@ -55,7 +55,7 @@ class Probe:
         found = {}
         try:
             filesystem, base = _open(store)
-        except Exception:  # `write` has told why, and is asked first
+        except Exception:  # `write` is called first, and has reported why
             return {}
         for name in names:
             # a file that is not there is an answer, and the caller compares
@@ -159,7 +159,7 @@ def _gpus() -> dict[str, Any]:
         rows = [line.rpartition(",") for line in done.stdout.splitlines() if "," in line]
         answer["names"] = [name.strip() for name, _, _ in rows]
         answer["driver"] = rows[0][2].strip() if rows else ""
-        # in a process of its own: Ray hides GPUs from a task that asked for none, and CUDA would stay open here
+        # in a process of its own: Ray hides GPUs from a task that requested none, and CUDA would stay open here
         program = "import torch; print(torch.cuda.device_count())"
         visible = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
         counted = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=visible, timeout=120)

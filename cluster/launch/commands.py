@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.launch.jobs import ENDED, Job
+from cluster.launch.jobs import ENDED, ClusterJob
 from cluster.launch.launchers import Launcher, Running, job_name, last_job, launcher, remember
 from cluster.launch.render import PLACEHOLDER
 from cluster.launch.render import render as render_files
@@ -86,7 +86,7 @@ def write(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def followed(target: Target, job_id: str) -> Job:
+def followed(target: Target, job_id: str) -> ClusterJob:
     """Print the job's output until it ends; the job as it then is."""
     target.launcher.logs(job_id, True, write)
     deadline = time.monotonic() + END_S
@@ -95,7 +95,7 @@ def followed(target: Target, job_id: str) -> Job:
     return job
 
 
-def require_success(job: Job) -> None:
+def require_success(job: ClusterJob) -> None:
     """Raises:
     SomeFailed: the job failed or was stopped.
     """

@@ -1,6 +1,6 @@
 """Jobs on a running cluster, through Ray's Jobs API (the dashboard's port). Tokens travel in a header and appear nowhere else.
 
-The job's id is chosen here, before anything is sent: if the connection is lost in mid-submit, `status` tells whether the job exists,
+The job's id is chosen here, before anything is sent: if the connection is lost in mid-submit, `status` shows whether the job exists,
 and submitting again under the same id cannot run it twice.
 """
 
@@ -26,7 +26,7 @@ AGENT_S = 90.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ClusterJob:
     """One job as the cluster knows it."""
 
     id: str
@@ -81,7 +81,8 @@ class Cluster:
         answer = self._get("/api/version", self.headers) if self.headers else bare
         if answer.status_code == 401:
             raise Missing(
-                f"the cluster at {self.address} wants a token", hint="token_file in the spec (or --token-file FILE), copied from the head"
+                f"the cluster at {self.address} requires a token",
+                hint="token_file in the spec (or --token-file FILE), copied from the head",
             )
         if answer.status_code == 403:
             raise Disagreement(
@@ -184,7 +185,7 @@ class Cluster:
             hint=f"`status {named}` once the cluster answers; submitting again with {named} cannot run it twice",
         )
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> ClusterJob:
         """Raises:
         Missing: no job of this id, or the cluster does not answer.
         """
@@ -201,7 +202,7 @@ class Cluster:
             ) from error
         return _job(details)
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[ClusterJob]:
         return [_job(details) for details in self.client.list_jobs() if details.submission_id]
 
     def logs(self, job_id: str, follow: bool = False) -> Iterator[str]:
@@ -228,25 +229,25 @@ class Cluster:
             loop.run_until_complete(pieces.aclose())
             loop.close()
 
-    def wait(self, job_id: str, seconds: float = float("inf")) -> Job:
+    def wait(self, job_id: str, seconds: float = float("inf")) -> ClusterJob:
         """Until the job has ended, or `seconds` are over."""
         deadline = time.monotonic() + seconds
         while (job := self.job(job_id)).state not in ENDED and time.monotonic() < deadline:
             time.sleep(0.5)
         return job
 
-    def stop(self, job_id: str) -> Job:
+    def stop(self, job_id: str) -> ClusterJob:
         """Asks the job to end (SIGTERM, then SIGKILL); returns it as it then is."""
         if self.job(job_id).state not in ENDED:
             self.client.stop_job(job_id)
         return self.wait(job_id, 30)
 
 
-def _job(details: Any) -> Job:
+def _job(details: Any) -> ClusterJob:
     state = getattr(details.status, "value", str(details.status))
     begin, end = (details.start_time or 0) / 1000, (details.end_time or 0) / 1000
     seconds = max(0.0, (end or time.time()) - begin) if begin else 0.0
-    return Job(
+    return ClusterJob(
         details.submission_id,
         state,
         details.entrypoint,

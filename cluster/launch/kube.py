@@ -106,7 +106,7 @@ def _metadata(spec: ClusterSpec) -> dict[str, Any]:
 
 
 def network_policy(spec: ClusterSpec) -> dict[str, Any]:
-    """Pods of the cluster talk to each other; besides them only the KubeRay operator reaches the dashboard."""
+    """Pods of the cluster reach each other; besides them only the KubeRay operator reaches the dashboard."""
     operator: dict[str, Any] = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
     names = {"matchLabels": {"kubernetes.io/metadata.name": spec.kuberay.operator_namespace}} if spec.kuberay.operator_namespace else {}
     operator = {"namespaceSelector": names, **operator}
@@ -166,7 +166,7 @@ def ray_job(spec: ClusterSpec, command: Sequence[str]) -> dict[str, Any]:
 def render(spec: ClusterSpec, command: Sequence[str]) -> dict[str, str]:
     """File name -> text: rayjob.yaml (one command, then gone) and raycluster.yaml (stays); apply one of the two."""
     about = (
-        f"KubeRay {KUBERAY_VERSION} or later (authOptions), Ray {RAY_VERSION}. Every port wants the cluster's token, which the operator\n"
+        f"KubeRay {KUBERAY_VERSION} or later (authOptions), Ray {RAY_VERSION}. Every port requires the cluster's token, which the operator\n"
         "keeps in a Secret; the NetworkPolicy lets in the cluster's own pods, and the operator to the dashboard."
     )
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.launch import kube
-from cluster.launch.jobs import ENDED, Cluster, Job, new_id
+from cluster.launch.jobs import ENDED, Cluster, ClusterJob, new_id
 from cluster.launch.programs import Write, tool
 from cluster.launch.slurm_queue import SlurmQueue
 from cluster.launch.spec import ClusterSpec, with_program
@@ -23,7 +23,7 @@ from idgbr.machine import expanded
 
 class Launcher(Protocol):
     def submit(self, command: Sequence[str], job_id: str, working_dir: str | None) -> str: ...
-    def job(self, job_id: str) -> Job: ...
+    def job(self, job_id: str) -> ClusterJob: ...
     def logs(self, job_id: str, follow: bool, write: Write) -> None: ...
     def down(self, job_id: str | None) -> str: ...
 
@@ -54,7 +54,7 @@ class Running:
                 words = ["env", "-C", self.spec.workdir, *words]
         return self.cluster.submit(words, job_id=job_id, working_dir=working_dir, env=env)
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> ClusterJob:
         return self.cluster.job(job_id)
 
     def logs(self, job_id: str, follow: bool, write: Write) -> None:
@@ -87,12 +87,12 @@ class Kubectl:
         self._kubectl("apply", "--filename", "-", stdin=kube.dump([kube.network_policy(self.spec), job], "submitted by python -m cluster"))
         return job_id
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> ClusterJob:
         data = json.loads(self._kubectl("get", "rayjob", job_id, "--output", "json"))
         status = data.get("status") or {}
         state = status.get("jobStatus") or ("FAILED" if status.get("jobDeploymentStatus") == "Failed" else "PENDING")
         message = " ".join(str(status[name]) for name in ("jobDeploymentStatus", "reason", "message") if status.get(name))
-        return Job(job_id, state, data["spec"].get("entrypoint", ""), message, 0.0)
+        return ClusterJob(job_id, state, data["spec"].get("entrypoint", ""), message, 0.0)
 
     def logs(self, job_id: str, follow: bool, write: Write) -> None:
         # the pod that submits prints the job's output; its Kubernetes Job has the RayJob's name

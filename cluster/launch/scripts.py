@@ -8,7 +8,7 @@ from typing import Any
 from cluster.launch.slurm import environment
 from cluster.launch.spec import ClusterSpec, temp_dir
 
-# Any free port: by default every Ray's agent wants 52365, and where another user's Ray holds it, this head would take no jobs.
+# Any free port: by default every Ray's agent uses 52365, and where another user's Ray holds it, this head would take no jobs.
 AGENT = "--dashboard-agent-listen-port=0"
 
 

@@ -68,7 +68,7 @@ def directives(spec: ClusterSpec) -> list[str]:
     lines.append(directive("open-mode", "append"))
     lines.append(directive("signal", f"B:USR1@{s.warn_s}"))
     lines.append(directive("requeue" if s.requeue else "no-requeue"))
-    lines.append(directive("no-kill"))  # a lost node must not end the job: the study goes on with the others
+    lines.append(directive("no-kill"))  # a lost node must not end the job: the study continues on the others
     for option in s.extra:
         name, equals, value = option.removeprefix("--").partition("=")
         lines.append(directive(name, value if equals else None))

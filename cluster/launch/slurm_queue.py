@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.launch import slurm
-from cluster.launch.jobs import ENDED, Job
+from cluster.launch.jobs import ENDED, ClusterJob
 from cluster.launch.programs import NoAnswer, ToolFailed, Write, need, tool
 from cluster.launch.spec import ClusterSpec
 from idgbr.errors import BadRequest, Missing, SomeFailed
@@ -77,7 +77,7 @@ class SlurmQueue:
         (self.folder / f"{number}.sbatch").write_text(text)
         return number
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> ClusterJob:
         """From the queue; for a job that has left it, from the record the script wrote, then what Slurm remembers, then its accounting.
 
         Raises:
@@ -94,7 +94,7 @@ class SlurmQueue:
             token.unlink(missing_ok=True)
         return ended
 
-    def _queued(self, job_id: str) -> Job | None:
+    def _queued(self, job_id: str) -> ClusterJob | None:
         try:
             words = _ask("squeue", "--noheader", "--jobs", job_id, "--format", "%T|%M|%R|%j").strip()
         except ToolFailed as error:
@@ -104,16 +104,16 @@ class SlurmQueue:
         if not words:
             return None
         state, elapsed, reason, name = words.splitlines()[0].split("|", 3)
-        return Job(job_id, STATES.get(state, "UNKNOWN"), name, f"{state}, {reason}", _seconds(elapsed))
+        return ClusterJob(job_id, STATES.get(state, "UNKNOWN"), name, f"{state}, {reason}", _seconds(elapsed))
 
-    def _recorded(self, job_id: str) -> Job | None:
+    def _recorded(self, job_id: str) -> ClusterJob | None:
         try:
             state, code, seconds = (self.folder / job_id / "end").read_text().split()
         except (FileNotFoundError, ValueError):
             return None
-        return Job(job_id, state, self.spec.name, f"exit code {code}", float(seconds), int(code))
+        return ClusterJob(job_id, state, self.spec.name, f"exit code {code}", float(seconds), int(code))
 
-    def _remembered(self, job_id: str) -> Job | None:
+    def _remembered(self, job_id: str) -> ClusterJob | None:
         try:
             shown = _ask("scontrol", "--oneliner", "show", "job", job_id)
         except ToolFailed as error:
@@ -125,9 +125,9 @@ class SlurmQueue:
             return None
         state = found["state"]
         message = f"{state}, {found['reason']}, exit code {found['code']}:{found['signal']}"
-        return Job(job_id, STATES.get(state, "UNKNOWN"), found["name"], message, _seconds(found["elapsed"]), int(found["code"]))
+        return ClusterJob(job_id, STATES.get(state, "UNKNOWN"), found["name"], message, _seconds(found["elapsed"]), int(found["code"]))
 
-    def _accounted(self, job_id: str) -> Job | None:
+    def _accounted(self, job_id: str) -> ClusterJob | None:
         """None also where the site keeps no accounting."""
         if shutil.which("sacct") is None:
             return None
@@ -142,7 +142,9 @@ class SlurmQueue:
             return None
         state, elapsed, code, name = words.splitlines()[-1].split("|", 3)
         word = state.split()[0].rstrip("+")
-        return Job(job_id, STATES.get(word, "UNKNOWN"), name, f"{word}, exit code {code}", _seconds(elapsed), int(code.partition(":")[0]))
+        return ClusterJob(
+            job_id, STATES.get(word, "UNKNOWN"), name, f"{word}, exit code {code}", _seconds(elapsed), int(code.partition(":")[0])
+        )
 
     def logs(self, job_id: str, follow: bool, write: Write) -> None:
         path = self.folder / f"{job_id}.log"

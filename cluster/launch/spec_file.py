@@ -16,7 +16,7 @@ from cluster.launch.spec import KINDS, TEMP_DIR_LIMIT, ClusterSpec
 from idgbr.errors import BadRequest, Missing, nearest
 
 
-def check(spec: ClusterSpec) -> None:
+def check_spec(spec: ClusterSpec) -> None:
     if spec.kind not in KINDS:
         raise BadRequest(f"unknown kind of cluster {spec.kind!r}", allowed=", ".join(KINDS), hint=nearest(spec.kind, KINDS) or None)
     if not spec.name.strip():
@@ -190,7 +190,7 @@ def parse(data: Mapping[str, Any], where: str = "spec") -> ClusterSpec:
                 hint=f"add {example}" + (f"; {unknown.replace('did you mean', 'or rename')}".rstrip("?") if unknown else ""),
             )
     spec: ClusterSpec = _build(ClusterSpec, data, where)
-    check(spec)
+    check_spec(spec)
     return spec
 
 

@@ -72,7 +72,7 @@ def test_down_stops_what_runs_and_leaves_the_rest(head: RunningHead) -> None:
 
 
 def test_another_users_cluster_refuses_us_and_we_refuse_one_that_asks_for_no_token(head: RunningHead, tmp_path: Path) -> None:
-    with pytest.raises(Missing, match="wants a token"):
+    with pytest.raises(Missing, match="requires a token"):
         Cluster(head.address)
     with pytest.raises(Disagreement, match="another user's cluster"):
         Cluster(head.address, here.make_token(tmp_path / "token"))
