@@ -166,8 +166,8 @@ def ray_job(spec: ClusterSpec, command: Sequence[str]) -> dict[str, Any]:
 def render(spec: ClusterSpec, command: Sequence[str]) -> dict[str, str]:
     """File name -> text: rayjob.yaml (one command, then gone) and raycluster.yaml (stays); apply one of the two."""
     about = (
-        f"KubeRay {KUBERAY_VERSION} or later (authOptions), Ray {RAY_VERSION}. Every port requires the cluster's token, which the operator\n"
-        "keeps in a Secret; the NetworkPolicy lets in the cluster's own pods, and the operator to the dashboard."
+        f"KubeRay {KUBERAY_VERSION} or later (authOptions), Ray {RAY_VERSION}. Every port requires the cluster's token, which the\n"
+        "operator keeps in a Secret; the NetworkPolicy lets in the cluster's own pods, and the operator to the dashboard."
     )
     return {
         "rayjob.yaml": dump([network_policy(spec), ray_job(spec, command)], about),
