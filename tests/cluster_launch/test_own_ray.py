@@ -37,7 +37,16 @@ except IdgbrError as error:
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[str]:
+def others() -> set[int]:
+    """Processes that other tests have started, such as a head that is to listen on all addresses."""
+    pytest.importorskip("ray")  # brings its own copy of psutil
+    import psutil
+
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+@pytest.fixture(scope="module")
+def own(others: set[int]) -> Iterator[str]:
     """Address of the head of a cluster as `sweeps run` and `cluster train` start it."""
     import ray
 
@@ -51,12 +60,14 @@ def own() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def listening() -> dict[tuple[str, int], str]:
-    """(address, port) -> process, of this process and all it has started."""
-    import psutil  # Ray brings its own copy, on the path once Ray is imported
+def listening(others: set[int]) -> dict[tuple[str, int], str]:
+    """(address, port) -> process, of this process and all it has started but `others`."""
+    import psutil
 
     found = {}
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        if process.pid in others:
+            continue
         with contextlib.suppress(psutil.NoSuchProcess):
             for at in process.net_connections(kind="inet"):
                 if at.status == psutil.CONN_LISTEN:
@@ -78,8 +89,8 @@ def client(address: str, home: Path, *user: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_cluster_started_here_listens_on_loopback_only_with_a_token_file_of_its_owner(own: str) -> None:
-    found = listening()
+def test_a_cluster_started_here_listens_on_loopback_only_with_a_token_file_of_its_owner(own: str, others: set[int]) -> None:
+    found = listening(others)
     assert len(found) > 5, "gcs, raylet, agents, dashboard"
     assert {ip for ip, _ in found} == {"127.0.0.1"}, found
     assert own.startswith("127.0.0.1:")
