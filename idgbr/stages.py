@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -151,6 +152,8 @@ def run(
     manifest = store.put(job.stage, job.key, write, record)
     if job.trains:
         store.delete(scratch_name(job))
+        if not store.is_local:
+            shutil.rmtree(store.cache / scratch_name(job), ignore_errors=True)
     return manifest
 
 
@@ -177,11 +180,15 @@ def train_stage(
     from idgbr.refiner import loss
     from idgbr.scene import tiles as kept_refiner
     from idgbr.training.loop import World
+    from idgbr.training.mirror import CheckpointMirror
 
     kept_refiner.forget()
     world, runtime = world or World(), runtime or Runtime()
     dataset = datasets.load(store.path("data", job.parents["data"]), experiment.data)
-    scratch = scratch or Path(store.base if store.is_local else store.cache) / scratch_name(job)
+    if scratch is None:
+        scratch = Path(store.base if store.is_local else store.cache) / scratch_name(job)
+        if not store.is_local:
+            world.mirror = CheckpointMirror(store, scratch_name(job))
     common: dict[str, Any] = {
         "seed": job.seed or 0,
         "out": out,

@@ -239,6 +239,8 @@ class Store:
             text = json.dumps(manifest, indent=1).encode()
             self.write_bytes(f"runs/{stage}/{key}-{uuid.uuid4().hex[:8]}.json", text)
             self.write_bytes(f"{self.folder(stage, key)}/manifest.json", text)
+            if not self.is_local:  # what follows reads it, and a store may show it late
+                self.retries.wait_for(lambda: self.manifest(stage, key))
         except BaseException as error:
             shutil.rmtree(work, ignore_errors=True)
             if not self.is_local:

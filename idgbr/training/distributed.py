@@ -21,6 +21,7 @@ from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Missing
 from idgbr.files import publish, temporary_beside
 from idgbr.machine import allowed_cores
+from idgbr.training.mirror import CheckpointMirror
 
 Save = Callable[[Path], None]
 
@@ -54,6 +55,7 @@ class World:
     rank: int = 0
     size: int = 1
     sharding: str = "none"
+    mirror: CheckpointMirror | None = None  # where checkpoints are copied to, when `scratch` is on this node only
 
     def __init__(self, device: torch.device | None = None):
         self._device = device
@@ -90,6 +92,10 @@ class World:
     @contextlib.contextmanager
     def latest_checkpoint(self, scratch: Path) -> Iterator[Path | None]:
         """The newest complete checkpoint as a local folder, or None."""
+        if self.mirror is not None:
+            if self.rank == 0:
+                self.mirror.fetch(scratch)
+            self.barrier()
         found = sorted(scratch.glob("checkpoint-*")) if scratch.is_dir() else []
         yield found[-1] if found else None
 
@@ -109,6 +115,8 @@ class World:
                 for old in scratch.glob("checkpoint-*"):
                     if old.name < final.name:
                         shutil.rmtree(old, ignore_errors=True)
+                if self.mirror is not None:
+                    self.mirror.upload(final)
         finally:
             if self.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
