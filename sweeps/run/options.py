@@ -30,7 +30,6 @@ class RunOptions:
     max_failures: Annotated[int, arg(help="how often a unit is tried again after an outage if it has not advanced")] = 2
     max_workers: Annotated[int, arg(help="workers at once at most, asked of the cluster's autoscaler; 0: what fits")] = 0
     wait_s: Annotated[float, arg(help="seconds to wait for nodes of a cluster that can hold a job")] = 600.0
-    notify: Annotated[str, arg(help="URL that gets the result as JSON, or a command that reads it from standard input")] = ""
 
     def __post_init__(self) -> None:
         for name in ("budget_gb", "budget_gpu_hours", "max_failed", "max_failures", "max_workers", "wait_s"):
