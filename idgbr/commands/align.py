@@ -15,7 +15,7 @@ import numpy as np
 from idgbr.errors import BadRequest, Disagreement
 
 if TYPE_CHECKING:
-    from idgbr.rasters.grid import Grid
+    from idgbr.rasters.grid import Grid, unreadable
     from idgbr.rasters.meaning import Meaning
 
 STRIP_PX = 512  # rows read at once
@@ -38,10 +38,11 @@ def align(map: Path, like: Path, out: Path, *, overwrite: bool = False) -> None:
         BadRequest: `map` or `like` has no CRS (pixels cannot be placed); `out` is there or no GeoTIFF. Missing: no such file, not writable.
         Disagreement: the two do not overlap; one is placed by control points or RPCs only; GeoTIFF cannot hold the CRS.
     """
-    from rasterio.errors import CRSError
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import CRSError, RasterioError
 
     from idgbr.files import check_apart, check_output
-    from idgbr.rasters.grid import Grid
+    from idgbr.rasters.grid import Grid, unreadable
     from idgbr.rasters.meaning import meaning_of
     from idgbr.rasters.read import require_placed
 
@@ -63,6 +64,8 @@ def align(map: Path, like: Path, out: Path, *, overwrite: bool = False) -> None:
         _write(meaning, grid, out, bare or meaning.grid == grid, f"{map.name}: {meaning.grid}; {like.name}: {grid}")
     except CRSError as error:
         raise Disagreement(f"no way from the CRS of {map} to that of {like}: {error}") from error
+    except (RasterioError, CPLE_BaseError) as error:
+        raise unreadable(map, error) from error
     print(f"{map.name}: {meaning.grid}\n{like.name}: {grid}", file=sys.stderr)
     print(out)
 
