@@ -15,7 +15,7 @@ import numpy as np
 from idgbr.errors import BadRequest, Disagreement
 
 if TYPE_CHECKING:
-    from idgbr.rasters.grid import Grid, unreadable
+    from idgbr.rasters.grid import Grid
     from idgbr.rasters.meaning import Meaning
 
 STRIP_PX = 512  # rows read at once

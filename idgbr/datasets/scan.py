@@ -51,6 +51,8 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
         Disagreement: unreadable or truncated file, image and label of different size, unknown codes, one scene or one image in two splits.
         BadRequest: unknown source, wrong filter.
     """
+    from idgbr.rasters.codes import settled
+
     source = layout(config.source)
     out.mkdir(parents=True, exist_ok=True)
     root: Path | None = None
@@ -62,6 +64,8 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
         found = find(config)
         table = class_table(config, source, found)
     check_splits(found.entries)
+    table, settled_notes = settled([path for e in found.entries for path in (e.label, e.label_eroded) if path is not None], table)
+    found = dataclasses.replace(found, notes=(*found.notes, *settled_notes))
     contents = digests(p for e in found.entries for p in (e.image, e.label, e.label_eroded) if p is not None)
     rows: list[dict[str, Any]] = []
     totals: dict[bool, Moments] = {}  # of training rasters, of others

@@ -124,7 +124,7 @@ def _coding(path: Path, table: ClassTable, seen: frozenset[int], strict: bool, b
     classes = _with_nodata(reading, nodata, values, seen, table)
     if values is not None:
         _refuse_mixture(path, reading, classes, values, table)
-    note = None if reading.name == PLAIN else f"{path.name}: read by {reading.name}"
+    note = None if reading.name == PLAIN else f"read by {reading.name}"
     return Coding(meaning, table, bands, 1, False, classes, note)
 
 
@@ -233,7 +233,7 @@ def _of_colours(meaning: Meaning, table: ClassTable, bands: tuple[int, ...], see
     if as_grey:
         _refuse_mixture(path, reading, classes, values, table)
         classes = {grey[g]: index for g, index in classes.items() if g in grey}
-    note = None if reading is own or as_grey else f"{path.name}: read by {reading.name}"
+    note = None if reading is own or as_grey else f"read by {reading.name}"
     return Coding(meaning, table, bands, scale, as_grey, classes, note)
 
 
@@ -265,7 +265,7 @@ def settled(paths: Iterable[Path], table: ClassTable) -> tuple[ClassTable, tuple
     numbers = table.numbers
     several = {i for i, c in enumerate(table.classes) if sum(isinstance(code, int) for code in c.codes) > 1}
     declared: dict[int, int] = {}
-    for path in paths:
+    for path in paths if several else ():
         meaning = meaning_of(path)
         nodata = _nodata(meaning, meaning.data[:1]) if len(meaning.data) == 1 else None
         if nodata is not None and numbers.get(nodata) in several and not meaning.written_as:

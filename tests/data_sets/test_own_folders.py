@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from miniature_layouts import drawn, picture, tiff
 
 from idgbr import datasets
 from idgbr.config import DataConfig
 from idgbr.datasets import digest, index, scan
 from idgbr.errors import BadRequest, Disagreement, Missing
-from idgbr.labels import ClassTable, LabelClass, binary
+from idgbr.labels import IGNORE, ClassTable, LabelClass, binary
+from idgbr.rasters.read import read_labels
 
 Make = Callable[..., DataConfig]
 
@@ -276,3 +278,27 @@ def test_two_processes_index_the_same_as_one(own_folder: Make, tmp_path: Path, m
 def test_an_unknown_source_names_the_nearest() -> None:
     with pytest.raises(BadRequest, match="did you mean 'potsdam'"):
         datasets.layout("postdam")
+
+
+def test_declared_nodata_is_unknown_in_the_whole_set_if_the_class_has_another_code(tmp_path: Path) -> None:
+    """Tiles of 0, 1 and declared nodata 255: one without a building, whose 255 alone could be taken for buildings."""
+    rng = np.random.default_rng(0)
+    rows = ["image,mask,split"]
+    for name, building in (("a", 1), ("b", 0)):
+        mask = np.zeros((32, 48), np.uint8)
+        mask[4:12, 10:30], mask[:, :6] = building, 255
+        profile = {"driver": "GTiff", "height": 32, "width": 48, "dtype": "uint8"}
+        with rasterio.open(tmp_path / f"{name}_mask.tif", "w", count=1, nodata=255, **profile) as file:
+            file.write(mask, 1)
+        with rasterio.open(tmp_path / f"{name}.tif", "w", count=3, **profile) as file:
+            file.write(rng.integers(0, 255, (3, 32, 48)).astype(np.uint8))
+        rows.append(f"{name}.tif,{name}_mask.tif,{'train' if building else 'val'}")
+    (tmp_path / "splits.csv").write_text("\n".join(rows))
+    (tmp_path / "classes.json").write_text(binary("building").to_json())
+    config = DataConfig(source="folder", root=str(tmp_path))
+    datasets.prepare(config, tmp_path / "out")
+    found = {row["id"]: row for row in index.rows(tmp_path / "out")}
+    assert found["a"]["class_px"] == [32 * 42 - 160, 160]
+    assert found["b"]["class_px"] == [32 * 42, 0]
+    data = datasets.load(tmp_path / "out", config)
+    assert (read_labels(data.of("val")[0].label, data.table)[:, :6] == IGNORE).all()
