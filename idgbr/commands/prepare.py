@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -11,18 +10,13 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idgbr.config import Experiment
 from idgbr.errors import BadRequest
-from idgbr.labels import IGNORE, ClassTable
+from idgbr.labels import ClassTable
 
 if TYPE_CHECKING:
-    from idgbr.datasets import Dataset, Raster
-
-CELL_PX = 176  # side of a picture on the contact sheet
-CROP_PX = 512  # what it shows: the middle of the raster
-PER_SPLIT = 8
+    from idgbr.datasets import Dataset
 
 
 def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None, rehash: bool = False) -> Path:
@@ -62,12 +56,50 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None, re
     folder = place.path(job.stage, job.key)
     dataset = datasets.load(folder, experiment.data)
     facts = json.loads((folder / "stats.json").read_text())
-    print(summary(index.rows(folder), dataset.table, facts))
+    rows = index.rows(folder)
+    print(summary(rows, dataset.table, facts))
+    for line in warnings(dataset, rows, folder):
+        print(line)
     if sheet is not None:
+        from idgbr.commands.contact_sheet import write_sheet
+
         write_sheet(dataset, sheet)
         print(sheet)
     print(folder)
     return folder
+
+
+def warnings(dataset: Dataset, rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    """Lines about what may be wrong with the labels or the splits, measured on a sample of the rasters (`datasets.checks`)."""
+    from idgbr.datasets import checks
+
+    seen = list(checks.look(dataset))
+    found = [*checks.unlikely_shares(rows, dataset.table), *checks.warnings_of(seen, dataset.table)]
+    clear = [s.shift for s in seen if s.shift is not None and s.shift.clear]
+    lines = []
+    if clear:
+        right, down = (float(np.median([getattr(shift, axis) for shift in clear])) for axis in ("right", "down"))
+        lines.append(
+            f"label edges agree best with the image when moved by ({right:+g}, {down:+g}) px (right, down): median of {len(clear)} rasters"
+        )
+    return [*lines, *(f"warning: {text}" for text in (*found, *near_duplicates(rows, folder)))]
+
+
+def near_duplicates(rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    """Rasters of validation and test that look like a training raster."""
+    from idgbr.datasets import looks
+    from idgbr.datasets.folder import some
+
+    pictures = looks.load(folder)
+    if pictures is None:
+        return ["this data set was prepared by an earlier version, so near-duplicates between splits were not looked for"]
+    by_split = {split: {r["id"]: pictures[r["id"]] for r in rows if r["split"] == split} for split in ("train", "val", "test")}
+    out = []
+    for split in ("val", "test"):
+        if pairs := looks.alike(by_split["train"], by_split[split]):
+            named = some([f"{a} and {b} ({c:.2f})" for a, b, c in pairs])
+            out.append(f"{len(pairs)} rasters of {split} look like one of train (correlation of small copies): {named}")
+    return out
 
 
 def summary(rows: Sequence[dict[str, Any]], table: ClassTable, facts: dict[str, Any]) -> str:
@@ -107,71 +139,3 @@ def summary(rows: Sequence[dict[str, Any]], table: ClassTable, facts: dict[str, 
         )
     lines += [f"note: {note}" for note in facts["notes"]]
     return "\n".join(lines)
-
-
-def write_sheet(dataset: Dataset, path: Path) -> None:
-    """PNG: the middle of up to 8 rasters of every split, image above label in class colours, with a legend.
-
-    Raises:
-        Missing: the file cannot be written.
-    """
-    from PIL import Image, ImageDraw
-
-    from idgbr.files import not_written, whole
-
-    splits = {split: [r for r in dataset.rasters if r.split == split] for split in ("train", "val", "test")}
-    chosen = {split: _spread(rasters) for split, rasters in splits.items() if rasters}
-    columns = max(3, max(len(rasters) for rasters in chosen.values()))
-    band, gap = 16, 4
-    height = sum(2 * CELL_PX + band + gap for _ in chosen) + 24
-    canvas = Image.new("RGB", (columns * (CELL_PX + gap) + gap, height), "white")
-    draw = ImageDraw.Draw(canvas)
-    top = 0
-    for split, rasters in chosen.items():
-        draw.text((gap, top + 2), f"{split}: {len(rasters)} of {len(splits[split])} rasters", fill="black")
-        for i, raster in enumerate(rasters):
-            left = gap + i * (CELL_PX + gap)
-            image, label = _pictures(dataset, raster)
-            canvas.paste(Image.fromarray(image), (left, top + band))
-            if label is not None:
-                canvas.paste(Image.fromarray(label), (left, top + band + CELL_PX))
-        top += 2 * CELL_PX + band + gap
-    left = gap
-    for name, color in [*zip(dataset.table.names, dataset.table.colors), ("ignored", (128, 128, 128))]:
-        draw.rectangle((left, top + 4, left + 12, top + 16), fill=color, outline="black")
-        draw.text((left + 16, top + 4), name, fill="black")
-        left += 28 + int(draw.textlength(name))
-    data = io.BytesIO()
-    canvas.save(data, "PNG")
-    try:
-        with whole(path) as temporary:
-            temporary.write_bytes(data.getvalue())
-    except OSError as error:
-        raise not_written(path, error) from error
-
-
-def _spread(rasters: Sequence[Raster]) -> list[Raster]:
-    places = np.unique(np.linspace(0, len(rasters) - 1, min(PER_SPLIT, len(rasters))).astype(int))
-    return [rasters[i] for i in places]
-
-
-def _pictures(dataset: Dataset, raster: Raster) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Image (first three bands read, stretched between the 1st and 99th percentile) and label colours, [CELL_PX, CELL_PX, 3]."""
-    import cv2
-
-    from idgbr.rasters.read import read_labels
-
-    side = min(CROP_PX, max(raster.height, raster.width))
-    row, col = (max(0, (length - side) // 2) for length in (raster.height, raster.width))
-    raw, valid = raster.reader(dataset.bands).read(row, col, side, side)
-    bands = [0, 1, 2] if len(raw) >= 3 else [0, 0, 0]
-    low, high = (np.array(v, np.float32)[bands] for v in (dataset.stats.low, dataset.stats.high))
-    shown = np.clip((raw[bands].transpose(1, 2, 0) - low) / np.maximum(high - low, 1e-6), 0, 1)
-    shown[~valid] = 1
-    image = np.asarray(cv2.resize((shown * 255).astype(np.uint8), (CELL_PX, CELL_PX), interpolation=cv2.INTER_AREA), np.uint8)
-    if raster.label is None:
-        return image, None
-    label = read_labels(raster.label, dataset.table, row, col, side, side)
-    label[~valid] = IGNORE
-    colours = cv2.resize(dataset.table.colorize(label), (CELL_PX, CELL_PX), interpolation=cv2.INTER_NEAREST)
-    return image, np.asarray(colours, np.uint8)

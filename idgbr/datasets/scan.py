@@ -2,6 +2,7 @@
 
 out/scenes.parquet    one row a raster (index.SCHEMA)
 out/classes.json      the class table
+out/looks.npz         a small grey picture of every raster, to find near-duplicates
 out/stats.json        band statistics of the training rasters, and what was read from where
 out/*.tif             synthetic scenes only
 """
@@ -23,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from idgbr.config import DataConfig
-from idgbr.datasets import index, synthetic
+from idgbr.datasets import index, looks, synthetic
 from idgbr.datasets.digest import digests
 from idgbr.datasets.folder import select, some
 from idgbr.datasets.ids import told_apart
 from idgbr.datasets.layout import SPLITS, Entry, Found, Layout
+from idgbr.datasets.looks import Looker
 from idgbr.datasets.moments import SAMPLES, Gatherer, Moments, band_stats
 from idgbr.datasets.sources import layout
 from idgbr.errors import BadRequest, Disagreement, Missing
@@ -70,9 +72,11 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
     rows: list[dict[str, Any]] = []
     totals: dict[bool, Moments] = {}  # of training rasters, of others
     flat: set[str] = set()
+    pictures = []
     for entry, (row, moment) in zip(found.entries, _inspect_all(found.entries, table, config.bands, report, source.alpha_is_data)):
         row |= {"image": _below(entry.image, base), "label": _below(entry.label, base), "label_eroded": _below(entry.label_eroded, base)}
         row |= {"image_digest": contents[entry.image], "label_digest": contents[entry.label] if entry.label else None}
+        pictures.append(row.pop("_look"))
         rows.append(row)
         train = entry.split == "train"
         totals[train] = totals[train] + moment if train in totals else moment
@@ -90,6 +94,7 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
         "measured_on": "train" if True in totals else "all",
         "alpha_is_data": source.alpha_is_data,
     }
+    looks.save(out, [row["id"] for row in rows], pictures)
     index.save(out, rows, table, stats, facts)
 
 
@@ -237,10 +242,12 @@ def inspect(
     count = max(1, STRIP_PX // grid.width)
     class_px = np.zeros(256, np.int64)
     gatherer = Gatherer(len(bands), facts["dtype"], grid.height * grid.width, samples)
+    looker = Looker(grid.height)
     for row in range(0, grid.height, count):
         height = min(count, grid.height - row)
         image, valid = reader.read(row, 0, height, grid.width)
         gatherer.add(image, valid)
+        looker.add(row, image)
         if entry.label is not None:
             classes = read_labels(entry.label, table, row, 0, height, grid.width)
             classes[~valid] = IGNORE
@@ -265,6 +272,7 @@ def inspect(
         "nodata": _number(reader.nodata),
         **facts,
         "valid_px": gatherer.n,
+        "_look": looker.result(),
         "ignored_px": int(class_px[IGNORE]) if entry.label else None,
         "class_px": class_px[: table.n_classes].tolist() if entry.label else None,
     }
