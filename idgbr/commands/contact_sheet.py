@@ -75,7 +75,6 @@ def _pictures(dataset: Dataset, raster: Raster) -> tuple[list[Picture], str]:
     import cv2
 
     from idgbr.datasets.checks import edge_shift
-    from idgbr.rasters.edges import label_edges
     from idgbr.rasters.read import read_labels
 
     side = min(CROP_PX, max(raster.height, raster.width))
@@ -93,10 +92,7 @@ def _pictures(dataset: Dataset, raster: Raster) -> tuple[list[Picture], str]:
     shift = edge_shift(raw, label, dataset.table.n_classes)
     small = np.asarray(cv2.resize(label, (CELL_PX, CELL_PX), interpolation=cv2.INTER_NEAREST), np.uint8)
     outlined = image.copy()
-    edges = label_edges(small, dataset.table.n_classes) > 0
-    ends = np.zeros_like(edges)  # of the two pixels at an edge, the left or upper one: thin lines
-    ends[:, :-1] |= small[:, :-1] != small[:, 1:]
-    ends[:-1] |= small[:-1] != small[1:]
-    outlined[edges & ends] = LINE
+    outlined[:, :-1][small[:, :-1] != small[:, 1:]] = LINE  # of the two pixels at an edge, the left or upper one: thin lines
+    outlined[:-1][small[:-1] != small[1:]] = LINE
     caption = "" if shift is None or not shift.clear else f"best at {shift.right:+d},{shift.down:+d} px"
     return [image, outlined, dataset.table.colorize(small)], caption

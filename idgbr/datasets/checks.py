@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.labels import IGNORE, ClassTable
+from idgbr.labels import IGNORE, UNKNOWN, ClassTable
 from idgbr.rasters.edges import label_edges
 
 if TYPE_CHECKING:
@@ -88,17 +89,53 @@ def edge_shift(image: NDArray[np.float32], label: NDArray[np.uint8], n_classes: 
 
 
 def rim_shares(label: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]:
-    """[K, 2]: pixels of each class that touch two other classes (3 x 3), and all its pixels.
+    """[K, 2]: pixels of each class that have two other classes within 2 px (chessboard), and all its pixels.
 
     Interpolated and lossily compressed masks have a rim of in-between values, so a class all of whose pixels lie between two others.
     """
-    kernel = np.ones((3, 3), np.uint8)
+    kernel = np.ones((5, 5), np.uint8)
     masks = [(label == c).view(np.uint8) for c in range(n_classes)]
     near = np.zeros(label.shape, np.uint8)
     for mask in masks:
         if mask.any():
             near += cv2.dilate(mask, kernel).astype(np.uint8, copy=False)
     return np.array([[np.count_nonzero(mask & (near >= 3)), np.count_nonzero(mask)] for mask in masks], np.int64)
+
+
+def grey_rims(path: Path, table: ClassTable) -> str | None:
+    """What to do about a mask whose unknown codes are in-between values at the borders of classes; None where they are something else.
+
+    Looks at the raw values in the middle of the file: unknown codes must be the smaller part, and nine tenths of them within 8 px
+    (a JPEG block) of a border between known classes.
+    """
+    from rasterio.windows import Window
+
+    from idgbr.rasters.grid import opened
+
+    with opened(path) as source:
+        side = min(2 * CROP_PX, source.height, source.width)
+        bands = [1, 2, 3] if source.count >= 3 else [1]
+        raw = source.read(bands, window=Window((source.width - side) // 2, (source.height - side) // 2, side, side)).astype(np.int64)
+    label = np.full(raw.shape[1:], UNKNOWN, np.uint8)
+    for index, codes in [*enumerate(c.codes for c in table.classes), (IGNORE, table.ignore)]:
+        for code in codes:
+            colour = np.array(code if isinstance(code, tuple) else [code] * len(raw))
+            if len(colour) == len(raw):
+                label[(raw == colour[:, None, None]).all(0)] = index
+    unknown, known = label == UNKNOWN, label < table.n_classes
+    if not unknown.any() or unknown.sum() > known.sum():
+        return None
+    kernel = np.ones((17, 17), np.uint8)
+    low = cv2.erode(np.where(known, label, np.uint8(UNKNOWN)), kernel)
+    high = cv2.dilate(np.where(known, label, np.uint8(0)), kernel)
+    if (low < high)[unknown].mean() < 0.9:
+        return None
+    lossy = path.suffix.lower() in (".jpg", ".jpeg", ".webp")
+    kind = "a JPEG mask" if lossy else "resampled smoothly, or once stored with losses"
+    return (
+        f"{path} has grey rims: {unknown.mean():.2%} of its pixels have values between the codes, at the borders of classes ({kind}). "
+        "Take the original masks; or threshold these and store them without losses (PNG), which moves borders by up to a pixel"
+    )
 
 
 # ---- the whole data set -----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from idgbr.config import DataConfig
 from idgbr.datasets import index, looks, synthetic
@@ -73,17 +74,21 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
     totals: dict[bool, Moments] = {}  # of training rasters, of others
     flat: set[str] = set()
     pictures = []
+    meant: dict[str, list[str]] = defaultdict(list)  # how label files are read, where that is not plain
     for entry, (row, moment) in zip(found.entries, _inspect_all(found.entries, table, config.bands, report, source.alpha_is_data)):
         row |= {"image": _below(entry.image, base), "label": _below(entry.label, base), "label_eroded": _below(entry.label_eroded, base)}
         row |= {"image_digest": contents[entry.image], "label_digest": contents[entry.label] if entry.label else None}
         pictures.append(row.pop("_look"))
+        if note := row.pop("_note"):
+            meant[note].append(entry.id)
         rows.append(row)
         train = entry.split == "train"
         totals[train] = totals[train] + moment if train in totals else moment
         if moment.flat:
             flat.add(entry.id)
     _place(rows)
-    notes = [*found.notes, *_duplicates([r for r in rows if r["id"] not in flat], config.allow_duplicates)]
+    notes = [*found.notes, *(f"{note}: {len(ids)} label files ({some(ids, 3)})" for note, ids in meant.items())]
+    notes += _duplicates([r for r in rows if r["id"] not in flat], config.allow_duplicates)
     stats = band_stats(totals[True] if True in totals else totals[False])
     facts = {
         "source": config.source,
@@ -218,7 +223,8 @@ def inspect(
     Raises:
         Missing, Disagreement: see `prepare`.
     """
-    from idgbr.rasters.read import Grid, Reader, opened, read_labels
+    from idgbr.rasters.codes import coding_of
+    from idgbr.rasters.read import Grid, Reader, opened
 
     reader = Reader(entry.image, bands, alpha_is_data=alpha_is_data)
     grid = reader.grid
@@ -249,11 +255,11 @@ def inspect(
         gatherer.add(image, valid)
         looker.add(row, image)
         if entry.label is not None:
-            classes = read_labels(entry.label, table, row, 0, height, grid.width)
+            classes = _classes(entry.label, table, row, height, grid.width)
             classes[~valid] = IGNORE
             class_px += np.bincount(classes.ravel(), minlength=256)
         if entry.label_eroded is not None:
-            read_labels(entry.label_eroded, table, row, 0, height, grid.width)
+            _classes(entry.label_eroded, table, row, height, grid.width)
     gsd = entry.gsd_m if entry.gsd_m is not None else grid.metres()
     sides = grid.sides_m() or (gsd, gsd)
     row_of_index = {
@@ -273,10 +279,26 @@ def inspect(
         **facts,
         "valid_px": gatherer.n,
         "_look": looker.result(),
+        "_note": coding_of(entry.label, table).note if entry.label else None,
         "ignored_px": int(class_px[IGNORE]) if entry.label else None,
         "class_px": class_px[: table.n_classes].tolist() if entry.label else None,
     }
     return row_of_index, gatherer.result()
+
+
+def _classes(path: Path, table: ClassTable, row: int, height: int, width: int) -> NDArray[np.uint8]:
+    """`read_labels` of whole rows; unknown codes that are grey rims are called so."""
+    from idgbr.rasters.read import read_labels
+
+    try:
+        return read_labels(path, table, row, 0, height, width)
+    except Disagreement as error:
+        from idgbr.datasets.checks import grey_rims
+
+        rims = grey_rims(path, table)
+        if rims is None:
+            raise
+        raise Disagreement(rims, value=str(error).partition("Given: ")[2].partition(" Allowed:")[0].rstrip(".") or None) from error
 
 
 def _number(value: float | None) -> float | None:

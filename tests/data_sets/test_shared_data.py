@@ -70,10 +70,7 @@ def _truth(path: Path, source: str, name: str) -> np.ndarray:
     return raw > 0
 
 
-ONE_BIT = pytest.mark.xfail(reason="1-bit TIFFs whose zero is white come out exchanged", strict=False)
-
-
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=ONE_BIT) if kind == "WHU" else kind for kind in READ])
+@pytest.mark.parametrize("kind", READ)
 def test_publishers_files_are_read_right(kind: str, tmp_path: Path) -> None:
     from idgbr.datasets.isprs import TABLE
     from idgbr.labels import binary
