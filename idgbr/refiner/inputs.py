@@ -111,6 +111,11 @@ def read_coarse(coarse: Any, table: ClassTable, image_shape: tuple[int, ...]) ->
     return F.one_hot(index, n).movedim(-1, 1).float()
 
 
+def is_probabilities(coarse: Any) -> bool:
+    """Whether a coarse map holds probabilities, which say how sure it is, or class indices."""
+    return _tensor(coarse, "coarse map").is_floating_point()
+
+
 def _tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor):
         return value

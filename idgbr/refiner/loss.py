@@ -25,6 +25,7 @@ from idgbr.refiner import saved
 from idgbr.refiner.guidance import Condition
 from idgbr.refiner.process import Draw
 from idgbr.refiner.refiner import Refiner
+from idgbr.refiner.tuning import tuned_decision
 
 BOUNDARY_PX = 3  # boundary weighting: pixels this near a target boundary ...
 BOUNDARY_WEIGHT = 5.0  # ... count this often
@@ -245,11 +246,24 @@ def fit(
         torch.manual_seed(seed)  # the same start on every rank
         refiner = Refiner.build(config, len(dataset.stats.mean), dataset.table, dataset.stats)
         module = RefinerTraining(refiner)
-    samples = TrainSamples(dataset, dataset.of("train"), config.crop_px, seed, coarse_dir=coarse_dir, boundary_share=config.boundary_share)
+    samples = TrainSamples(
+        dataset,
+        dataset.of("train"),
+        config.crop_px,
+        seed,
+        coarse_dir=coarse_dir,
+        boundary_share=config.boundary_share,
+        held_out=config.held_out,
+        temperature_spread=config.temperature_spread,
+    )
     stream = Numbered(samples, config.crop_pool, cached_encoder(module) if config.crop_pool else None)
     train(module, stream, config, seed=seed, out=out, scratch=scratch, world=world, runtime=runtime, report=report, stop=stop)
     if world.rank == 0:
         saved.write_config(refiner, out)
+        if config.held_out:
+            refiner = Refiner.load(out, world.device(runtime or Runtime()))
+            refiner.decision = tuned_decision(refiner, dataset, coarse_dir, config.held_out)
+            saved.write_config(refiner, out)
 
 
 def cached_encoder(module: RefinerTraining) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idgbr.config import RefinerConfig
+from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest, Disagreement
 from idgbr.labels import ClassTable
 from idgbr.refiner.codec import AnalogCodec, Codec, VaeCodec, encode_mode
@@ -57,6 +57,7 @@ class RefinerNetwork(nn.Module):
         self.config, self.table, self.n_bands, self.stats = config, table, n_bands, stats
         self.part_configs = parts.configs()
         self.process: Process = process_of(config)
+        self.decision: SamplerConfig | None = None  # how to sample and decide, tuned on ground that trained nothing
         check_additions(config, self.process.reads_logits)
         for name in ("mean", "std", "low", "high"):
             values = torch.tensor(getattr(stats, name), dtype=torch.float32)

@@ -21,8 +21,9 @@ from torch import Tensor
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.labels import ClassTable
 from idgbr.refiner import sampling, saved
+from idgbr.refiner.decisions import refuse_confidence, without_confidence
 from idgbr.refiner.guidance import Condition
-from idgbr.refiner.inputs import read_coarse, read_image
+from idgbr.refiner.inputs import is_probabilities, read_coarse, read_image
 from idgbr.refiner.network import RefinerNetwork
 from idgbr.refiner.sampling import Refined
 from idgbr.refiner.stable_diffusion import Parts
@@ -91,7 +92,9 @@ class Refiner(RefinerNetwork):
             image: raw digital numbers [C,H,W] or [B,C,H,W], numpy or torch, any dtype.
             coarse: class indices [H,W] / [B,H,W], or probabilities [K,H,W] / [B,K,H,W].
             valid: bool [H,W] / [B,H,W], False where the image has no data: those pixels are not read and keep the coarse class.
-            seeds: one integer, or one an image. config, settings: of the sampler, e.g. steps=8, samples=4, reach_px=6, strength=0.5.
+            seeds: one integer, or one an image.
+            config: of the sampler; None: the decision saved with the refiner (without what needs probabilities, for class indices), or the
+                defaults where none was tuned. settings: single ones in its place, e.g. steps=8, samples=4, reach_px=6, strength=0.5.
             return_probabilities: a `Refined` (class map, probabilities, agreement, entropy) in place of the class map.
 
         Returns:
@@ -100,7 +103,11 @@ class Refiner(RefinerNetwork):
         Raises:
             Disagreement: sizes, bands or classes differ, or a value is not finite. BadRequest: a wrong setting.
         """
-        sampler = sampling.sampler_of(config, settings)
+        is_map = not is_probabilities(coarse)
+        base = config or self.decision or SamplerConfig()
+        sampler = sampling.sampler_of(without_confidence(base) if is_map and config is None else base, settings)
+        if is_map:
+            refuse_confidence(sampler)
         image_BCHW, valid_BHW, back = read_image(image, self.n_bands, valid)
         coarse_BKHW = read_coarse(coarse, self.table, tuple(image_BCHW.shape))
         seeds = [seeds] * len(image_BCHW) if isinstance(seeds, int) else list(seeds)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from idgbr.config import SamplerConfig, section_from_dict
 from idgbr.errors import BadRequest
 from idgbr.rasters.edges import changeable
+from idgbr.refiner.decisions import decide
 from idgbr.refiner.diffusion import TileNoise
 from idgbr.refiner.guidance import Condition
 from idgbr.refiner.network import RefinerNetwork
@@ -77,8 +78,8 @@ def _draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[int], c
     return torch.stack(draws)
 
 
-def sampler_of(config: SamplerConfig | None, settings: dict[str, Any]) -> SamplerConfig:
-    """`config` (default: the defaults) with keyword settings of one call.
+def sampler_of(config: SamplerConfig, settings: dict[str, Any]) -> SamplerConfig:
+    """`config` with keyword settings of one call.
 
     Raises:
         BadRequest: no such setting, one that only whole scenes have, or a value out of range.
@@ -92,7 +93,7 @@ def sampler_of(config: SamplerConfig | None, settings: dict[str, Any]) -> Sample
             allowed=", ".join(f.name for f in dataclasses.fields(SamplerConfig) if f.name not in OF_SCENES),
             hint="large scenes in tiles: `idgbr refine SCENE COARSE OUT --tile-px 128`",
         )
-    return dataclasses.replace(config or SamplerConfig(), **settings)
+    return dataclasses.replace(config, **settings)
 
 
 @contextlib.contextmanager
@@ -118,7 +119,11 @@ def decided(draws: Tensor, coarse: Tensor, valid: Tensor | None, config: Sampler
             open_HW = changeable(guess.argmax(0).astype(np.uint8), guess.max(0), config.reach_px, config.keep_confidence)
             kept[b] |= ~torch.from_numpy(open_HW)
     coarse, kept = coarse.to(draws.device), kept.to(draws.device)[:, None]
-    probabilities = torch.where(kept, coarse, draws.mean(0))
+    if config.decision == "mean" and config.trust == 1:
+        found = draws.mean(0)
+    else:
+        found = torch.from_numpy(decide(draws.cpu().numpy(), coarse.cpu().numpy(), config.decision, config.trust)).to(draws.device)
+    probabilities = torch.where(kept, coarse, found)
     draws = torch.where(kept, coarse, draws)
     votes = F.one_hot(draws.argmax(2), n_classes).float().mean(0)
     entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1) / np.log(n_classes)

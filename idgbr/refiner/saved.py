@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from idgbr.config import CONFIG_VERSION, RefinerConfig, section_from_dict
+from idgbr.config import CONFIG_VERSION, RefinerConfig, SamplerConfig, section_from_dict
 from idgbr.errors import Disagreement, Missing
 from idgbr.files import replacing
 from idgbr.labels import ClassTable
 from idgbr.refiner.network import RefinerNetwork
 from idgbr.refiner.stable_diffusion import Parts
+
+OF_DECISIONS = ("sampler", "steps", "samples", "average_steps", "decision", "trust", "reach_px", "keep_confidence")
 
 Network = TypeVar("Network", bound=RefinerNetwork)
 
@@ -30,6 +32,8 @@ def write_config(network: RefinerNetwork, folder: Path) -> None:
         "stats": {n: list(getattr(network.stats, n)) for n in ("mean", "std", "low", "high")},
         "parts": network.part_configs,
     }
+    if network.decision is not None:
+        record["decision"] = {name: getattr(network.decision, name) for name in OF_DECISIONS}
     with replacing(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1))
 
@@ -80,4 +84,6 @@ def read(make: Callable[..., Network], folder: Path) -> Network:
         network.load_state_dict(load_file(str(folder / "model.safetensors")))
     except RuntimeError as error:
         raise Disagreement(f"the weights in {folder} do not fit its config.json", value=str(error).splitlines()[0]) from error
+    if "decision" in record:
+        network.decision = section_from_dict(SamplerConfig, record["decision"])
     return network

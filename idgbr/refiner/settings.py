@@ -179,6 +179,22 @@ class RefinerConfig(TrainingConfig):
         0, "crops repeat after this many, so that frozen latents and teacher tokens can be cached; 0: never", low=0, shapes_network=False
     )
     boundary_share: float = setting(0.75, "share of crops centred near a coarse or target boundary", low=0, high=1, shapes_network=False)
+    held_out: float = setting(
+        0.0,
+        "share of the training ground that trains nothing and tunes the decision saved with the refiner; 0: none is saved",
+        low=0,
+        high=0.5,
+        shapes_network=False,
+        key_at_default=False,
+    )
+    temperature_spread: float = setting(
+        0.0,
+        "training: coarse probabilities are made more or less sure, p^(1/T) with log T of this standard deviation",
+        low=0,
+        high=2,
+        shapes_network=False,
+        key_at_default=False,
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass", speed_only=True)
 
 
@@ -201,6 +217,21 @@ class SamplerConfig(Section):
         1.0, "1: start from noise; below: from the noised coarse map; 0: the coarse map itself", low=0, high=1, read_when=_DIFFUSION
     )
     samples: int = setting(1, "samples a tile, averaged", low=1, high=64, read_when=_DIFFUSION)
+    decision: str = setting(
+        "mean",
+        "of several samples: their mean; or mbr, the sample or mean that agrees best with the others at boundaries",
+        choices=("mean", "mbr"),
+        read_when=_DIFFUSION,
+        key_at_default=False,
+    )
+    trust: float = setting(
+        1.0,
+        "l in log p = l log p_refined + (1 - l) log p_coarse; 0: the coarse map",
+        low=0,
+        high=1,
+        read_when=_ANY_REFINER,
+        key_at_default=False,
+    )
     average_steps: int = setting(
         1, "the result is the mean of the probabilities of this many last steps", low=1, high=1000, read_when=_STEPS, key_at_default=False
     )

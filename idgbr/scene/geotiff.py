@@ -19,6 +19,7 @@ from idgbr.files import temporary_beside
 from idgbr.interfaces import Report
 from idgbr.labels import ClassTable
 from idgbr.rasters.read import require_placed
+from idgbr.refiner.decisions import without_confidence
 from idgbr.scene.model import Model
 from idgbr.scene.strips import Rows, Tally
 
@@ -87,6 +88,9 @@ def refine_scene(
     require_placed(scene)
     guess = CoarseMap(coarse, model.table, codes)
     require_same_grid(image.grid, guess.grid, str(scene), str(coarse), f"{coarse.stem}_aligned.tif")
+    if model.decided and not guess.is_probabilities and sampler != (plain := without_confidence(sampler)):
+        print(f"{coarse.name} holds classes without probabilities: of the model's decision only the reach is used", file=sys.stderr)
+        sampler = plain
     bands = request.confidence or request.polygons is not None
     decides: dict[str, Any] = {
         "scene": _stamps(scene), "coarse": _stamps(coarse), "model": model.name, "seed": request.seed, "bands": bands,

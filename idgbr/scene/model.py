@@ -32,6 +32,7 @@ class Model:
         name: digest of its weights and config.
         table: classes. bands: of the image, from 1. sampler: the settings that it was scored with.
         runs: what else decides the result bit by bit: precision, kind of device, versions.
+        decided: the sampler holds the decision saved with the refiner.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Model:
     bands: tuple[int, ...]
     sampler: SamplerConfig
     runs: Mapping[str, str] = field(default_factory=dict)
+    decided: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def load_model(model: str, root: str, runtime: Runtime) -> Model:
     import torch
 
     from idgbr.refiner.refiner import Refiner
+    from idgbr.refiner.saved import OF_DECISIONS
     from idgbr.scene.tiles import TorchTiles
 
     folder, experiment = find_model(model, root)
@@ -159,13 +162,15 @@ def load_model(model: str, root: str, runtime: Runtime) -> Model:
     else:
         side = refiner.config.crop_px
         bands, sampler = tuple(range(1, refiner.n_bands + 1)), SamplerConfig(tile_px=side, overlap_px=side // 4)
+    if refiner.decision is not None:
+        sampler = dataclasses.replace(sampler, **{name: getattr(refiner.decision, name) for name in OF_DECISIONS})
     tiles = TorchTiles(refiner, runtime)
     runs = {
         "precision": runtime.precision,
         "device": tiles.device.type,
         "versions": f"idgbr {importlib.metadata.version('idgbr')}, torch {torch.__version__}",
     }
-    return Model(name, tiles, refiner.table, bands, sampler, runs)
+    return Model(name, tiles, refiner.table, bands, sampler, runs, refiner.decision is not None)
 
 
 def with_settings(sampler: SamplerConfig, **given: Any) -> SamplerConfig:

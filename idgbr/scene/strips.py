@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.config import SamplerConfig
-from idgbr.errors import BadRequest
 from idgbr.interfaces import Report
 from idgbr.labels import ClassTable
 from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
@@ -28,6 +27,7 @@ from idgbr.rasters.edges import changeable
 from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, require_same_grid
 from idgbr.rasters.tiling import Strip, Window, starts
 from idgbr.rasters.write import class_colours, class_tags, quantise
+from idgbr.refiner.decisions import decide, refuse_confidence
 
 MAX_OPEN_ROWS = 4  # rows of tiles kept while a batch fills up
 
@@ -110,17 +110,13 @@ def refine_rows(
 
     Raises:
         Disagreement: image and coarse map are on different grids.
-        BadRequest: `keep_confidence` with a class map, whose confidence is always 1.
+        BadRequest: `keep_confidence` or `trust` with a class map, which says nothing about confidence.
     """
     from idgbr.rasters.tiling import tile_seed
 
     grid = image.grid
-    if sampler.keep_confidence > 0 and not coarse.is_probabilities:
-        raise BadRequest(
-            "sampler.keep_confidence needs coarse probabilities; a class map says nothing about confidence",
-            value=f"sampler.keep_confidence={sampler.keep_confidence}",
-            hint="sampler.keep_confidence=0, or a coarse file with one probability band a class",
-        )
+    if not coarse.is_probabilities:
+        refuse_confidence(sampler)
     tally = tally if tally is not None else Tally()
     size, n_samples = sampler.tile_px, sampler.samples if tiles is not None else 1
     with_votes = bands and n_samples > 1
@@ -146,7 +142,7 @@ def refine_rows(
             return
         condition = tiles.condition(*(np.stack([q[i] for q in queue]) for i in (1, 2, 3)))
         draws = tiles.draw(condition, [tile_seed(seed, raster_id, q[0].row, q[0].col) for q in queue], sampler)
-        results = draws.mean(axis=0)
+        results = decide(draws, np.stack([q[2] for q in queue]), sampler.decision, sampler.trust)
         if with_votes:
             votes = draws.argmax(axis=2)[:, :, None] == np.arange(n_classes)[:, None, None]
             results = np.concatenate([results, votes.mean(axis=0, dtype=np.float32)], axis=1)

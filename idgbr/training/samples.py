@@ -16,6 +16,7 @@ from idgbr.datasets.index import BandStats, Dataset, Raster
 from idgbr.errors import BadRequest
 from idgbr.labels import IGNORE
 from idgbr.rasters.edges import label_edges
+from idgbr.training.held_out import held_out_blocks, hide
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,8 @@ class TrainSamples:
         seed: of the order, the crops and the augmentation.
         coarse_dir: folder of coarse maps as written by stage "coarse"; adds `coarse` to the samples.
         augment: False: no symmetry and no radiometry (the crop is still random).
+        held_out: share of blocks of ground whose labels are hidden (`held_out.py`).
+        temperature_spread: coarse probabilities p become p^(1/T), T = exp(N(0, spread)) a crop: how sure a map is differs between maps.
 
     Raises:
         BadRequest: no rasters, or one without a label.
@@ -73,6 +76,8 @@ class TrainSamples:
         coarse_dir: Path | None = None,
         boundary_share: float = 0.0,
         augment: bool = True,
+        held_out: float = 0.0,
+        temperature_spread: float = 0.0,
     ):
         if not rasters:
             raise BadRequest("no rasters to train on", hint="a split table with rasters in split 'train'")
@@ -83,6 +88,7 @@ class TrainSamples:
         self.rasters = tuple(rasters)
         self.crop_px, self.seed, self.boundary_share, self.augment = crop_px, seed, boundary_share, augment
         self.coarse_dir = Path(coarse_dir) if coarse_dir else None
+        self.held_out, self.temperature_spread = held_out_blocks(self.rasters, held_out), temperature_spread
         areas = np.array([r.height * r.width for r in self.rasters], np.float64)
         self.cumulative = np.cumsum(areas) / areas.sum()
         # bytes a pixel: 8-bit bands (wider types are checked when read), valid, label, float32 coarse probabilities
@@ -112,6 +118,8 @@ class TrainSamples:
         arrays: dict[str, NDArray[Any]] = {"image": image, "target": target, "valid": valid}
         if self.coarse_dir is not None:
             arrays["coarse"] = self._coarse(raster, row, col)
+            if self.temperature_spread:
+                arrays["coarse"] = tempered(arrays["coarse"], float(np.exp(rng.normal(0, self.temperature_spread))))
         if self.augment:
             symmetry = int(rng.integers(8))
             arrays = {name: dihedral(array, symmetry) for name, array in arrays.items()}
@@ -145,6 +153,7 @@ class TrainSamples:
 
             assert raster.label is not None
             label = self._load(raster).label if self.cached else read_labels(raster.label, self.table)
+            label = hide(label, self.held_out.get(raster.id, ()))
             edge = label_edges(label) > 0
             if self.coarse_dir is not None:
                 coarse = self._load_coarse(raster).argmax(0).astype(np.uint8)
@@ -172,7 +181,7 @@ class TrainSamples:
             image, valid = raster.reader(self.bands).read(row, col, n, n)
             target = read_labels(raster.label, self.table, row, col, n, n)
         target[~valid] = IGNORE
-        return image, valid, target
+        return image, valid, hide(target, self.held_out.get(raster.id, ()), row, col)
 
     def _load(self, raster: Raster) -> _Pixels:
         if raster.id not in self._pixels:
@@ -210,6 +219,12 @@ class TrainSamples:
         if raster.id not in self._coarse_maps:
             self._coarse_maps[raster.id] = read_coarse(self.coarse_dir, raster.id)
         return self._coarse_maps[raster.id]
+
+
+def tempered(probabilities: Floats, temperature: float) -> Floats:
+    """p^(1/T) / sum for probabilities [K,h,w]: above 1 less sure, below 1 surer, the same classes."""
+    powers = probabilities.clip(1e-6) ** np.float32(1 / temperature)
+    return np.asarray(powers / powers.sum(axis=0), np.float32)
 
 
 def _inside(start: int, side: int, crop: int) -> int:

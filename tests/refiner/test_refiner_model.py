@@ -122,7 +122,10 @@ def test_pixels_out_of_reach_or_sure_keep_the_coarse_class(build: Build, batch: 
     assert changed.max() <= 20 + 6
     empty = torch.zeros_like(index)
     assert torch.equal(refiner.refine(sample["image"], empty, reach_px=6), empty)  # no boundary: nothing in reach, and no error
-    assert torch.equal(refiner.refine(sample["image"], index, keep_confidence=0.9), index)
+    sure = torch.nn.functional.one_hot(index.long(), 2).movedim(-1, 1) * 0.9 + 0.05
+    assert torch.equal(refiner.refine(sample["image"], sure, keep_confidence=0.9), index)
+    with pytest.raises(BadRequest, match="says nothing about confidence"):
+        refiner.refine(sample["image"], index, keep_confidence=0.9)
 
 
 def test_reach_is_the_distance_to_the_nearest_boundary_pixel() -> None:

@@ -1,0 +1,51 @@
+"""The decision saved with a refiner: how to sample, and how far to trust the result, tuned on ground that trained nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from idgbr.config import SamplerConfig
+from idgbr.rasters.coarse_map import read_coarse
+from idgbr.rasters.read import Reader, read_labels
+from idgbr.refiner.decisions import Block, tune
+from idgbr.refiner.refiner import Refiner
+from idgbr.training.held_out import BLOCK_PX, held_out_blocks
+
+CONTEXT_PX = 32  # on every side of a block, seen and not scored
+STEPS, SAMPLES = 4, 4
+
+
+def default_sampler(refiner: Refiner) -> SamplerConfig:
+    """Four steps, the mean of four samples; new noise in every step where training recycled guesses or began from zeros."""
+    config = refiner.config
+    renewed = config.recycle > 0 or config.first_input == "zero"
+    return SamplerConfig(sampler="renoise" if renewed else "ddim", steps=STEPS, samples=SAMPLES)
+
+
+def tuned_decision(refiner: Refiner, dataset: Any, coarse_dir: Path, share: float) -> SamplerConfig:
+    """The sampler of `default_sampler` with the guard that is best on the blocks held out of training (see `decisions.tune`).
+
+    Args:
+        dataset: with training rasters and labels. coarse_dir: coarse maps of the training rasters. share: of the blocks, as in training.
+    """
+    sampler = default_sampler(refiner)
+    return tune(list(_blocks(refiner, sampler, dataset, coarse_dir, share))).apply(sampler)
+
+
+def _blocks(refiner: Refiner, sampler: SamplerConfig, dataset: Any, coarse_dir: Path, share: float) -> Iterator[Block]:
+    rasters = dataset.of("train")
+    held_out = held_out_blocks(rasters, share)
+    for raster in rasters:
+        reader = Reader(raster.image, dataset.bands)
+        for top, left in held_out.get(raster.id, ()):
+            row, col = max(top - CONTEXT_PX, 0), max(left - CONTEXT_PX, 0)
+            height = min(top + BLOCK_PX + CONTEXT_PX, raster.height) - row
+            width = min(left + BLOCK_PX + CONTEXT_PX, raster.width) - col
+            image, valid = reader.read(row, col, height, width)
+            coarse = read_coarse(coarse_dir, raster.id, (row, col, height, width))
+            target = read_labels(raster.label, dataset.table, row, col, height, width)
+            refined = refiner.refine(image, coarse, valid=valid, config=sampler, return_probabilities=True).probabilities
+            inner = (slice(top - row, top - row + BLOCK_PX), slice(left - col, left - col + BLOCK_PX))
+            yield Block(refined[:, *inner], coarse[:, *inner], target[inner])
