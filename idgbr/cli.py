@@ -177,6 +177,7 @@ def score(
     band_levels: Annotated[int, arg(help="frequency bands: boxes of 1, 2, ... 2^levels px")] = 4,
     iou_imp_k: Annotated[float, arg(help="k of IoU_imp = IoU_RF - k (1 - IoU_RT)")] = 1.0,
     surface: Annotated[bool, arg(help="also HD95 and ASSD")] = False,
+    objects: Annotated[bool, arg(help="also objects, outlines and topology; rasters are read whole")] = False,
     json: Annotated[bool, arg(help="JSON to stdout")] = False,
     out: Annotated[Path | None, arg(help="write the counts as Parquet")] = None,
     overwrite: bool = False,
@@ -187,7 +188,7 @@ def score(
     run(
         pred, target, coarse=coarse, eroded=eroded, classes=classes, ignore=ignore, tolerance_px=tolerance_px, tolerance_m=tolerance_m,
         boundary_ratio=boundary_ratio, boundary_px=boundary_px, boundary_m=boundary_m, trimap_px=trimap_px, tile_px=tile_px,
-        band_levels=band_levels, iou_imp_k=iou_imp_k, surface=surface, json=json, out=out, overwrite=overwrite,
+        band_levels=band_levels, iou_imp_k=iou_imp_k, surface=surface, objects=objects, json=json, out=out, overwrite=overwrite,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from idgbr.scores.rasters import Pair
 
 TILE_PX = 1024  # images up to this size are scored whole; larger rasters in tiles of it
+WHOLE_PX = 100_000_000  # pixels of the largest raster that is read whole for objects
 VERSION = 1
 
 
@@ -53,6 +54,7 @@ def score(
     band_levels: int = 4,
     iou_imp_k: float = 1.0,
     surface: bool = False,
+    objects: bool = False,
     json: bool = False,
     out: Path | None = None,
     overwrite: bool = False,
@@ -64,6 +66,7 @@ def score(
         eroded: a second set of targets with eroded object borders (ISPRS), scored in the same pass and shown apart.
         classes: class table (JSON); without it the values decide (indices, or 0/255 masks).
         ignore: target value that is not scored.
+        objects: also match objects and compare outlines and topology (`idgbr.scores.objects`); rasters are read whole.
         out: also write the counts here (Parquet, both label sets, `trial` pred or coarse) and the bands beside it (`<name>.bands.parquet`).
 
     Raises:
@@ -81,6 +84,8 @@ def score(
         if getattr(config, name):
             for grid in inputs.grids:
                 grid.require_square(name)
+    if objects:
+        _require_whole(inputs)
     counts, bands = _count(inputs, config, None if out is None else Path(out))
     result: dict[str, Any] = {
         "version": VERSION, "pred": str(pred), "target": str(target), "coarse": None if coarse is None else str(coarse),
@@ -91,6 +96,8 @@ def score(
 
     for label_set in counts["label_set"].unique(maintain_order=True).to_list():
         result["label_sets"][label_set] = summarise(counts, bands, label_set, config, iou_imp_k)
+        if objects:
+            result["label_sets"][label_set]["objects"] = _objects(inputs, label_set)
     if json:
         print(json_format.dumps(_plain(result), allow_nan=False))
     else:
@@ -99,6 +106,31 @@ def score(
         show(result)
     if out is not None:
         print(f"counts: {out}, bands: {bands_path(Path(out))}", file=sys.stderr)
+
+
+def _require_whole(inputs: Inputs) -> None:
+    for pair in inputs.maps["pred"]:
+        if pair.height * pair.width > WHOLE_PX:
+            raise BadRequest(
+                "--objects reads rasters whole, and this one is too large",
+                value=f"{pair.raster}: {pair.width} x {pair.height}",
+                allowed=f"up to {WHOLE_PX / 1e6:g} megapixels",
+                hint="cut the maps into scenes first, or leave --objects out",
+            )
+
+
+def _objects(inputs: Inputs, label_set: str) -> dict[str, Any]:
+    """Counts and scores of objects and shape of every map, summed over the rasters."""
+    from idgbr.scores import objects
+
+    out: dict[str, Any] = {}
+    for side, pairs in inputs.maps.items():
+        total: dict[str, Any] = {}
+        for pair in pairs:
+            window = (0, 0, pair.height, pair.width)
+            objects.add(total, objects.count(pair.pred(*window), pair.targets[label_set](*window), pair.n_classes))
+        out[side] = objects.summary(total)
+    return out
 
 
 def _widths(pairs: list[Pair], config: ScoreConfig) -> dict[str, list[float]]:

@@ -26,6 +26,8 @@ def show(result: dict[str, Any]) -> None:
             console.print(_left_out(found["scores"], starred))
         for table in _classes(result["classes"], found, console.width):
             console.print(table)
+        if "objects" in found:
+            console.print(_objects(result["classes"], found["objects"]))
         console.print(_distance(found["distance"]))
         console.print(_frequency(found["frequency"]))
         if "ledger" in found:
@@ -130,6 +132,17 @@ def _classes(names: list[str], found: dict[str, Any], width: int) -> Iterator[An
                 table.add_row(name, *(cells[c] for _, cells in part))
             yield table
             part = []
+
+
+def _objects(names: list[str], found: dict[str, Any]) -> Any:
+    """One row a score, one column a class and map."""
+    sides = list(found)
+    titles = [name if side == "pred" else f"{name} ({side})" for name in names for side in sides]
+    table = _table("objects and shape", "score", *titles)
+    for name in found["pred"]["scores"]:
+        digits = 0 if name.endswith("_error") else 3
+        table.add_row(name, *(_number(found[side]["scores"][name][c], digits) for c in range(len(names)) for side in sides))
+    return table
 
 
 def _distance(curve: list[dict[str, Any]]) -> Any:
