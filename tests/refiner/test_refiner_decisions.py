@@ -136,6 +136,20 @@ def test_without_settings_the_saved_decision_holds(build: Build, batch: Batch, s
     assert torch.equal(loaded.refine(image, index), index)
 
 
+def test_scenes_are_refined_by_the_saved_decision(build: Build, tmp_path: Path) -> None:
+    from idgbr.config import Runtime
+    from idgbr.scene.model import load_model
+
+    refiner = build()
+    refiner.save(tmp_path / "plain")
+    refiner.decision = SamplerConfig(sampler="renoise", steps=2, samples=3, trust=0.5, reach_px=4.0, keep_confidence=0.7)
+    refiner.save(tmp_path / "tuned")
+    plain, tuned = (load_model(str(tmp_path / name), str(tmp_path / "store"), Runtime(device="cpu")) for name in ("plain", "tuned"))
+    assert not plain.decided
+    assert tuned.decided
+    assert tuned.sampler == dataclasses.replace(refiner.decision, tile_px=plain.sampler.tile_px, overlap_px=plain.sampler.overlap_px)
+
+
 # ---- ground that trains nothing ---------------------------------------------------------------------------------------------------
 
 
