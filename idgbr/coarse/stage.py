@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from idgbr.coarse.simulate import corrupt, smooth, soften
 from idgbr.config import CoarseConfig, Runtime
-from idgbr.errors import Disagreement, Missing
+from idgbr.errors import Missing
 from idgbr.interfaces import Report
-from idgbr.labels import IGNORE
 from idgbr.machine import expanded
-from idgbr.rasters.coarse_map import coarse_path
-from idgbr.rasters.read import Grid, RasterWriter, Reader, read_labels, read_probabilities, require_same_grid
+from idgbr.rasters.coarse_map import CoarseMap, coarse_path
+from idgbr.rasters.read import Grid, RasterWriter, read_labels, require_same_grid
 from idgbr.rasters.write import quantise
 
 if TYPE_CHECKING:
@@ -197,26 +196,12 @@ def _field_rows(raster_id: str, grid: Grid, seed: int, row: int, height: int) ->
 def _external(config: CoarseConfig, dataset: Dataset, raster: Raster, grid: Grid) -> Strips:
     """One-hot of a class map (coded like the labels), or probabilities (K bands of numbers, or marked as such)."""
     path = find_external(expanded(config.root), raster.id, raster.image)
-    reader = Reader(path, bands=())
+    coarse = CoarseMap(path, dataset.table)
     plain = Grid(grid.height, grid.width)  # pictures carry no place: then the size alone must fit
-    require_same_grid(plain if reader.grid == plain else grid, reader.grid, str(raster.image), str(path))
-    n_classes = dataset.table.n_classes
-    is_map = reader.n_bands == 1 or (reader.n_bands in (3, 4) and reader.n_bands != n_classes) or _is_colour(path, dataset)
-    if not is_map and reader.n_bands != n_classes:
-        raise Disagreement(
-            f"the external coarse map {path} has other classes than the data set",
-            value=f"{reader.n_bands} bands",
-            allowed=f"one band of class codes, or {n_classes} bands of probabilities ({', '.join(dataset.table.names)})",
-        )
+    require_same_grid(plain if coarse.grid == plain else grid, coarse.grid, str(raster.image), str(path))
     for row in range(0, grid.height, SIMULATED_PX):
         height = min(SIMULATED_PX, grid.height - row)
-        if is_map:
-            index = read_labels(path, dataset.table, row, 0, height, grid.width)
-            one_hot = (index[None] == np.arange(n_classes)[:, None, None]).astype(np.float32)
-            one_hot[:, index == IGNORE] = 1 / n_classes
-            yield row, one_hot
-        else:
-            yield row, read_probabilities(path, row, 0, height, grid.width)
+        yield row, coarse.strip(row, height).probabilities(0, 0, height, grid.width)
 
 
 def find_external(root: Path, raster_id: str, image: Path) -> Path:
@@ -235,13 +220,3 @@ def find_external(root: Path, raster_id: str, image: Path) -> Path:
             if (root / f"{name}{suffix}").is_file():
                 return root / f"{name}{suffix}"
     raise Missing(f"no external coarse map of {raster_id} in {root}", allowed=f"{' or '.join(names)} with one of {' '.join(SUFFIXES)}")
-
-
-def _is_colour(path: Path, dataset: Dataset) -> bool:
-    """Three bytes a pixel where the data set has three classes: colours, unless the file says that they are probabilities."""
-    import rasterio
-
-    if not dataset.table.has_colors or dataset.table.n_classes not in (3, 4):
-        return False
-    with rasterio.open(path) as file:
-        return file.dtypes[0] == "uint8" and file.tags().get("IDGBR_KIND") != "probabilities"

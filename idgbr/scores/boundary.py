@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from idgbr.labels import IGNORE
 from idgbr.rasters.edges import widen
 from idgbr.scores.region import Counts, Map, joint
 
 Inner = tuple[int, int, int, int]
-NONE = 255
 
 
 def crop(array: NDArray, inner: Inner) -> NDArray:
@@ -34,12 +34,12 @@ def inner_boundary(labels: Map, width_px: int, *, frame: bool) -> Map:
     size = 2 * width_px + 1
     kernel = np.ones((size, size), np.uint8)
     if frame:  # a frame of a value no class has
-        padded = cv2.copyMakeBorder(labels, width_px, width_px, width_px, width_px, cv2.BORDER_CONSTANT, value=(NONE,))
+        padded = cv2.copyMakeBorder(labels, width_px, width_px, width_px, width_px, cv2.BORDER_CONSTANT, value=(IGNORE,))
         low, high = cv2.erode(padded, kernel), cv2.dilate(padded, kernel)
         low, high = (a[width_px:-width_px, width_px:-width_px] for a in (low, high))
     else:
         low, high = cv2.erode(labels, kernel), cv2.dilate(labels, kernel)
-    return np.where(low != high, labels, np.uint8(NONE))
+    return np.where(low != high, labels, np.uint8(IGNORE))
 
 
 def boundary_iou(pred: Map, target: Map, n_classes: int, width_px: int, inner: Inner) -> tuple[Counts, Counts]:

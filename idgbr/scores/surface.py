@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.scores.boundary import NONE
+from idgbr.labels import IGNORE
 from idgbr.scores.nearest import places, squared_distances
 from idgbr.scores.region import Map
 
@@ -24,9 +24,9 @@ _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 def borders(labels: Map) -> Map:
     """Labels at pixels with a 4-neighbour of another label or at the frame, 255 elsewhere."""
-    padded = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(NONE,))
+    padded = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(IGNORE,))
     low, high = cv2.erode(padded, _CROSS)[1:-1, 1:-1], cv2.dilate(padded, _CROSS)[1:-1, 1:-1]
-    return np.where((low != labels) | (high != labels), labels, np.uint8(NONE))
+    return np.where((low != labels) | (high != labels), labels, np.uint8(IGNORE))
 
 
 def directed(pred: Map, target: Map, n_classes: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]] | None]:
@@ -81,7 +81,7 @@ def contour_elements(pred: NDArray[np.bool_], target: NDArray[np.bool_]) -> tupl
     for mask in (pred, target):
         m = np.pad(mask, 1).astype(np.uint8)
         codes.append(m[:-1, :-1] | m[:-1, 1:] << 1 | m[1:, :-1] << 2 | m[1:, 1:] << 3)
-    labels = [np.where((code > 0) & (code < 15), np.uint8(0), np.uint8(NONE)) for code in codes]
+    labels = [np.where((code > 0) & (code < 15), np.uint8(0), np.uint8(IGNORE)) for code in codes]
     out = []
     for a, b, code in ((labels[0], labels[1], codes[0]), (labels[1], labels[0], codes[1])):
         rows, cols = places(a == 0)

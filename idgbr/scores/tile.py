@@ -10,9 +10,10 @@ import numpy as np
 
 from idgbr.config import ScoreConfig
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.labels import IGNORE
 from idgbr.rasters.edges import distance_bands, label_edges
 from idgbr.scores import bands, boundary, legacy, region, surface, wfm
-from idgbr.scores.boundary import NONE, Inner, crop
+from idgbr.scores.boundary import Inner, crop
 from idgbr.scores.region import Map
 from idgbr.scores.schema import JOINT, LEDGER, LOSS_UNIT, MAX_LEVELS, RATES, TRIMAP_WIDTHS_PX
 
@@ -94,7 +95,7 @@ def count_tile(
     n_classes: int,
     config: ScoreConfig,
     coarse: Map | None = None,
-    ignore: int = NONE,
+    ignore: int = IGNORE,
 ) -> tuple[list[Row], list[Row]]:
     """Counts of one tile that is an image by itself (its frame is the frame of the scene).
 
@@ -117,9 +118,9 @@ def clean_target(target: Map, n_classes: int, ignore: int) -> Map:
     """Ignored pixels as 255."""
     if target.dtype != np.uint8 or target.ndim != 2:
         raise Disagreement("a target is a map of class indices, uint8 [H,W]", value=f"{target.dtype} {list(target.shape)}")
-    if ignore != NONE:
-        target = np.where(target == ignore, np.uint8(NONE), target)
-    strange = (target >= n_classes) & (target != NONE)
+    if ignore != IGNORE:
+        target = np.where(target == ignore, np.uint8(IGNORE), target)
+    strange = (target >= n_classes) & (target != IGNORE)
     if strange.any():
         found = ", ".join(f"{v}: {n}" for v, n in zip(*np.unique(target[strange], return_counts=True)))
         raise Disagreement(
@@ -157,8 +158,8 @@ def count_window(
     valid = target < k
     outside = np.minimum(pred, np.uint8(k))  # K: predicted outside the classes
     # The zero_both convention: where the target is ignored, neither map is of any class.
-    pred = np.where(valid, np.minimum(pred, np.uint8(k)), np.uint8(NONE))
-    pred[pred == k] = NONE
+    pred = np.where(valid, np.minimum(pred, np.uint8(k)), np.uint8(IGNORE))
+    pred[pred == k] = IGNORE
     coarse = None if coarse is None else np.minimum(crop(coarse, window), np.uint8(k))
 
     rows: list[Row] = [{"class": c} for c in range(k)]

@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.scores.boundary import NONE, Inner, crop
+from idgbr.labels import IGNORE
+from idgbr.scores.boundary import Inner, crop
 from idgbr.scores.nearest import places, squared_distances
 from idgbr.scores.region import Counts, Map, joint
 
@@ -178,4 +179,4 @@ def edge_labels(labels: Map, n_classes: int) -> Map:
     kernel = np.ones((size, size), np.uint8)
     low = cv2.erode(labels, kernel)  # values that are no class are the largest
     high = cv2.dilate(np.where(valid, labels, np.uint8(0)), kernel)
-    return np.where(valid & ((low != labels) | (high != labels)), labels, np.uint8(NONE))
+    return np.where(valid & ((low != labels) | (high != labels)), labels, np.uint8(IGNORE))

@@ -121,7 +121,7 @@ def test_external_maps_that_do_not_fit_are_refused_and_leave_no_half_file(scenes
     with pytest.raises(Disagreement, match="different grids"):
         coarse.write(config, scenes, {}, seed=0, out=tmp_path / "out")
     write_probabilities(path, np.zeros((7, raster.height, raster.width), np.float32), Grid.of(raster.image))
-    with pytest.raises(Disagreement, match="7 bands"):
+    with pytest.raises(Disagreement, match="7 data bands"):
         coarse.write(config, scenes, {}, seed=0, out=tmp_path / "out")
     write_class_map(path, np.full((raster.height, raster.width), 77, np.uint8), Grid.of(raster.image))
     with pytest.raises(Disagreement, match="77"):
