@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.scores.boundary import NONE, boundary_iou
+from idgbr.labels import IGNORE
+from idgbr.scores.boundary import boundary_iou
 from idgbr.scores.formulas import f1, ratio
 from idgbr.scores.region import Counts, Map
 
@@ -38,8 +39,8 @@ def count(pred: Map, target: Map, n_classes: int) -> dict[str, Counts]:
         pred, target: class indices uint8 [H,W]; values >= K of the target are ignored, those of `pred` are of no class.
     """
     valid = target < n_classes
-    pred = np.where(valid & (pred < n_classes), pred, np.uint8(NONE))
-    target = np.where(valid, target, np.uint8(NONE))
+    pred = np.where(valid & (pred < n_classes), pred, np.uint8(IGNORE))
+    target = np.where(valid, target, np.uint8(IGNORE))
     out: dict[str, Counts] = {name: np.zeros(n_classes, np.int64) for name in COLUMNS}
     whole = (0, target.shape[0], 0, target.shape[1])
     for width in WIDTHS_PX:
