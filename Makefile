@@ -17,6 +17,8 @@ QUICK := tests/house tests/data_sets tests/scores/test_score_reference.py tests/
 .PHONY: demo quick test lint bounds clean
 
 demo: .venv/.installed
+	$(BIN)/python -m sweeps run demo --store $(STORE)
+	$(BIN)/python -m sweeps report demo --store $(STORE) -o $(STORE)/demo.html
 	$(BIN)/idgbr demo --store $(STORE)
 
 quick: .venv/.installed

@@ -17,7 +17,7 @@ from sweeps.study import Axis, Search, Study
 
 
 def quickstart() -> Study:
-    """`make demo`, or `python -m sweeps run quickstart`: synthetic roofs, two cores, within 8 minutes.
+    """`python -m sweeps run quickstart`: synthetic roofs, two cores, within 8 minutes.
 
     Noise schedule x guidance width are trained, the step count is only sampled; two seeds; the same network in one pass beside it.
     """
@@ -43,6 +43,23 @@ def quickstart() -> Study:
             "refiner.condition_channels": (24, 48),
         },
         replicates=2,
+        yardsticks=("coarse", "one_pass"),
+    )
+
+
+def demo() -> Study:
+    """`make demo`, or `python -m sweeps run demo`: farm fields of real places, two cores, within 8 minutes.
+
+    Noise schedule x guidance width are trained, the step count is only sampled; intervals over the ten validation places; one seed.
+    """
+    return Study(
+        name="demo",
+        recipe="demo",
+        axes=(
+            Axis("refiner.schedule", ("cosine", "linear")),
+            Axis("refiner.guidance_width", (32, 16)),
+            Axis("sampler.steps", (4, 1, 2)),
+        ),
         yardsticks=("coarse", "one_pass"),
     )
 
@@ -236,6 +253,7 @@ BUILT_IN: dict[str, Callable[[], Study]] = {
     f.__name__: f
     for f in (
         quickstart,
+        demo,
         oam,
         oam_test,
         choices,

@@ -34,7 +34,7 @@ STEP_PX = 64
 Map = NDArray[np.uint8]
 
 
-def demo(root: str, recipe: str = "naip_fields", overrides: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+def demo(root: str, recipe: str = "demo", overrides: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """Run a recipe on its validation places; whatever the store holds is not computed again.
 
     Prints the table, the picture's path and two commands; returns the scores by map.
