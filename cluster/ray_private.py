@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 TESTED_WITH = "2.60.0"
-START_S = 300.0
+START_S = 90.0
 LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 log = logging.getLogger(__name__)

@@ -196,7 +196,9 @@ else
     options+=(--address="$2")
 fi
 code=0
-if [ -z "$asked" ]; then
+for attempt in 1 2 3; do # now and then Ray's agent hangs at its start
+    if [ -n "$asked" ]; then break; fi
+    begin=$SECONDS code=0
     set -m # Ray in a process group of its own, so that all of it can be ended, even half started
     "${{inside[@]}}" "$python" -m cluster.ray_start "${{options[@]}}" --block &
     ray_pid=$!
@@ -204,7 +206,9 @@ if [ -z "$asked" ]; then
     wait "$ray_pid" || code=$?
     while kill -0 "$ray_pid" 2>/dev/null && [ $((SECONDS - ${{asked:-$SECONDS}})) -lt 10 ]; do sleep 0.2; done
     kill -KILL -- "-$ray_pid" 2>/dev/null || true
-fi
+    if [ "$code" = 0 ] || [ -n "$asked" ] || [ $((SECONDS - begin)) -gt 240 ]; then break; fi
+    echo "$(hostname): Ray did not start (attempt $attempt, exit code $code)" >&2
+done
 trap '' TERM INT USR1 USR2
 cp -r -- "$RAY_TMPDIR/ray/session_latest/logs" "$run_dir/ray-logs-$1-$(hostname -s)" 2>/dev/null || echo "no Ray logs kept" >&2
 for _ in 1 2 3 4 5 6; do # processes that are just ending may still write there
@@ -350,7 +354,7 @@ fi
 RAY_ADDRESS=$(cat "$run_dir/address")
 export RAY_ADDRESS
 echo "head $head_node, Ray at $RAY_ADDRESS, logs in $run_dir" >&2
-if ! wait_for 1 300; then
+if ! wait_for 1 400; then
     tail -n 20 "$run_dir/head.log" >&2
     exit 3
 fi
@@ -359,7 +363,7 @@ if [ "$workers" -gt 0 ]; then
     "${{step[@]}}" --no-kill --nodes="$workers" --ntasks="$workers" --exclude="$head_node" \\
         bash "$run_dir/node.sh" worker "$RAY_ADDRESS" >"$run_dir/workers.log" 2>&1 &
     pids+=($!)
-    if ! wait_for "$SLURM_JOB_NUM_NODES" 300; then
+    if ! wait_for "$SLURM_JOB_NUM_NODES" 400; then
         tail -n 20 "$run_dir/workers.log" >&2
         exit 3
     fi

@@ -159,7 +159,7 @@ class Jobs:
     def ended(self, job: str) -> bool:
         return (self.folder / self.jobs[job] / "end").exists()
 
-    def until(self, what: Callable[[], bool], about: str, job: str = "", seconds: float = 300) -> None:
+    def until(self, what: Callable[[], bool], about: str, job: str = "", seconds: float = 420) -> None:
         """Wait; fail when the time is over, or `job` has ended before."""
         deadline = time.monotonic() + seconds
         while not what():
