@@ -98,6 +98,11 @@ def unwritable(path: str, error: OSError, *, remote: bool = False) -> IdgbrError
     return Missing(f"cannot write {path}: {error}")
 
 
+def data_path(name: str) -> str:
+    """`name` below the folder IDGBR_DATA; where that is not set, a path that is refused when it is first used, with what to set."""
+    return str(Path(os.environ.get("IDGBR_DATA") or "$IDGBR_DATA") / name)
+
+
 def require_variables(path: str, where: str) -> None:
     """Refuse a path that begins with an environment variable which is not set.
 

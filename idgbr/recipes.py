@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TypeVar
 
 from idgbr.config import BackboneConfig, CoarseConfig, DataConfig, Experiment, RefinerConfig, SamplerConfig, ScoreConfig, apply
 from idgbr.errors import BadRequest, Missing, nearest
+from idgbr.files import data_path
+from idgbr.paper_recipes import RECIPES as PAPER_RECIPES
 
 T = TypeVar("T")
 
@@ -130,11 +131,6 @@ def buildings_world() -> Experiment:
     )
 
 
-def data_path(name: str) -> str:
-    """`name` below the folder IDGBR_DATA; where that is not set, a path that is refused when it is first used, with what to set."""
-    return str(Path(os.environ.get("IDGBR_DATA") or "$IDGBR_DATA") / name)
-
-
 _LITE0 = "weights/tf_efficientnet_lite0_in1k.safetensors"
 
 
@@ -153,7 +149,7 @@ def _refiner_with_encoder(train_images: int, ema_images: float = 800.0) -> Refin
 
 BUILT_IN: dict[str, Callable[[], Experiment]] = {
     f.__name__: f for f in (synthetic, naip_fields, demo, naip_fields_pretrained, oam_buildings, dubai_landcover, buildings_world)
-}
+} | PAPER_RECIPES
 
 
 def recipe(name: str) -> Experiment:

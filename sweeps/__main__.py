@@ -43,13 +43,16 @@ def plan(
     store: StorePath = "",
     json: bool = False,
     preflight: Annotated[bool, arg(help="build every model on the meta device")] = True,
+    cluster: Annotated[str, arg(help="COUNTxCARD such as 8xH100: predicts GPU-hours, wall time and disk from counted FLOPs")] = "",
+    budget_gpu_hours: Annotated[float, arg(help="proposes fewer seeds, then fewer backbones, until the forecast fits; 0: none")] = 0.0,
     placement: Placement,
 ) -> None:
     """What would run, what is stored, what it costs, what cannot be built. Starts nothing."""
     from idgbr.store import Store
     from sweeps.run import commands
 
-    commands.plan(commands.study_of(study, overrides), Store(_store(store)), placement, as_json=json, preflight=preflight)
+    commands.plan(commands.study_of(study, overrides), Store(_store(store)), placement, as_json=json, preflight=preflight,
+                  cluster=cluster, budget_gpu_hours=budget_gpu_hours)  # fmt: skip
 
 
 def run(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from idgbr.errors import BadRequest, Missing, nearest
-from sweeps.refiner_studies import STUDIES
+from sweeps.paper_studies import STUDIES as PAPER_STUDIES
+from sweeps.refiner_studies import STUDIES as REFINER_STUDIES
 from sweeps.study import Axis, Search, Study
 
 
@@ -249,26 +250,30 @@ def search_refiner(recipe: str = "synthetic") -> Study:
     )
 
 
-BUILT_IN: dict[str, Callable[[], Study]] = {
-    f.__name__: f
-    for f in (
-        quickstart,
-        demo,
-        oam,
-        oam_test,
-        choices,
-        choices_dubai_landcover,
-        schedules,
-        guidance,
-        steps,
-        backbones,
-        coarse_quality,
-        codec,
-        alignment,
-        search_sampler,
-        search_refiner,
-    )
-} | STUDIES
+BUILT_IN: dict[str, Callable[[], Study]] = (
+    {
+        f.__name__: f
+        for f in (
+            quickstart,
+            demo,
+            oam,
+            oam_test,
+            choices,
+            choices_dubai_landcover,
+            schedules,
+            guidance,
+            steps,
+            backbones,
+            coarse_quality,
+            codec,
+            alignment,
+            search_sampler,
+            search_refiner,
+        )
+    }
+    | PAPER_STUDIES
+    | REFINER_STUDIES
+)
 
 
 def find(name: str) -> Study:

@@ -168,6 +168,7 @@ class Study:
         yardsticks: trials added for each distinct coarse map: "coarse" (the map itself), "one_pass" (the baseline's network, one pass).
         parts: other studies whose trials belong to this one too (a union).
         search: makes the study adaptive.
+        sized_for: "cpu" or "gpu"; a run of a study sized for GPUs takes one a job unless told otherwise.
 
     Raises:
         BadRequest: see `Axis`; also a setting twice, an unknown design or yardstick.
@@ -185,6 +186,7 @@ class Study:
     yardsticks: tuple[str, ...] = ("coarse",)
     parts: tuple[Study, ...] = ()
     search: Search | None = None
+    sized_for: str = "cpu"
 
     def __post_init__(self) -> None:
         if not _STUDY_NAME.fullmatch(self.name):

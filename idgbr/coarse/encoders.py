@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from idgbr.config import BackboneConfig
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
 from idgbr.machine import expanded
+from idgbr.weights import header, misfit
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def check(config: BackboneConfig, tile_px: int, n_bands: int, n_classes: int) ->
 
     Raises:
         BadRequest: the pair or the size cannot work; names the nearest that can.
-        Missing: no such weights file.
+        Missing: no such weights file. Disagreement: weights of another encoder.
     """
     if config.weights:
         _weights(config)
@@ -80,6 +81,9 @@ def check(config: BackboneConfig, tile_px: int, n_bands: int, n_classes: int) ->
     key = dataclasses.replace(config, weights="")
     failure = attempt(key, tile_px, n_bands, n_classes)
     if isinstance(failure, frozenset):
+        if config.weights:
+            with torch.device("meta"):
+                _check_file(config, build_body(key, built_side(key), n_bands, n_classes, load=False))
         return failure
     given = f"backbone.encoder={config.encoder}, backbone.decoder={config.decoder}, side {tile_px} px, backbone.img_size={config.img_size}"
     for side in sorted({_up(max(tile_px, built_side(config)), m) for m in (32, 64, 128, 224, 256)}):
@@ -118,6 +122,10 @@ def attempt(config: BackboneConfig, side: int, n_bands: int, n_classes: int) -> 
     return frozenset(name for name, p in body.named_parameters() if p.grad is None)
 
 
+# SegFormer's encoder (Xie et al., NeurIPS 2021) is in segmentation-models-pytorch and not in timm; its weights have the authors' keys.
+MIX_TRANSFORMERS = tuple(f"mit_b{i}" for i in range(6))
+
+
 def built_side(config: BackboneConfig) -> int:
     return config.img_size or config.crop_px
 
@@ -127,17 +135,20 @@ def _up(value: int, multiple: int) -> int:
 
 
 def _module_of(encoder: str) -> str:
-    """timm's module that holds the encoder, e.g. `swin_transformer`.
+    """timm's module that holds the encoder, e.g. `swin_transformer`; `mix_transformer` for those of `MIX_TRANSFORMERS`.
 
     Raises:
         BadRequest: no such encoder.
     """
+    if encoder in MIX_TRANSFORMERS:
+        return "mix_transformer"
     import timm
 
     name = encoder.partition(".")[0]
     if not timm.is_model(name):
-        close = nearest(name, timm.list_models())
-        raise BadRequest("unknown encoder", value=f"backbone.encoder={encoder}", allowed="names of timm.list_models()", hint=close or None)
+        close = nearest(name, [*MIX_TRANSFORMERS, *timm.list_models()])
+        allowed = f"names of timm.list_models(), or {MIX_TRANSFORMERS[0]} to {MIX_TRANSFORMERS[-1]}"
+        raise BadRequest("unknown encoder", value=f"backbone.encoder={encoder}", allowed=allowed, hint=close or None)
     return timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
 
 
@@ -145,6 +156,8 @@ def build_body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, 
     import segmentation_models_pytorch as smp
     import timm
 
+    if config.encoder in MIX_TRANSFORMERS:
+        return _mix_transformer(config, n_bands, n_classes, load=load)
     family = FAMILIES.get(_module_of(config.encoder), _ANY_SIDE)
     kind, options = DECODERS[config.decoder]
     options = dict(options)
@@ -166,7 +179,7 @@ def build_body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, 
         options["encoder_output_stride"] = 32
     if load:
         kwargs["pretrained_cfg_overlay"] = {"file": str(_weights(config))}
-    with warnings.catch_warnings(), quiet("timm.models._builder"):  # it tells of unused heads; `_check_loaded` tells of what is missing
+    with warnings.catch_warnings(), quiet("timm.models._builder"):  # it tells of unused heads; `_check_file` tells of what is missing
         warnings.filterwarnings("ignore", message=".*encoder_weights.*")
         arguments = {"encoder_name": f"tu-{config.encoder}", "encoder_weights": True if load else None, "in_channels": n_bands,
                      "classes": n_classes, **options, **kwargs}  # fmt: skip
@@ -180,8 +193,34 @@ def build_body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, 
                 raise _other_weights(config, str(error).splitlines()[-1].strip()) from error
             raise
     if load:
-        _check_loaded(config, body)
+        _check_file(config, body)
     return body
+
+
+def _mix_transformer(config: BackboneConfig, n_bands: int, n_classes: int, *, load: bool) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    kind, options = DECODERS[config.decoder]
+    wanted = torch.get_default_device()
+    # its constructor reads values of tensors, which the meta device has not
+    with torch.device("cpu" if wanted.type == "meta" else wanted):
+        body = getattr(smp, kind)(encoder_name=config.encoder, encoder_weights=None, in_channels=3, classes=n_classes, **options)
+        body.encoder.reset_drop_path(0.0)  # nothing random but what comes from the sample's seed
+    if load:
+        _load_mix_transformer(config, body.encoder)
+    if n_bands != 3:
+        body.encoder.set_in_channels(n_bands, pretrained=load)
+    return body.to(wanted)
+
+
+def _load_mix_transformer(config: BackboneConfig, encoder: Any) -> None:
+    from safetensors.torch import load_file
+
+    state = {name: value for name, value in load_file(_weights(config)).items() if not name.startswith("head.")}
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise _other_weights(config, str(error).splitlines()[-1].strip()) from error
 
 
 @contextlib.contextmanager
@@ -249,16 +288,17 @@ def _weights(config: BackboneConfig) -> Path:
     return path
 
 
-def _check_loaded(config: BackboneConfig, body: nn.Module) -> None:
-    """timm loads feature extractors leniently: make sure that every tensor of the encoder was in the file."""
-    from safetensors import safe_open
+def _check_file(config: BackboneConfig, body: nn.Module) -> None:
+    """Every tensor of the encoder is in the weights file: timm loads feature extractors leniently, and preflights load nothing.
 
-    with safe_open(_weights(config), "pt") as file:
-        there = {name.replace(".", "_") for name in file.keys()}  # noqa: SIM118
-    wanted = {name.removeprefix("model.").replace(".", "_") for name in body.encoder.model.state_dict()}  # type: ignore[union-attr]
-    absent = sorted(name for name in wanted - there if not name.startswith(("fc_norm", "norm", "head")))
-    if absent:
-        raise _other_weights(config, f"{len(absent)} of {len(wanted)} tensors are not in the file, first {absent[0]}")
+    Raises:
+        Disagreement: weights of another encoder, or no whole safetensors file.
+    """
+    encoder: Any = body.encoder
+    wanted = {name.removeprefix("model."): tuple(value.shape) for name, value in getattr(encoder, "model", encoder).state_dict().items()}
+    why = misfit(header(_weights(config)), wanted, skip=("fc_norm", "norm", "head"))
+    if why:
+        raise _other_weights(config, why)
 
 
 def _other_weights(config: BackboneConfig, why: str) -> Disagreement:

@@ -258,6 +258,8 @@ def run_until(
     """Run the jobs of the recipe up to and with `stage`; print the folder of the last artefact."""
     from idgbr import stages
     from idgbr.config import Runtime
+    from idgbr.datasets.extent import n_classes
+    from idgbr.preflight import check_training
     from idgbr.progress import Progress
     from idgbr.recipes import experiment as find_experiment
     from idgbr.store import Store, default_root
@@ -281,6 +283,8 @@ def run_until(
 
         check_workers(workers, sharding, device_of(runtime).type)
         fit = LocalProcesses(workers, sharding)
+    if open_stages := {job.stage for job in todo if job.trains and not place.has(job.stage, job.key)}:
+        check_training(experiment, open_stages, n_classes(experiment.data), runtime, workers=workers, sharding=sharding)
     for job in todo:
         with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
             stages.run(job, place, experiment, runtime, report=progress, fit=fit)

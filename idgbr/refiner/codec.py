@@ -41,7 +41,7 @@ def colour_codes(n_classes: int) -> Tensor:
     if n_classes == 2:
         return torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
     levels = max(2, next(m for m in range(2, 8) if m**3 >= n_classes))
-    axis = torch.linspace(-1, 1, levels).tolist()
+    axis = torch.linspace(-1, 1, levels, device="cpu").tolist()  # also where the default device is meta
     lattice = torch.tensor(list(itertools.product(axis, repeat=3)))
     return lattice[torch.linspace(0, len(lattice) - 1, n_classes).round().long()]  # spread over the whole lattice
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from idgbr.coarse.encoders import quiet
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
+from idgbr.weights import header, misfit
 
 STRIDES_UP_TO = 16  # deeper features say what is in the scene, not where its border runs
 
@@ -74,4 +75,8 @@ def _frozen(name: str, weights: str, n_bands: int) -> Any:
             encoder = timm.create_model(name, **arguments)
     except RuntimeError as error:
         raise Disagreement(f"{weights} does not fit {name}", value=str(error).splitlines()[-1].strip()) from error
+    if weights and on_meta:
+        shapes = {tensor: tuple(value.shape) for tensor, value in encoder.state_dict().items()}
+        if why := misfit(header(Path(weights)), shapes, skip=("fc_norm", "norm", "head")):
+            raise Disagreement(f"{weights} does not fit {name}", value=why)
     return encoder.eval().requires_grad_(False)

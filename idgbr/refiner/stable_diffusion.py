@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from idgbr.config import RefinerConfig
-from idgbr.errors import BadRequest, Missing
+from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.weights import header
 
+RENAMED = 0.9  # older folders call the few tensors of the autoencoder's attention otherwise; diffusers renames them when it loads
 START, END = 49406, 49407  # CLIP's tokens around every prompt; the end token also pads
 
 
@@ -80,10 +82,10 @@ class Parts:
 
 
 def read_module(folder: Path) -> Any:
-    """A diffusers model from its folder, float32.
+    """A diffusers model from its folder, float32. Where torch's default device is meta (`plan`), its shape alone: no tensor is read.
 
     Raises:
-        Missing: no config or no weights. BadRequest: not a U-Net or autoencoder that can be used.
+        Missing: no config or no weights. BadRequest: not a U-Net or autoencoder that can be used. Disagreement: weights of another model.
     """
     config = folder / "config.json"
     if not config.is_file():
@@ -95,10 +97,28 @@ def read_module(folder: Path) -> Any:
             hint="convert .bin or .ckpt weights to safetensors",
         )
     kind = json.loads(config.read_text()).get("_class_name", "")
+    if torch.get_default_device().type == "meta":
+        return _shape_of(folder, kind)
     try:
         return _class(kind).from_pretrained(str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise Missing(f"the model in {folder} cannot be read: {error}") from error
+
+
+def _shape_of(folder: Path, kind: str) -> Any:
+    module = _class(kind).from_config(json.loads((folder / "config.json").read_text()))
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= header(path)
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    right = sum(found.get(name) == shape for name, shape in wanted.items())
+    if right < RENAMED * len(wanted):
+        raise Disagreement(
+            f"the weights in {folder} are of another model than its config.json",
+            value=f"{right} of {len(wanted)} tensors are in the file with that shape",
+            hint="both files of one model",
+        )
+    return module
 
 
 def _class(name: str) -> Any:
@@ -121,7 +141,10 @@ def empty_prompt(base: Path) -> Tensor:
     from safetensors.torch import load_file
 
     stored = base / "empty_prompt.safetensors"
+    on_meta = torch.get_default_device().type == "meta"
     if stored.is_file():
+        if on_meta:
+            return torch.zeros(next(iter(header(stored).values())))
         return next(iter(load_file(str(stored)).values())).float()
     weights = sorted((base / "text_encoder").glob("*.safetensors"))
     if not weights or not (base / "text_encoder" / "config.json").is_file():
@@ -130,7 +153,10 @@ def empty_prompt(base: Path) -> Tensor:
             allowed="empty_prompt.safetensors, or text_encoder/ with safetensors weights",
             hint="copy the text_encoder folder of the same model",
         )
-    return clip_empty_prompt(load_file(str(weights[0])), json.loads((base / "text_encoder" / "config.json").read_text()))
+    config = json.loads((base / "text_encoder" / "config.json").read_text())
+    if on_meta:
+        return torch.zeros(1, config["max_position_embeddings"], config["hidden_size"])
+    return clip_empty_prompt(load_file(str(weights[0])), config)
 
 
 def clip_empty_prompt(weights: dict[str, Tensor], config: dict[str, Any]) -> Tensor:

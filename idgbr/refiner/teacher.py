@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from idgbr.config import RefinerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
+from idgbr.weights import header, misfit
 
 if TYPE_CHECKING:
     from idgbr.datasets import BandStats
@@ -98,6 +99,11 @@ def load_teacher(name: str, weights: str) -> Any:
             raise Missing(
                 "no weights of the teacher", value=f"refiner.teacher_weights={weights}", hint="a safetensors file with timm's keys"
             )
+        if torch.get_default_device().type == "meta":  # a look at shapes alone (`plan`)
+            shapes = {k: tuple(v.shape) for k, v in vit.state_dict().items()}
+            if why := misfit(header(Path(weights)), shapes, skip=("head.", "fc_norm.")):
+                raise Disagreement(f"{weights} holds no weights for {name}", value=why)
+            return vit
         state = {k: v for k, v in load_file(weights).items() if not k.startswith(("head.", "fc_norm."))}
         left = vit.load_state_dict(state, strict=False)
         if left.missing_keys:

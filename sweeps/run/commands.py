@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from idgbr.config import split_name
-from idgbr.errors import BadRequest, Missing, SomeFailed
+from idgbr.errors import Missing, SomeFailed
 from idgbr.machine import allowed_cores
 from idgbr.stages import STAGES
 from idgbr.store import Store
@@ -18,27 +17,22 @@ from sweeps import studies, tables
 from sweeps.run import plan as planning
 from sweeps.run import preflight as checks
 from sweeps.run.claims import drivers
+from sweeps.run.cost_lines import forecast_lines
 from sweeps.run.driver import resume_line, run_context, say, stopped, worker_context, write_rows
 from sweeps.run.options import RunOptions
+from sweeps.run.overrides import study_with
 from sweeps.run.placement import Placement, slots
 from sweeps.run.plan import StudyPlan, summary, text_of
 from sweeps.study import Study
 
 
 def study_of(name: str, overrides: Iterable[str] = ()) -> Study:
-    """The study, with `stage.field=value` set for all its trials.
+    """The study, with what is said on the command line: `stage.field=value`, `seeds=N`, `backbones=N`.
 
     Raises:
         BadRequest: no such study or setting, or the setting is one of its axes.
     """
-    study, extra = studies.find(name), {}
-    for text in overrides:
-        setting, equals, value = text.partition("=")
-        if not equals:
-            raise BadRequest("an override is written stage.field=value", value=text)
-        split_name(setting.strip())
-        extra[setting.strip()] = value.strip()
-    return dataclasses.replace(study, overrides={**study.overrides, **extra}) if extra else study
+    return study_with(studies.find(name), overrides)
 
 
 def name_of(study: str) -> str:
@@ -49,8 +43,20 @@ def name_of(study: str) -> str:
 # ---- plan -------------------------------------------------------------------------------------------------------------------
 
 
-def plan(study: Study, store: Store, placement: Placement, *, as_json: bool = False, preflight: bool = True) -> None:
-    """What would run, what is stored, what a sweep that shares nothing would train, time, disk, and what cannot be built."""
+def plan(
+    study: Study,
+    store: Store,
+    placement: Placement,
+    *,
+    as_json: bool = False,
+    preflight: bool = True,
+    cluster: str = "",
+    budget_gpu_hours: float = 0.0,
+) -> None:
+    """What would run, what is stored, what a sweep that shares nothing would train, time, disk, and what cannot be built.
+
+    cluster, budget_gpu_hours: see `sweeps/run/cost_lines.py`.
+    """
     if study.search is not None:
         from sweeps.run.search import upstream
 
@@ -60,10 +66,13 @@ def plan(study: Study, store: Store, placement: Placement, *, as_json: bool = Fa
     found = summary(made, store)
     found["concurrency"] = _concurrency(placement)
     found["impossible"] = [dataclasses.asdict(i) for i in checks.preflight(made, store)] if preflight and made.to_do else []
+    lines: list[str] = []
+    if (cluster or budget_gpu_hours) and not found["impossible"]:
+        found["forecast"], lines = forecast_lines(study, made, store, placement, cluster, budget_gpu_hours)
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        print("\n".join(text_of(found)))
+        print("\n".join([*text_of(found), *lines]))
     if found["impossible"]:
         checks.refuse_impossible(made, [checks.Impossible(**i) for i in found["impossible"]])
 
@@ -82,6 +91,17 @@ def _concurrency(placement: Placement) -> int | None:
     return slots(placement, [{"CPU": float(allowed_cores())}])
 
 
+GPU_CPUS = 4.0  # beside a GPU: one trains, the others load
+
+
+def placement_of(study: Study, placement: Placement) -> Placement:
+    """Of a study that is sized for GPUs: one GPU a job and bf16, unless --gpus or --device says otherwise."""
+    if study.sized_for != "gpu" or placement.gpus or placement.device != "auto":
+        return placement
+    say(f"{study.name} is sized for GPUs: each job takes one, in bf16 (--device cpu: none)")
+    return dataclasses.replace(placement, gpus=1.0, cpus=max(placement.cpus, GPU_CPUS), bf16=True)
+
+
 # ---- run --------------------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +114,7 @@ def run(study: Study, store: Store, placement: Placement, options: RunOptions | 
     """
     options = options or RunOptions()
     store.check_writable()
+    placement = placement_of(study, placement)
     if study.search is not None:
         from sweeps.run.search import search
 

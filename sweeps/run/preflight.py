@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from idgbr.config import Experiment
 from idgbr.errors import BadRequest
+from idgbr.preflight import check_backbone, check_refiner
 from idgbr.settings import network_shape
 from idgbr.store import Store
 from sweeps.run.plan import StudyPlan
@@ -27,8 +27,6 @@ def preflight(plan: StudyPlan, store: Store | None = None) -> list[Impossible]:
 
     The number of classes does not decide whether a network can be built, so data that are not synthetic count as 2 classes.
     """
-    from idgbr.coarse import backbone
-
     wanted = set(plan.to_do)
     checked: dict[Any, str | None] = {}
     users: dict[Any, list[str]] = defaultdict(list)
@@ -47,10 +45,10 @@ def preflight(plan: StudyPlan, store: Store | None = None) -> list[Impossible]:
                 continue
             if is_backbone:
                 names[key] = f"backbone.encoder={e.backbone.encoder} backbone.decoder={e.backbone.decoder}"
-                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: backbone.check(e.backbone, e.coarse.tile_px, b, k))
+                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: check_backbone(e, b, k))
             else:
                 names[key] = "refiner of '" + trial.label + "'"
-                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: _build_refiner(e, b, k))
+                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: check_refiner(e, b, k))
     return [Impossible(names[key], reason, tuple(users[key])) for key, reason in checked.items() if reason]
 
 
@@ -65,19 +63,6 @@ def refuse_impossible(plan: StudyPlan, found: list[Impossible]) -> None:
             f"study {plan.study.name}: {trials} of {len(plan.open)} trials cannot be built. {listed} Nothing was launched",
             hint="drop these values from the axes, or add a constraint that leaves them out",
         )
-
-
-def _build_refiner(e: Experiment, n_bands: int, n_classes: int) -> None:
-    import torch
-
-    from idgbr.datasets.index import BandStats
-    from idgbr.labels import ClassTable, LabelClass
-    from idgbr.refiner.refiner import Refiner
-
-    table = ClassTable(tuple(LabelClass(f"class{i}", (i,), (i, i, i)) for i in range(n_classes)))
-    ones = (1.0,) * n_bands
-    with torch.device("meta"):
-        Refiner.build(e.refiner, n_bands, table, BandStats(ones, ones, ones, ones))
 
 
 def _error_of(build: Any) -> str | None:

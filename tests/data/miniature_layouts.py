@@ -84,12 +84,17 @@ def fgfd(root: Path) -> Truth:
 
 
 def whu_building(root: Path, image_folder: str = "image", label_folder: str = "label") -> Truth:
+    """The publisher's labels are TIFFs of 1 bit, CCITT run lengths, white is zero; the mirror's are 8 bits."""
     truth: Truth = {}
     for split, numbers in (("train", (0, 1, 2)), ("val", (0, 1)), ("test", (0, 1))):  # numbers begin again in every split
         for number in numbers:
             image, index = drawn(f"whu{split}{number}", 2)
             tiff(root / split / image_folder / f"{number}.tif", image)
-            tiff(root / split / label_folder / f"{number}.tif", index * np.uint8(255), compress="lzw")
+            label = root / split / label_folder / f"{number}.tif"
+            if label_folder == "label":
+                picture(label, index.astype(bool), compression="tiff_ccitt", tiffinfo={262: 0})
+            else:
+                tiff(label, index * np.uint8(255), compress="lzw")
             truth[f"{split}_{image_folder.lower()}_{number}"] = (split, index)
     return truth
 

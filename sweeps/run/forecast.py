@@ -1,0 +1,213 @@
+"""What a study will cost on a stated cluster, before anything has run: GPU-hours, wall time and disk, from counted FLOPs.
+
+Predicted, not measured: FLOPs of every network (`idgbr/costs.py`) over the card's peak and an assumed share of it. Once jobs of a stage
+have run, `plan` tells their measured time beside this.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from idgbr import costs
+from idgbr.config import Experiment
+from idgbr.datasets.extent import area_px, n_classes
+from idgbr.errors import BadRequest, nearest
+from idgbr.stages import STAGES, Job
+
+HOUR = 3600.0
+Jobs = Mapping[str, tuple[Job, Experiment]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """Dense bf16 FLOP/s of the maker's data sheet, and memory."""
+
+    peak: float
+    memory_gb: float
+
+
+CARDS = {
+    "H200": Card(989e12, 141),
+    "H100": Card(989e12, 80),
+    "A100": Card(312e12, 80),
+    "A100-40GB": Card(312e12, 40),
+    "L40S": Card(362e12, 48),
+    "RTX4090": Card(165e12, 24),
+}
+
+# Share of the peak that networks reach in bf16: assumed. Measured so far: 1 % by a refiner of 2 million parameters (docs/performance.md).
+SHARES = {"backbone": 0.08, "small": 0.05, "stable_diffusion": 0.30}
+GPU_STAGES = ("backbone", "coarse", "refiner", "refined")
+CPU_PX_PER_S = {"data": 20e6, "counts": 5e6}  # of one core: opening every file once; all default scores (benchmarks/scores.py, 6 classes)
+FIXED_S = 20.0  # of a job: process, data set, first batches
+DEFLATED = {"coarse": 0.25, "refined": 0.1}  # bytes on disk / bytes of the map, with smooth probabilities and large patches
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`gpus` cards of one kind."""
+
+    gpus: int
+    card: str
+
+    @classmethod
+    def parse(cls, text: str) -> Cluster:
+        """`8xH100`, or `H100` for one.
+
+        Raises:
+            BadRequest: another spelling, or a card that is not listed.
+        """
+        match = re.fullmatch(r"(?:(\d+)\s*[xX*]\s*)?([A-Za-z0-9-]+)", text.strip())
+        name = next((name for name in CARDS if match and name.lower() == match[2].lower()), None)
+        if match is None or name is None or match[1] == "0":
+            near = nearest(match[2].upper(), CARDS) if match else None
+            raise BadRequest(
+                "unknown cluster", value=text, allowed=f"COUNTxCARD, CARD one of {', '.join(CARDS)}", hint=f"8x{near or 'H100'}"
+            )
+        return cls(int(match[1] or 1), name)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predicted for a plan on a cluster.
+
+    Attributes:
+        gpu_hours: by stage, of the stages that use a GPU. wall_hours: with every GPU of the cluster at work as soon as a job may start.
+        disk_gb: what the store grows by. scratch_gb: resume checkpoints while all GPUs train.
+        memory_gb: of one GPU, by training stage, at its fullest. shares: of the card's peak, as assumed, by stage.
+    """
+
+    cluster: Cluster
+    gpu_hours: Mapping[str, float]
+    wall_hours: float
+    disk_gb: float
+    scratch_gb: float
+    memory_gb: Mapping[str, float]
+    shares: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.gpu_hours.values())
+
+
+def forecast(jobs: Jobs, to_do: Iterable[str], cluster: Cluster, *, workers: int = 1, sharding: str = "ddp") -> Forecast:
+    """What the jobs `to_do` will cost; `jobs` has every job of the study by key, parents before children.
+
+    Raises:
+        BadRequest: a network that cannot be built. Missing, Disagreement: data or files that a network needs.
+    """
+    left = set(to_do)
+    wanted = [key for key in jobs if key in left]
+    seconds: dict[str, float] = {}
+    gpu_hours: dict[str, float] = defaultdict(float)
+    memory: dict[str, float] = defaultdict(float)
+    shares: dict[str, float] = {}
+    disk, states = 0.0, [0.0]
+    for key in wanted:
+        job, experiment = jobs[key]
+        spent = seconds_of(job, experiment, cluster)
+        gpus = min(workers, cluster.gpus) if job.trains else 1
+        seconds[key] = spent / gpus
+        if job.stage in GPU_STAGES:
+            gpu_hours[job.stage] += spent / HOUR
+            shares[job.stage] = share_of(job.stage, experiment)
+        disk += bytes_of(job, experiment)
+        if job.trains:
+            cost = _cost(experiment, job.stage)
+            section = getattr(experiment, job.stage)
+            images = costs.images_at_once(section.batch_images, gpus, section.accumulate)
+            memory[job.stage] = max(memory[job.stage], cost.memory_bytes(images, workers=gpus, sharding=sharding) / costs.GB)
+            states.append(4.0 * (2 * cost.parameters + 2 * cost.trained))
+    at_once = max(1, cluster.gpus // max(1, workers))
+    wall = _wall(jobs, wanted, seconds, at_once)
+    return Forecast(
+        cluster,
+        {stage: gpu_hours[stage] for stage in STAGES if gpu_hours[stage]},
+        wall / HOUR,
+        disk / costs.GB,
+        at_once * max(states) / costs.GB,
+        dict(memory),
+        shares,
+    )
+
+
+def seconds_of(job: Job, experiment: Experiment, cluster: Cluster) -> float:
+    """GPU-seconds of a job (of a CPU core where the stage uses no GPU)."""
+    e = experiment
+    if job.stage in CPU_PX_PER_S:
+        split = None if job.stage == "data" else e.sampler.split
+        return FIXED_S + area_px(e.data, split) / CPU_PX_PER_S[job.stage]
+    speed = CARDS[cluster.card].peak * share_of(job.stage, e)
+    if job.trains:
+        return FIXED_S + getattr(e, job.stage).train_images * _cost(e, job.stage).train_flop / speed
+    if job.stage == "coarse":
+        if e.coarse.source == "external":
+            return FIXED_S
+        windows = area_px(e.data) / (e.coarse.tile_px - e.coarse.overlap_px) ** 2
+        return FIXED_S + windows * _scaled(_cost(e, "backbone").run_flop, e.coarse.tile_px, e.backbone.crop_px) / speed
+    if e.refiner.kind == "none":
+        return FIXED_S
+    s = e.sampler
+    cost = _cost(e, "refiner")
+    steps = 1.0 if e.refiner.kind == "one_pass" else s.steps * s.samples * (2.0 if s.guidance_scale > 1 else 1.0)
+    tiles = area_px(e.data, s.split) / (s.tile_px - s.overlap_px) ** 2
+    return FIXED_S + tiles * _scaled(cost.run_flop + steps * cost.step_flop, s.tile_px, e.refiner.crop_px) / speed
+
+
+def share_of(stage: str, experiment: Experiment) -> float:
+    """Assumed share of the card's peak."""
+    if stage in ("backbone", "coarse"):
+        return SHARES["backbone"]
+    return SHARES["stable_diffusion" if experiment.refiner.base else "small"]
+
+
+def bytes_of(job: Job, experiment: Experiment) -> float:
+    """What a job leaves in the store."""
+    e = experiment
+    if job.trains:
+        return 4.0 * _cost(e, job.stage).parameters
+    if job.stage == "coarse":
+        return DEFLATED["coarse"] * area_px(e.data) * n_classes(e.data)
+    if job.stage == "refined":
+        return DEFLATED["refined"] * area_px(e.data, e.sampler.split)
+    return 1e6
+
+
+def _scaled(flop: float, side_px: int, counted_px: int) -> float:
+    return flop * (side_px / counted_px) ** 2
+
+
+def _cost(experiment: Experiment, stage: str) -> costs.NetworkCost:
+    return costs.of_stage(experiment, stage, n_classes(experiment.data))
+
+
+def _wall(jobs: Jobs, wanted: Sequence[str], seconds: Mapping[str, float], at_once: int) -> float:
+    """Seconds until the last job ends: each starts as soon as its parents are done and a place is free, longest way to the end first."""
+    todo = set(wanted)
+    parents = {key: [p for p in jobs[key][0].parents.values() if p in todo] for key in wanted}
+    children: dict[str, list[str]] = defaultdict(list)
+    for key, needed in parents.items():
+        for parent in needed:
+            children[parent].append(key)
+    rest: dict[str, float] = {}
+    for key in reversed(wanted):  # parents stand before children
+        rest[key] = seconds[key] + max((rest[child] for child in children[key]), default=0.0)
+    missing = {key: len(needed) for key, needed in parents.items()}
+    ready = [(-rest[key], key) for key in wanted if not missing[key]]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < at_once:
+            _, key = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[key], key))
+        now, key = heapq.heappop(running)
+        for child in children[key]:
+            missing[child] -= 1
+            if not missing[child]:
+                heapq.heappush(ready, (-rest[child], child))
+    return now

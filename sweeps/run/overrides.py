@@ -1,0 +1,56 @@
+"""What the words after a study's name on the command line change in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from idgbr.config import split_name
+from idgbr.errors import BadRequest
+from sweeps.run.budget import smaller
+from sweeps.study import Study
+
+
+def study_with(study: Study, words: Iterable[str]) -> Study:
+    """The study with `stage.field=value` in all its trials, its first `seeds=N` seeds, its first `backbones=N` backbones.
+
+    Raises:
+        BadRequest: no such setting, one that is an axis, or a number that the study does not have.
+    """
+    settings: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    for text in words:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise BadRequest("an override is written stage.field=value", value=text)
+        if name in ("seeds", "backbones"):
+            if not value.isdigit():
+                raise BadRequest(f"{name} is a number", value=text, allowed=f"{name}=1, {name}=2, ...")
+            counts[name] = int(value)
+            continue
+        split_name(name)
+        settings[name] = value
+    return smaller(overridden(study, settings), counts.get("seeds"), counts.get("backbones"))
+
+
+def overridden(study: Study, settings: Mapping[str, Any]) -> Study:
+    """The study with these settings in all its trials, those of its parts too; they take the place of what its points say.
+
+    Raises:
+        BadRequest: a setting that is one of its axes; `data.root` for parts that are of different data sets.
+    """
+    if not settings:
+        return study
+    if "data.root" in settings and len(sources := {part.base().data.source for part in (study, *study.parts)}) > 1:
+        raise BadRequest(
+            f"the study {study.name} is of several data sets, which have a folder each",
+            value=f"data.root={settings['data.root']}, data sets {', '.join(sorted(sources))}",
+            hint="export IDGBR_DATA=FOLDER, with one folder of that name for each",
+        )
+    return dataclasses.replace(
+        study,
+        overrides={**study.overrides, **settings},
+        points=tuple({name: value for name, value in point.items() if name not in settings} for point in study.points),
+        parts=tuple(overridden(part, settings) for part in study.parts),
+    )
