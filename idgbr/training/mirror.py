@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 
 from idgbr.errors import Outage
+from idgbr.files import publish
 from idgbr.store import Store
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class CheckpointMirror:
         temporary = scratch / f".fetching-{uuid.uuid4().hex[:8]}"
         try:
             self.store.fetch(f"{self.name}/{latest}", temporary)
-            temporary.rename(scratch / latest)
+            publish(temporary, scratch / latest)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
