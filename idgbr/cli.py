@@ -1,4 +1,4 @@
-"""The `idgbr` command: thin verbs, heavy imports inside them. Results go to stdout, talk to stderr; exit codes as in `errors.py`."""
+"""The `idgbr` command: thin verbs, heavy imports inside them. Results go to stdout, messages to stderr; exit codes as in `errors.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from idgbr.commands.refine import AS_TRAINED, BEST_OF_STORE, ModelChoice, SamplerChanges
-from idgbr.commands.train import run_until
+from idgbr.commands.train import TrainingRequest, run_until
 from idgbr.recipes import experiment
 from idgbr.scene.geotiff import SceneRequest
 from idgbr.store import default_root
@@ -27,10 +27,6 @@ An override is written stage.field=value; `idgbr config RECIPE` shows them all. 
 Recipe = Positional[str]
 Overrides = Positional[tuple[str, ...]]
 StorePath = Annotated[str, arg(help="folder or URI of the store")]
-Workers = Annotated[
-    int, arg(help="processes of this machine that train together, with CUDA one GPU each; several machines: python -m cluster train")
-]
-Sharding = Annotated[str, arg(help="ddp: whole copies of the model; fsdp: parameters, gradients and moments spread over the workers")]
 
 
 def demo(*, store: StorePath = "") -> None:
@@ -84,34 +80,14 @@ def prepare(
     run(experiment(recipe, overrides), store or default_root(), sheet=Path(sheet) if sheet else None, rehash=rehash)
 
 
-def train_backbone(
-    recipe: Recipe,
-    overrides: Overrides = (),
-    /,
-    *,
-    store: StorePath = "",
-    device: str = "auto",
-    bf16: bool = False,
-    workers: Workers = 1,
-    sharding: Sharding = "ddp",
-) -> None:
+def train_backbone(request: TrainingRequest) -> None:
     """Train stage I (and the fold models that the coarse maps need). Run it again to resume."""
-    run_until("backbone", recipe, overrides, store, device, bf16, workers, sharding)
+    run_until("backbone", request)
 
 
-def train_refiner(
-    recipe: Recipe,
-    overrides: Overrides = (),
-    /,
-    *,
-    store: StorePath = "",
-    device: str = "auto",
-    bf16: bool = False,
-    workers: Workers = 1,
-    sharding: Sharding = "ddp",
-) -> None:
+def train_refiner(request: TrainingRequest) -> None:
     """Train stage II, and everything before it that is missing. Run it again to resume. Prints the model's folder."""
-    run_until("refiner", recipe, overrides, store, device, bf16, workers, sharding)
+    run_until("refiner", request)
 
 
 def predict(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import json
 import subprocess
 import time
 import typing
@@ -30,6 +29,8 @@ from idgbr.config import SECTIONS, Experiment
 from idgbr.errors import Missing
 from idgbr.stages import STAGES, Job
 from idgbr.store import Store
+from idgbr.training.curve import NAME as CURVE_FILE
+from idgbr.training.curve import read_curve
 
 SCHEMA_VERSION = 1
 VERSION_KEY = b"idgbr.version"
@@ -190,9 +191,8 @@ def write_curves(store: Store, study: str, trial: str, jobs: Iterable[Job]) -> N
     for job in jobs:
         if not job.trains:
             continue
-        path = store.path(job.stage, job.key) / "curve.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            values = json.loads(line)
+        folder = store.path(job.stage, job.key)
+        for values in read_curve(folder) if (folder / CURVE_FILE).is_file() else ():
             images = values.pop("images")
             rows += [
                 {"trial": trial, "stage": job.stage, "part": job.name, "images": images, "name": name, "value": float(value)}

@@ -22,7 +22,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
 
 from idgbr.config import Experiment, Runtime, from_dict, to_dict
 from idgbr.errors import BadRequest, IdgbrError, SomeFailed
@@ -252,39 +254,55 @@ def _rank(rank: int, size: int, meeting: str, settings: tuple[Any, ...], pipe: A
     torch.distributed.destroy_process_group()
 
 
-def run_until(
-    stage: str, recipe: str, overrides: tuple[str, ...], store: str, device: str, bf16: bool, workers: int, sharding: str
-) -> None:
-    """Run the jobs of the recipe up to and with `stage`; print the folder of the last artefact."""
+@dataclass(frozen=True)
+class TrainingRequest:
+    """A recipe to train, and with what."""
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help="a built-in recipe, or path.py:function")]
+    overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="stage.field=value", help="settings that differ from the recipe")] = ()
+    store: Annotated[str, arg(help="folder or URI of the store")] = ""
+    device: str = "auto"
+    bf16: bool = False
+    workers: Annotated[
+        int, arg(help="processes of this machine that train together, with CUDA one GPU each; several machines: python -m cluster train")
+    ] = 1
+    sharding: Annotated[
+        str, arg(help="ddp: whole copies of the model; fsdp: parameters, gradients and moments spread over the workers")
+    ] = "ddp"
+
+
+def run_until(stage: str, request: TrainingRequest) -> None:
+    """Run the jobs of the recipe up to and with `stage`; print the folder of the last artefact.
+
+    Raises:
+        BadRequest: the recipe has no such stage, or a request that cannot be. IdgbrError: what a stage finds wrong.
+    """
     from idgbr import stages
-    from idgbr.config import Runtime
     from idgbr.datasets.extent import n_classes
     from idgbr.preflight import check_training
     from idgbr.progress import Progress
     from idgbr.recipes import experiment as find_experiment
-    from idgbr.store import Store, default_root
+    from idgbr.store import default_root
 
-    experiment = find_experiment(recipe, overrides)
-    place = Store(store or default_root())
+    experiment = find_experiment(request.recipe, request.overrides)
+    place = Store(request.store or default_root())
     place.check_writable()
-    runtime = Runtime(device=device, precision="bf16" if bf16 else "fp32")
+    runtime = Runtime(device=request.device, precision="bf16" if request.bf16 else "fp32")
     wanted = stages.STAGES[: stages.STAGES.index(stage) + 1]
     todo = [job for job in stages.jobs(experiment) if job.stage in wanted]
     if not any(job.stage == stage for job in todo):
-        from idgbr.errors import BadRequest
-
         raise BadRequest(
             f"this recipe has no {stage} to train",
             value=f"refiner.kind={experiment.refiner.kind}, coarse.source={experiment.coarse.source}",
         )
     fit: stages.Trainer | None = None
-    if workers != 1 or sharding != "ddp":
+    if request.workers != 1 or request.sharding != "ddp":
         from idgbr.training.distributed import device_of
 
-        check_workers(workers, sharding, device_of(runtime).type)
-        fit = LocalProcesses(workers, sharding)
+        check_workers(request.workers, request.sharding, device_of(runtime).type)
+        fit = LocalProcesses(request.workers, request.sharding)
     if open_stages := {job.stage for job in todo if job.trains and not place.has(job.stage, job.key)}:
-        check_training(experiment, open_stages, n_classes(experiment.data), runtime, workers=workers, sharding=sharding)
+        check_training(experiment, open_stages, n_classes(experiment.data), runtime, workers=request.workers, sharding=request.sharding)
     for job in todo:
         with Progress(f"{job.stage} {job.name if job.name != job.stage else ''} {job.key}") as progress:
             stages.run(job, place, experiment, runtime, report=progress, fit=fit)

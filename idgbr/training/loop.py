@@ -19,45 +19,23 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from idgbr.config import Runtime
-from idgbr.errors import BadRequest, Disagreement, IdgbrError, Interrupted, Missing
+from idgbr.config import Runtime, TrainingConfig
+from idgbr.errors import BadRequest, Disagreement, IdgbrError, Interrupted
 from idgbr.files import replacing, unwritable
 from idgbr.interfaces import Report, Stop
 from idgbr.training.batches import Plan, batches
 from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local
+from idgbr.training.curve import write_curve
 from idgbr.training.distributed import World, use_threads
 
 REPORTS = 200  # lines of a curve
 EMA_RAMP = 0.1  # the average's half-life is at most this share of the images seen, so that it soon forgets the start (EDM2, sec. 3)
 NEVER = 2**62
-
-
-class Settings(Protocol):
-    """What the loop reads; `BackboneConfig` and `RefinerConfig` have it."""
-
-    @property
-    def batch_images(self) -> int: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def train_images(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def warmup_images(self) -> int: ...
-    @property
-    def clip_norm(self) -> float: ...
-    @property
-    def ema_images(self) -> float: ...
-    @property
-    def checkpoint_images(self) -> int: ...
 
 
 class NotFinite(IdgbrError):
@@ -67,7 +45,7 @@ class NotFinite(IdgbrError):
 def train(
     module: nn.Module,
     samples: Any,
-    settings: Settings,
+    settings: TrainingConfig,
     *,
     seed: int,
     out: Path,
@@ -83,7 +61,7 @@ def train(
         module: `module(batch) -> (loss [B], {name: [B]})`; `module.network` is what is saved. Everything random in it must come from
             `batch["seed"]` (int64 [B]); torch's global generator is seeded by (seed, step, rank) for what does not.
         samples: `samples[i]` is the i-th image ever seen: a dict of tensors of one shape.
-        settings: see `Settings`; `train_images` is rounded up to whole batches.
+        settings: `train_images` is rounded up to whole batches.
         seed: of the run (torch's generator; the samples have their own).
         out: folder of the result; made when missing.
         scratch: folder of checkpoints, the same for every attempt at this training; its owner deletes it once the result is safe.
@@ -125,7 +103,7 @@ class _Run:
     """What lives from step to step."""
 
     def __init__(
-        self, module: nn.Module, samples: Any, settings: Settings, seed: int, world: World, runtime: Runtime, device: torch.device
+        self, module: nn.Module, samples: Any, settings: TrainingConfig, seed: int, world: World, runtime: Runtime, device: torch.device
     ):
         self.module, self.samples, self.settings, self.seed, self.world, self.runtime, self.device = (
             module, samples, settings, seed, world, runtime, device)  # fmt: skip
@@ -308,8 +286,7 @@ class _Run:
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / "model.safetensors") as temporary:
             save_file(weights, temporary)
-        with replacing(out / "curve.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.curve))
+        write_curve(out, self.curve)
 
 
 def _loop(run: _Run, out: Path, scratch: Path, report: Report | None, stop: Stop | None) -> None:
@@ -385,15 +362,3 @@ def _memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def read_curve(folder: Path) -> list[dict[str, Any]]:
-    """Lines of `curve.jsonl`.
-
-    Raises:
-        Missing: there is none.
-    """
-    try:
-        return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise Missing(f"no curve.jsonl in {folder}") from error

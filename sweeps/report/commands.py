@@ -26,7 +26,6 @@ Arguments that `sweeps/__main__.py` passes on (all keyword, all with defaults bu
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,13 +40,11 @@ from sweeps.report.formats import Table
 from sweeps.report.score_tables import score_table
 from sweeps.report.tile_panels import panels_of
 
-STORES = (os.environ.get("IDGBR_STORE", "store"),)
-
 
 def table(
     studies: Sequence[str],
     *,
-    stores: Sequence[str] = STORES,
+    stores: Sequence[str],
     split: str = "",
     labels: str = "",
     metric: str = PRIMARY,
@@ -67,7 +64,7 @@ def table(
 def ablate(
     studies: Sequence[str],
     *,
-    stores: Sequence[str] = STORES,
+    stores: Sequence[str],
     split: str = "",
     labels: str = "",
     metric: str = PRIMARY,
@@ -130,7 +127,7 @@ def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
 def tiles(
     studies: Sequence[str],
     *,
-    stores: Sequence[str] = STORES,
+    stores: Sequence[str],
     split: str = "",
     labels: str = "",
     metric: str = PRIMARY,
@@ -154,7 +151,7 @@ def tiles(
 def report(
     studies: Sequence[str],
     *,
-    stores: Sequence[str] = STORES,
+    stores: Sequence[str],
     split: str = "",
     labels: str = "",
     metric: str = PRIMARY,
@@ -182,7 +179,7 @@ def report(
 def publish(
     study: str,
     *,
-    stores: Sequence[str] = STORES,
+    stores: Sequence[str],
     split: str = "",
     labels: str = "",
     metric: str = PRIMARY,

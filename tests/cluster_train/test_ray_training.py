@@ -30,7 +30,7 @@ from idgbr.coarse import backbone
 from idgbr.config import Experiment, Runtime, apply
 from idgbr.errors import Interrupted, Missing
 from idgbr.store import Store
-from idgbr.training.loop import read_curve
+from idgbr.training.curve import read_curve
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 CPU = Runtime(device="cpu", threads=1)

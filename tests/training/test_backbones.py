@@ -16,7 +16,7 @@ from idgbr.config import BackboneConfig
 from idgbr.datasets import Dataset
 from idgbr.errors import BadRequest, Disagreement, Interrupted, Missing
 from idgbr.rasters.read import Reader
-from idgbr.training.loop import read_curve
+from idgbr.training.curve import read_curve
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "data" / "weights"
 TINY = BackboneConfig(

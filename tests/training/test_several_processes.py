@@ -23,8 +23,9 @@ from idgbr.commands.train import LocalProcesses, check_batch, check_workers
 from idgbr.config import Experiment, Runtime, apply
 from idgbr.errors import BadRequest, Interrupted, SomeFailed
 from idgbr.store import Store
+from idgbr.training.curve import read_curve
 from idgbr.training.distributed import DistributedWorld, shard_units
-from idgbr.training.loop import read_curve, train
+from idgbr.training.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from torch import nn
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Disagreement, Interrupted, Missing
 from idgbr.training.batches import slice_of
-from idgbr.training.loop import NotFinite, read_curve, train
+from idgbr.training.curve import read_curve
+from idgbr.training.loop import NotFinite, train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import nn
 
 from idgbr.config import Runtime
 from idgbr.errors import Interrupted
+from idgbr.training.curve import read_curve
 from idgbr.training.distributed import DistributedWorld
-from idgbr.training.loop import read_curve, train
+from idgbr.training.loop import train
 
 
 @dataclasses.dataclass(frozen=True)
