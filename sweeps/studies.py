@@ -5,13 +5,11 @@ Each begins with its command and what it costs. Numbers of images are sized for 
 
 from __future__ import annotations
 
-import inspect
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from idgbr.errors import BadRequest, Missing, nearest
+from idgbr.errors import BadRequest, nearest
+from idgbr.recipes import load_function
 from sweeps.paper_studies import STUDIES as PAPER_STUDIES
 from sweeps.refiner_studies import STUDIES as REFINER_STUDIES
 from sweeps.study import Axis, Search, Study
@@ -292,16 +290,4 @@ def find(name: str) -> Study:
                 hint=nearest(name, BUILT_IN) or None,
             )
         return BUILT_IN[name]()
-    path, _, function = name.rpartition(":")
-    if not Path(path).is_file():
-        raise Missing("no such file", value=path, hint="path/to/file.py:function")
-    scope = runpy.run_path(path)
-    functions = [n for n, v in scope.items() if inspect.isfunction(v) and v.__module__ == "<run_path>"]
-    if function not in functions:
-        raise BadRequest(
-            f"{path} has no function {function}", allowed=", ".join(functions) or "none there", hint=nearest(function, functions) or None
-        )
-    study = scope[function]()
-    if not isinstance(study, Study):
-        raise BadRequest(f"{name} must return a Study", value=type(study).__name__)
-    return study
+    return load_function(name, Study)()

@@ -85,3 +85,8 @@ def test_no_private_name_is_imported_across_files() -> None:
         if name.startswith("_") or other.rpartition(".")[2].startswith("_")
     ]
     assert not private
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    long = {module: n for module, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
