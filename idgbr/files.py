@@ -6,13 +6,18 @@ import contextlib
 import errno
 import glob
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from idgbr.errors import BadRequest, IdgbrError, Missing, NoSpace, Outage
 from idgbr.retries import is_transient
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def temporary_beside(path: Path) -> Path:
@@ -83,6 +88,23 @@ def create(path: Path, data: bytes, mode: int = 0o666) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk is full (ENOSPC); safetensors reports that by an error of its own without a number.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        if shutil.disk_usage(path.parent).free < sum(t.numel() * t.element_size() for t in tensors.values()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def unwritable(path: str, error: OSError, *, remote: bool = False) -> IdgbrError:

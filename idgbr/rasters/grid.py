@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import rasterio
 from affine import Affine
@@ -221,6 +222,8 @@ def opened(path: str | Path) -> Iterator[Any]:
                 _open.popitem(last=False)[1].close()
             yield source
         except (RasterioError, CPLE_BaseError) as error:
+            if (failed := _open.pop(key, None)) is not None:
+                failed.close()  # GDAL may answer a second read of it with zeros
             raise unreadable(path, error) from error
 
 
@@ -251,11 +254,29 @@ def _check_complete(path: Path) -> None:
     if not path.is_file() or not os.access(path, os.R_OK):
         return  # GDAL says what is wrong with it
     with open(path, "rb") as file:
-        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        start = file.read(12)
+        if start.lstrip().startswith(b"<VRT"):
+            _check_sources(path)
+        if not start.startswith(b"\x89PNG\r\n\x1a\n"):
             return
         file.seek(max(0, path.stat().st_size - 4096))
         if b"IEND" not in file.read():
             raise Disagreement(f"{path} is a truncated PNG: its end is missing", hint="copy or download it again")
+
+
+def _check_sources(path: Path) -> None:
+    """GDAL can read a virtual raster whose files are gone as zeros: each must be there."""
+    try:
+        tree = ElementTree.fromstring(path.read_bytes())
+    except ElementTree.ParseError:
+        return  # GDAL says what is wrong with it
+    for element in tree.iter("SourceFilename"):
+        name = (element.text or "").strip()
+        if not name or name.startswith(("/vsi", "<")) or ":" in name:
+            continue  # GDAL's own file systems, subdatasets, nested descriptions
+        source = path.parent / name if element.get("relativeToVRT") == "1" else Path(name)
+        if not source.exists():
+            raise Disagreement(f"{path} names a file that is not there", value=name, hint="copy the files of the virtual raster too")
 
 
 def grid_of(source: Any) -> Grid:

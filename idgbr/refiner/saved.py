@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from idgbr.config import CONFIG_VERSION, RefinerConfig, SamplerConfig, section_from_dict
 from idgbr.errors import Disagreement, Missing
-from idgbr.files import replacing
+from idgbr.files import replacing, write_tensors
 from idgbr.labels import ClassTable
 from idgbr.refiner.network import RefinerNetwork
 from idgbr.refiner.stable_diffusion import Parts
@@ -40,12 +40,10 @@ def write_config(network: RefinerNetwork, folder: Path) -> None:
 
 def write(network: RefinerNetwork, folder: Path) -> None:
     """config.json and model.safetensors; each appears whole or not at all."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     with replacing(folder / "model.safetensors") as temporary:
-        save_file(state, temporary)
+        write_tensors(state, temporary)
     write_config(network, folder)
 
 

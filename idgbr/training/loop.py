@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from idgbr.config import Runtime, TrainingConfig
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Interrupted
-from idgbr.files import replacing, unwritable
+from idgbr.files import replacing, unwritable, write_tensors
 from idgbr.interfaces import Report, Stop
 from idgbr.training.batches import Plan, batches
 from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local
@@ -226,17 +226,15 @@ class _Run:
 
     def save(self, folder: Path) -> None:
         """Gather with every rank, keep and write on rank 0."""
-        from safetensors.torch import save_file
-
         is_first = self.world.rank == 0
         model, optimizer = full_state(self.module, self.optimizer, keep=is_first)
         ema = gathered(self.ema, keep=is_first)
         sums = self.world.sum(self.sums).tolist()
         if not is_first:
             return
-        save_file(model, folder / "model.safetensors")
+        write_tensors(model, folder / "model.safetensors")
         if ema:
-            save_file(ema, folder / "ema.safetensors")
+            write_tensors(ema, folder / "ema.safetensors")
         torch.save(optimizer, folder / "optimizer.pt")
         state = {"step": self.step, "seed": self.seed, "batch": self.batch, "names": self.names, "sums": sums, "norms": float(self.norms),
                  "curve": self.curve}  # fmt: skip
@@ -281,11 +279,9 @@ class _Run:
         weights = gathered(self.ema or self.network_state(), keep=self.world.rank == 0)
         if self.world.rank:
             return
-        from safetensors.torch import save_file
-
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / "model.safetensors") as temporary:
-            save_file(weights, temporary)
+            write_tensors(weights, temporary)
         write_curve(out, self.curve)
 
 
