@@ -62,10 +62,11 @@ def write(root: Path, n_trials: int) -> None:
 
 def measure(root: Path) -> None:
     """The table, in this process; prints what it took."""
+    from sweeps.analysis.request import Comparison, Output
     from sweeps.report.commands import table
 
     started, cpu = time.perf_counter(), time.process_time()
-    table(["large"], stores=[str(root)], form="json", out=str(root / "table.json"))
+    table(["large"], Comparison(stores=(str(root),)), Output(json=True, out=str(root / "table.json")))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     rows = len(json.loads((root / "table.json").read_text())[0]["rows"])
     n = sum(1 for _ in (root / "tables" / "trials" / "study=large").iterdir())

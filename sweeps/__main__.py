@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from idgbr.verbs import leave, run_verbs
+from sweeps.analysis.request import Comparison, Output, Selection
 from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement
+
+if TYPE_CHECKING:
+    from idgbr.store import Store
 
 EXAMPLES = """Examples:
   python -m sweeps plan   quickstart                       what would run, what is stored, time, disk
@@ -27,12 +30,14 @@ Study = Annotated[Positional[str], arg(help="ready-made study, or path.py:functi
 Studies = Annotated[Positional[tuple[str, ...]], arg(help="names of studies; several are merged")]
 Overrides = Annotated[Positional[tuple[str, ...]], arg(help="stage.field=value for every trial")]
 StorePath = Annotated[str, arg(help="folder or URI of the store")]
-Stores = Annotated[UseAppendAction[tuple[str, ...]], arg(name="store", help="folder or URI of a store; may be repeated, tables are merged")]
-Where = Annotated[UseAppendAction[tuple[str, ...]], arg(help='filter, e.g. "steps<=8 and schedule=cosine"; may be repeated')]
+By = Annotated[str, arg(help="axis or stage: a table, or a row, for each of its levels")]
+TileImages = Annotated[bool, arg(help="pictures of tiles; needs the artefacts, not only the tables")]
 
 
-def _store(path: str) -> str:
-    return path or os.environ.get("IDGBR_STORE", "store")
+def _store(path: str) -> Store:
+    from idgbr.store import Store, default_root
+
+    return Store(path or default_root())
 
 
 def plan(
@@ -48,10 +53,9 @@ def plan(
     placement: Placement,
 ) -> None:
     """What would run, what is stored, what it costs, what cannot be built. Starts nothing."""
-    from idgbr.store import Store
     from sweeps.run import commands
 
-    commands.plan(commands.study_of(study, overrides), Store(_store(store)), placement, as_json=json, preflight=preflight,
+    commands.plan(commands.study_of(study, overrides), _store(store), placement, as_json=json, preflight=preflight,
                   cluster=cluster, budget_gpu_hours=budget_gpu_hours)  # fmt: skip
 
 
@@ -65,18 +69,16 @@ def run(
     execution: RunOptions,
 ) -> None:
     """Do what is missing. Stop it any time; the same line resumes."""
-    from idgbr.store import Store
     from sweeps.run import commands
 
-    commands.run(commands.study_of(study, overrides), Store(_store(store)), placement, execution)
+    commands.run(commands.study_of(study, overrides), _store(store), placement, execution)
 
 
 def status(study: Study, /, *, store: StorePath = "", json: bool = False) -> None:
     """Where a study stands: rows, failures, who works on it."""
-    from idgbr.store import Store
     from sweeps.run import commands
 
-    commands.status(commands.name_of(study), Store(_store(store)), as_json=json)
+    commands.status(commands.name_of(study), _store(store), as_json=json)
 
 
 def gc(
@@ -88,39 +90,27 @@ def gc(
     json: bool = False,
 ) -> None:
     """Free disk: leftovers first, then artefacts by policy (published, then best, then newest stay)."""
-    from idgbr.store import Store
     from sweeps.run.gc import collect
 
-    collect(Store(_store(store)), budget_gb=budget_gb, keep=keep, dry_run=dry_run, as_json=json)
+    collect(_store(store), budget_gb=budget_gb, keep=keep, dry_run=dry_run, as_json=json)
 
 
 def explain(key: Positional[str], overrides: Overrides = (), /, *, store: StorePath = "", json: bool = False) -> None:
     """What made an artefact; with overrides, which stages would be made anew."""
-    from idgbr.store import Store
     from sweeps.run.explain import explain as tell
 
-    tell(key, Store(_store(store)), overrides, as_json=json)
+    tell(key, _store(store), overrides, as_json=json)
 
 
 def search(study: Study, /, *, store: StorePath = "", json: bool = False) -> None:
     """Best trial or front of an adaptive study, and the storage that optuna-dashboard opens."""
-    from idgbr.store import Store
     from sweeps.run import commands
     from sweeps.run.search import show
 
-    show(commands.study_of(study), Store(_store(store)), as_json=json)
+    show(commands.study_of(study), _store(store), as_json=json)
 
 
 # ---- analysis: tables alone, neither torch nor ray ---------------------------------------------------------------------------
-
-
-def _form(md: bool, latex: bool, json: bool, csv: bool) -> str:
-    from idgbr.errors import BadRequest
-
-    asked = [name for name, is_wanted in (("md", md), ("latex", latex), ("json", json), ("csv", csv)) if is_wanted]
-    if len(asked) > 1:
-        raise BadRequest("one format at a time", value=" ".join(f"--{name}" for name in asked), hint="-o FILE once for each")
-    return asked[0] if asked else "rich"
 
 
 def _names(studies: tuple[str, ...]) -> tuple[str, ...]:
@@ -132,140 +122,61 @@ def _names(studies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(commands.name_of(s) for s in studies)
 
 
-def _stores(stores: tuple[str, ...]) -> tuple[str, ...]:
-    return stores or (_store(""),)
-
-
-def table(
-    studies: Studies,
-    /,
-    *,
-    store: Stores = (),
-    split: str = "",
-    labels: str = "",
-    metric: str = "boundary_iou",
-    metrics: str = "",
-    baseline: str = "coarse",
-    by: str = "",
-    where: Where = (),
-    unit: str = "auto",
-    md: bool = False,
-    latex: bool = False,
-    json: bool = False,
-    csv: bool = False,
-    out: Annotated[str, arg(aliases=["-o"])] = "",
-) -> None:
+def table(studies: Studies, /, *, comparison: Comparison, output: Output, by: By = "") -> None:
     """Scores of every variant and its effect against the baseline, with intervals, from Parquet alone."""
-    from sweeps.report import commands as analysis_commands
+    from sweeps.report import commands
 
-    analysis_commands.table(
-        _names(studies), stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by,
-        where=where, unit=unit, form=_form(md, latex, json, csv), out=out,
-    )  # fmt: skip
+    commands.table(_names(studies), comparison, output, by=by)
 
 
-def ablate(
-    studies: Studies,
-    /,
-    *,
-    store: Stores = (),
-    split: str = "",
-    labels: str = "",
-    metric: str = "boundary_iou",
-    metrics: str = "",
-    baseline: str = "coarse",
-    by: str = "",
-    where: Where = (),
-    unit: str = "auto",
-    md: bool = False,
-    latex: bool = False,
-    json: bool = False,
-    csv: bool = False,
-    out: Annotated[str, arg(aliases=["-o"])] = "",
-) -> None:
+def ablate(studies: Studies, /, *, comparison: Comparison, output: Output, by: By = "") -> None:
     """Contrasts with Holm, main effects, interactions, cost, importance."""
-    from sweeps.report import commands as analysis_commands
+    from sweeps.report import commands
 
-    analysis_commands.ablate(
-        _names(studies), stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by,
-        where=where, unit=unit, form=_form(md, latex, json, csv), out=out,
-    )  # fmt: skip
+    commands.ablate(_names(studies), comparison, output, by=by)
 
 
 def report(
     studies: Studies,
     /,
     *,
-    store: Stores = (),
-    split: str = "",
-    labels: str = "",
-    metric: str = "boundary_iou",
-    metrics: str = "",
-    baseline: str = "coarse",
-    where: Where = (),
-    unit: str = "auto",
+    comparison: Comparison,
     out: Annotated[str, arg(aliases=["-o"])] = "report.html",
-    tile_images: Annotated[bool, arg(help="pictures of tiles; needs the artefacts, not only the tables")] = True,
+    tile_images: TileImages = True,
 ) -> None:
     """One self-contained HTML page."""
-    from sweeps.report import commands as analysis_commands
+    from sweeps.report import commands
 
-    print(analysis_commands.report(
-        _names(studies), stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, where=where,
-        unit=unit, out=out, tile_images=tile_images,
-    ))  # fmt: skip
+    print(commands.report(_names(studies), comparison, out=out, tile_images=tile_images))
 
 
 def tiles(
     studies: Studies,
     /,
     *,
-    store: Stores = (),
-    split: str = "",
-    labels: str = "",
-    metric: str = "boundary_iou",
-    where: Where = (),
+    selection: Selection,
     each: Annotated[int, arg(help="tiles of each kind")] = 1,
     out: Annotated[str, arg(aliases=["-o"])] = "tiles.png",
 ) -> None:
     """PNG of best, median and worst tiles: image, coarse, refined, target, change."""
-    from sweeps.report import commands as analysis_commands
+    from sweeps.report import commands
 
-    print(analysis_commands.tiles(
-        _names(studies), stores=_stores(store), split=split, labels=labels, metric=metric, where=where, each=each, out=out,
-    ))  # fmt: skip
+    print(commands.tiles(_names(studies), selection, each=each, out=out))
 
 
-def publish(
-    study: Study,
-    /,
-    *,
-    store: Stores = (),
-    split: str = "",
-    labels: str = "",
-    metric: str = "boundary_iou",
-    metrics: str = "",
-    baseline: str = "coarse",
-    where: Where = (),
-    unit: str = "auto",
-    results: str = "results/published",
-    tile_images: Annotated[bool, arg(help="pictures of tiles in the report; needs the artefacts, not only the tables")] = True,
-) -> None:
+def publish(study: Study, /, *, comparison: Comparison, results: str = "results/published", tile_images: TileImages = True) -> None:
     """Copy a study's small tables to a folder that is kept with the code."""
-    from sweeps.report import commands as analysis_commands
+    from sweeps.report import commands
 
-    print(analysis_commands.publish(
-        _names((study,))[0], stores=_stores(store), split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline,
-        where=where, unit=unit, results=results, tile_images=tile_images,
-    ))  # fmt: skip
+    print(commands.publish(_names((study,))[0], comparison, results=results, tile_images=tile_images))
 
 
 def verify(studies: Studies = (), /, *, results: str = "results/published") -> None:
     """Recompute every published number from its rows; without a name, of all that is published."""
-    from sweeps.report import commands as analysis_commands
+    from sweeps.report import commands
 
-    for study in _names(studies) if studies else analysis_commands.published(results):
-        analysis_commands.verify(study, results=results)
+    for study in _names(studies) if studies else commands.published(results):
+        commands.verify(study, results=results)
 
 
 VERBS: dict[str, Callable[..., None]] = {

@@ -6,16 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from idgbr.errors import BadRequest
-from idgbr.scores.read import metric as metric_named
 from sweeps.analysis.contrasts import Scorer
+from sweeps.analysis.request import Comparison
 from sweeps.analysis.trials import Trials, resolve
 from sweeps.analysis.unit_sums import Sums, label_sets, unit_sums
 from sweeps.analysis.variants import Population, populations
 
-SHOWN = ("miou", "boundary_iou", "wfm_edge")
-
-
-PRIMARY = "boundary_iou"
+COUNTED = ("valid", "ignored")
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class View:
         split: str,
         label_set: str,
         unit: str = "auto",
-        columns: Sequence[str] = ("valid", "ignored"),
+        columns: Sequence[str] = COUNTED,
     ) -> View:
         sums = unit_sums(population.parts, metrics, split=split, label_set=label_set, unit=unit, columns=columns)
         return cls(population, split, label_set, sums, Scorer(sums), trials)
@@ -56,7 +53,7 @@ def views(
     split: str = "",
     labels: str = "",
     unit: str = "auto",
-    columns: Sequence[str] = ("valid", "ignored"),
+    columns: Sequence[str] = COUNTED,
 ) -> Iterator[View]:
     """One view a population, split and label set: what may stand in one table.
 
@@ -75,12 +72,13 @@ def views(
         yield View.of(trials, population, metrics, s, label_set, unit, columns)
 
 
-def wanted_metrics(metrics: str, primary: str) -> list[str]:
-    """Raises:
-    BadRequest: no such metric; names the nearest.
+def views_of(trials: Trials, comparison: Comparison, columns: Sequence[str] = COUNTED) -> Iterator[View]:
+    """The views that a request asks for.
+
+    Raises:
+        BadRequest: no such metric, split, label set or unit of inference.
     """
-    names = [m.strip() for m in metrics.split(",") if m.strip()] or list(SHOWN)
-    return [metric_named(m).name for m in dict.fromkeys([*names, primary])]
+    return views(trials, comparison.shown, split=comparison.split, labels=comparison.labels, unit=comparison.unit, columns=columns)
 
 
 def by_level(view: View, by: str) -> Iterator[tuple[str, View]]:

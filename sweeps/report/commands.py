@@ -1,28 +1,4 @@
-"""table, ablate, report, publish, verify: plain functions behind `python -m sweeps`. They import neither torch nor ray.
-
-Arguments that `sweeps/__main__.py` passes on (all keyword, all with defaults but `studies`):
-
-    studies   tuple of study names (publish and verify: one name)
-    stores    tuple of folders or URIs, merged                         --store, may be repeated
-    split     "" = every split there is, else "val", "test", ...       --split
-    labels    "" = every label set, one table each; "full", "eroded"   --labels
-    metric    primary metric                                           --metric boundary_iou
-    metrics   metrics shown, comma separated; "" = the usual three     --metrics miou,boundary_iou,wfm_edge
-    baseline  "coarse", "one_pass", "steps=1", "resnet50", or a label  --baseline
-    by        axis or stage: one table a level (ablate: refined        --by backbone
-              against coarse, one row a level)
-    where     tuple of filters, "steps<=8 and schedule=cosine"         --where, may be repeated
-    unit      "auto", "scene" or "block"                               --unit
-    form      "rich", "md", "latex", "json" or "csv"                   --md | --latex | --json | --csv
-    out       file to write instead of standard output                 -o
-
-    table(studies, ...)                  -> None; prints
-    ablate(studies, ...)                 -> None; prints contrasts, main effects, interactions, refined against coarse, cost, importance
-    tiles(studies, ..., out="tiles.png") -> Path; best / median / worst tiles by improvement
-    report(studies, ..., out="report.html", tile_images=True) -> Path
-    publish(study, ..., results="results/published") -> Path
-    verify(study, results="results/published")       -> None; raises Disagreement when a published number is not what its rows give
-"""
+"""table, ablate, tiles, report, publish, verify: plain functions behind `python -m sweeps`. They import neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -30,90 +6,68 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from idgbr.errors import BadRequest, Missing
+from idgbr.errors import Missing
 from idgbr.files import write_bytes
-from sweeps.analysis.trials import Trials, load_trials
-from sweeps.analysis.views import PRIMARY, by_level, views, wanted_metrics
+from sweeps.analysis.request import Comparison, Output, Selection
+from sweeps.analysis.trials import Trials
+from sweeps.analysis.views import by_level, views, views_of
 from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables
 from sweeps.report.formats import Table
 from sweeps.report.score_tables import score_table
 from sweeps.report.tile_panels import panels_of
 
-
-def table(
-    studies: Sequence[str],
-    *,
-    stores: Sequence[str],
-    split: str = "",
-    labels: str = "",
-    metric: str = PRIMARY,
-    metrics: str = "",
-    baseline: str = "coarse",
-    by: str = "",
-    where: Sequence[str] = (),
-    unit: str = "auto",
-    form: str = "rich",
-    out: str = "",
-) -> None:
-    """Scores of every variant and its effect against the baseline, from Parquet alone."""
-    trials = load_trials(stores, studies, where)
-    emit(score_tables(trials, split=split, labels=labels, metric=metric, metrics=metrics, baseline=baseline, by=by, unit=unit), form, out)
+RESULTS = "results/published"
 
 
-def ablate(
-    studies: Sequence[str],
-    *,
-    stores: Sequence[str],
-    split: str = "",
-    labels: str = "",
-    metric: str = PRIMARY,
-    metrics: str = "",
-    baseline: str = "coarse",
-    by: str = "",
-    where: Sequence[str] = (),
-    unit: str = "auto",
-    form: str = "rich",
-    out: str = "",
-) -> None:
-    """The main table, then refined against coarse, diffusion against one_pass, main effects, interactions, cost, importance."""
-    trials = load_trials(stores, studies, where)
+def table(studies: Sequence[str], comparison: Comparison, output: Output | None = None, *, by: str = "") -> None:
+    """Scores of every variant and its effect against the baseline, from Parquet alone.
+
+    Args:
+        by: axis or stage; one table for each of its levels.
+
+    Raises:
+        Missing: no such study. BadRequest: a baseline, metric, split or label set that is not there.
+    """
+    emit(score_tables(comparison.trials(studies), comparison, by), output or Output())
+
+
+def ablate(studies: Sequence[str], comparison: Comparison, output: Output | None = None, *, by: str = "") -> None:
+    """The main table, then refined against coarse, diffusion against one pass, main effects, interactions, cost, importance.
+
+    Args:
+        by: axis or stage; refined against coarse gets one row for each of its levels.
+
+    Raises:
+        Missing: no such study. BadRequest: a baseline, metric, split or label set that is not there.
+    """
     found: list[Table] = []
-    shown = wanted_metrics(metrics, metric)
-    for view in views(trials, shown, split=split, labels=labels, unit=unit):
-        found.append(score_table(view, metrics=shown, primary=metric, baseline=baseline, name=f"scores-{view.name}"))
-        found += ablation_tables(view, metric, baseline, by)
-    emit(found, form, out)
+    for view in views_of(comparison.trials(studies), comparison):
+        found.append(score_table(view, comparison, name=f"scores-{view.name}"))
+        found += ablation_tables(view, comparison.metric, comparison.baseline, by)
+    emit(found, output or Output())
 
 
-def score_tables(
-    trials: Trials,
-    *,
-    split: str = "",
-    labels: str = "",
-    metric: str = PRIMARY,
-    metrics: str = "",
-    baseline: str = "coarse",
-    by: str = "",
-    unit: str = "auto",
-) -> list[Table]:
-    shown = wanted_metrics(metrics, metric)
+def score_tables(trials: Trials, comparison: Comparison, by: str = "") -> list[Table]:
+    """The main table of every population, split and label set, or of every level of `by`."""
     out = []
-    for view in views(trials, shown, split=split, labels=labels, unit=unit):
+    for view in views_of(trials, comparison):
         for level, part in by_level(view, by):
             name = "-".join(["scores", view.name, *([level] if level else [])])
-            out.append(score_table(part, metrics=shown, primary=metric, baseline=baseline, name=name))
+            out.append(score_table(part, comparison, name=name))
     return out
 
 
-def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
-    """To a file (whole or not at all) or to standard output; "rich" in colour where that is a terminal."""
-    if form not in formats.FORMATS:
-        raise BadRequest("unknown table format", value=form, allowed=", ".join(formats.FORMATS))
-    if out:
-        write_bytes(Path(out), formats.render(tables, form).encode())
-        print(out, file=sys.stderr)
-    elif form == "rich" and sys.stdout.isatty():
+def emit(tables: Sequence[Table], output: Output) -> None:
+    """To a file (whole or not at all) or to standard output; on a terminal in colour.
+
+    Raises:
+        Missing: the file cannot be written.
+    """
+    if output.out:
+        write_bytes(Path(output.out), formats.render(tables, output.form).encode())
+        print(output.out, file=sys.stderr)
+    elif output.form == "rich" and sys.stdout.isatty():
         from rich.console import Console
 
         console = Console()
@@ -121,47 +75,25 @@ def emit(tables: Sequence[Table], form: str, out: str = "") -> None:
             for part in formats.rich_renderables(t, console.width):
                 console.print(part)
     else:
-        print(formats.render(tables, form), end="")
+        print(formats.render(tables, output.form), end="")
 
 
-def tiles(
-    studies: Sequence[str],
-    *,
-    stores: Sequence[str],
-    split: str = "",
-    labels: str = "",
-    metric: str = PRIMARY,
-    where: Sequence[str] = (),
-    each: int = 1,
-    out: str = "tiles.png",
-) -> Path:
+def tiles(studies: Sequence[str], selection: Selection, *, each: int = 1, out: str = "tiles.png") -> Path:
     """PNG of the best, median and worst tiles by improvement of the best refined variant over its coarse map.
+
+    Args:
+        each: tiles of each kind.
 
     Raises:
         Missing: no refined variant, or the artefacts are not in the store.
     """
     from sweeps.report import plots
 
-    trials = load_trials(stores, studies, where)
-    view = next(views(trials, [metric], split=split, labels=labels))
-    shown, table, title = panels_of(view, metric, each)
-    return plots.save_png(plots.tiles_figure(shown, table, title), Path(out))
+    view = next(views(selection.trials(studies), [selection.metric], split=selection.split, labels=selection.labels))
+    return write_bytes(Path(out), plots.png(plots.tiles_figure(*panels_of(view, selection.metric, each))))
 
 
-def report(
-    studies: Sequence[str],
-    *,
-    stores: Sequence[str],
-    split: str = "",
-    labels: str = "",
-    metric: str = PRIMARY,
-    metrics: str = "",
-    baseline: str = "coarse",
-    where: Sequence[str] = (),
-    unit: str = "auto",
-    out: str = "report.html",
-    tile_images: bool = True,
-) -> Path:
+def report(studies: Sequence[str], comparison: Comparison, *, out: str = "report.html", tile_images: bool = True) -> Path:
     """One self-contained HTML page.
 
     Raises:
@@ -169,52 +101,26 @@ def report(
     """
     from sweeps.report.page import EXTRA_COLUMNS, page
 
-    trials = load_trials(stores, studies, where)
-    shown = wanted_metrics(metrics, metric)
-    found = list(views(trials, shown, split=split, labels=labels, unit=unit, columns=EXTRA_COLUMNS))
-    text = page(trials, found, metric=metric, metrics=shown, baseline=baseline, tile_images=tile_images)
+    trials = comparison.trials(studies)
+    text = page(trials, list(views_of(trials, comparison, EXTRA_COLUMNS)), comparison, tile_images)
     return write_bytes(Path(out), text.encode())
 
 
-def publish(
-    study: str,
-    *,
-    stores: Sequence[str],
-    split: str = "",
-    labels: str = "",
-    metric: str = PRIMARY,
-    metrics: str = "",
-    baseline: str = "coarse",
-    where: Sequence[str] = (),
-    unit: str = "auto",
-    results: str = "results/published",
-    tile_images: bool = True,
-) -> Path:
+def publish(study: str, comparison: Comparison, *, results: str = RESULTS, tile_images: bool = True) -> Path:
     """results/published/<study>/: rows under 1 MB, tables, report, README.
 
     Raises:
         Missing: no such study, or nowhere to write. BadRequest: rows too large, or a metric that rows by scene cannot give.
     """
-    from sweeps.report import publish as published
     from sweeps.report.page import EXTRA_COLUMNS, page
+    from sweeps.report.publish import write
 
-    trials = load_trials(stores, [study], where)
-    shown = wanted_metrics(metrics, metric)
-    found = list(views(trials, shown, split=split, labels=labels, unit=unit, columns=EXTRA_COLUMNS))
-    request = {
-        "metric": metric,
-        "metrics": shown,
-        "baseline": baseline,
-        "split": split,
-        "labels": labels,
-        "unit": unit,
-        "where": list(where),
-    }
-    text = page(trials, found, metric=metric, metrics=shown, baseline=baseline, tile_images=tile_images)
-    return published.write(Path(results) / study, study, trials, found, request, text)
+    trials = comparison.trials([study])
+    found = list(views_of(trials, comparison, EXTRA_COLUMNS))
+    return write(Path(results) / study, study, trials, found, comparison, page(trials, found, comparison, tile_images))
 
 
-def published(results: str = "results/published") -> tuple[str, ...]:
+def published(results: str = RESULTS) -> tuple[str, ...]:
     """Names of all published studies.
 
     Raises:
@@ -226,13 +132,13 @@ def published(results: str = "results/published") -> tuple[str, ...]:
     return names
 
 
-def verify(study: str, *, results: str = "results/published") -> None:
+def verify(study: str, *, results: str = RESULTS) -> None:
     """Recompute every published number from its rows.
 
     Raises:
         Missing: nothing published under that name. Disagreement: a number is not what the rows give.
     """
-    from sweeps.report.publish import verify as check
+    from sweeps.report.publish import recompute
 
-    n = check(Path(results) / study)
+    n = recompute(Path(results) / study)
     print(f"{study}: every number of {n} tables is what the rows give")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from idgbr.scores.schema import ENERGIES, LEDGER
 from idgbr.stages import STAGES
 from sweeps.analysis import breakdowns
 from sweeps.analysis.contrasts import Contrast, against
+from sweeps.analysis.request import Comparison
 from sweeps.analysis.trials import Trials
 from sweeps.analysis.variants import Variant, baseline_of, conditions
 from sweeps.analysis.views import View
@@ -50,9 +50,11 @@ class Shown:
     wide: bool = False
 
 
-def page(trials: Trials, views: Sequence[View], *, metric: str, metrics: Sequence[str], baseline: str, tile_images: bool) -> str:
+def page(trials: Trials, views: Sequence[View], comparison: Comparison, tile_images: bool) -> str:
     """The whole page as one string. `views` were read with `EXTRA_COLUMNS`."""
     import jinja2
+
+    metric, baseline = comparison.metric, comparison.baseline
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -60,7 +62,7 @@ def page(trials: Trials, views: Sequence[View], *, metric: str, metrics: Sequenc
     shown = []
     for i, view in enumerate(views):
         header, _ = heading(view, baseline, metric)
-        main = score_table(view, metrics=metrics, primary=metric, baseline=baseline)
+        main = score_table(view, comparison)
         figures, notes = figures_of(view, metric, baseline, tile_images)
         shown.append(
             {
@@ -263,9 +265,7 @@ def class_table(view: View) -> ClassTable | None:
 
 def tiles_of(view: View, metric: str) -> Shown:
     shown, table, title = panels_of(view, metric, 2)
-    out = io.BytesIO()
-    plots.tiles_figure(shown, table).savefig(out, format="png", dpi=85)
-    src = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    src = "data:image/png;base64," + base64.b64encode(plots.png(plots.tiles_figure(shown, table), dpi=85)).decode()
     alt = f"{title}. Columns: image, coarse, refined, target, change. " + "; ".join(p.title.replace("\n", ", ") for p in shown)
     return Shown(alt, f"{title}. Best, median and worst.", src=src, wide=True)
 

@@ -5,11 +5,11 @@ Figures for the report are SVG whose ink is `currentColor` and whose grid is `va
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,36 +33,47 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY = (
 CYCLE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CHANGE_COLORS = ("#F2F2F2", BLUE, VERMILLION, "#4D4D4D", "#C9B8DD")  # in the order of CHANGES
-_INK, _GRID = "#010203", "#010204"  # stand-ins, replaced in the SVG
+_INK, _GRID = "#010203", "#010204"  # placeholders, replaced in the SVG
+
+
+@contextlib.contextmanager
+def style(themed: bool = True) -> Iterator[None]:
+    """Our rcParams for the time of the block; also a decorator. Matplotlib reads some when it draws, so it covers making and saving.
+
+    Args:
+        themed: ink and grid are placeholders that `svg` replaces.
+    """
+    import matplotlib
+
+    ink, grid = (_INK, _GRID) if themed else ("#222222", "#DDDDDD")
+    with matplotlib.rc_context():
+        for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"):
+            matplotlib.rcParams[key] = ink
+        matplotlib.rcParams.update(
+            {
+                "grid.color": grid,
+                "svg.fonttype": "none",
+                "font.family": "DejaVu Sans",
+                "font.size": 9,
+                "text.parse_math": False,  # a class may be called $x$
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "legend.frameon": False,
+                "axes.facecolor": "none",
+                "svg.hashsalt": "idgbr",
+            }
+        )
+        yield
 
 
 def new_figure(width: float, height: float, themed: bool = True) -> Figure:
-    """A figure without any window; `themed`: ink and grid are stand-ins that `svg` replaces."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    """A figure that belongs to no window and no pyplot."""
     from matplotlib.figure import Figure as MplFigure
 
-    ink, grid = (_INK, _GRID) if themed else ("#222222", "#DDDDDD")
-    for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"):
-        matplotlib.rcParams[key] = ink
-    matplotlib.rcParams.update(
-        {
-            "grid.color": grid,
-            "svg.fonttype": "none",
-            "font.family": "DejaVu Sans",
-            "font.size": 9,
-            "text.parse_math": False,  # a class may be called $x$
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "axes.facecolor": "none",
-            "svg.hashsalt": "idgbr",
-        }
-    )
     return MplFigure(figsize=(width, height), layout="constrained", facecolor="none" if themed else "white")
 
 
+@style()
 def svg(figure: Figure) -> str:
     """Inline SVG without declaration, as wide as its container but no wider than it was drawn."""
     out = io.StringIO()
@@ -80,6 +91,7 @@ def svg(figure: Figure) -> str:
 # ---- tiles ---------------------------------------------------------------------------------------------------------------------
 
 
+@style(themed=False)
 def tiles_figure(panels: Sequence[Panel], table: ClassTable, title: str = "") -> Figure:
     """One row a tile: image, coarse, refined, target, change; class colours and change colours in a legend below."""
     from matplotlib.colors import ListedColormap
@@ -110,19 +122,18 @@ def tiles_figure(panels: Sequence[Panel], table: ClassTable, title: str = "") ->
     return figure
 
 
-def save_png(figure: Figure, path: Path, dpi: int = 120) -> Path:
-    """Whole file or nothing."""
-    from idgbr.files import write_bytes
-
+@style(themed=False)
+def png(figure: Figure, dpi: int = 120) -> bytes:
+    """The contents of a PNG file."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi)
-    write_bytes(path, out.getvalue())
-    return path
+    return out.getvalue()
 
 
 # ---- effects -------------------------------------------------------------------------------------------------------------------
 
 
+@style()
 def forest(rows: Sequence[tuple[str, float, float, float, str]], xlabel: str) -> Figure:
     """One row an effect: (name, estimate, low, high, mark), with a line at zero; filled where it is marked significant."""
     figure = new_figure(9.5, 0.28 * len(rows) + 0.9)
@@ -147,6 +158,7 @@ def _band(ax: Any, x: np.ndarray, points: Sequence[Any], label: str, index: int,
     ax.fill_between(x, low, high, color=CYCLE[index], alpha=0.18, linewidth=0)
 
 
+@style()
 def distance_figure(curve: Any) -> Figure:
     """Accuracy by distance to the boundary, and the paired gain over the first map, with 95 % bands."""
     figure = new_figure(9.5, 3.4)
@@ -169,6 +181,7 @@ def distance_figure(curve: Any) -> Figure:
     return figure
 
 
+@style()
 def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figure:
     """For each class: repaired to the right, damaged to the left, in per cent of its pixels; hatching tells them apart without colour."""
     figure = new_figure(5.8, 0.34 * len(rows) + 1.3)
@@ -191,6 +204,7 @@ def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Fig
     return figure
 
 
+@style()
 def frequency_figure(gains: Sequence[tuple[str, Any]]) -> Figure:
     """Error energy removed by size of structure, with 95 % intervals."""
     figure = new_figure(5.8, 3)
@@ -222,6 +236,7 @@ def numbered_fronts(points: Sequence[dict[str, Any]]) -> dict[str, int]:
     return {p["variant"]: i for i, p in enumerate(front, 1)}
 
 
+@style()
 def pareto_figure(points: Sequence[dict[str, Any]], ylabel: str, scale: float = 100.0) -> Figure:
     """Score against seconds a megapixel and against GPU time of training; the front is a step line, variants carry `numbered_fronts`."""
     figure = new_figure(9.5, 3.8)
@@ -251,6 +266,7 @@ def pareto_figure(points: Sequence[dict[str, Any]], ylabel: str, scale: float = 
     return figure
 
 
+@style()
 def lines_figure(
     lines: Mapping[str, Sequence[tuple[float, ...]]],
     xlabel: str,

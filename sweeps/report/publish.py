@@ -10,6 +10,7 @@ results/published/<study>/
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import math
@@ -34,9 +35,10 @@ from idgbr.scores.read import METRICS
 from idgbr.scores.schema import COUNTS_SCHEMA, ENERGIES, LEDGER
 from idgbr.store import Store
 from sweeps import tables
+from sweeps.analysis.request import SHOWN, Comparison
 from sweeps.analysis.trials import Trials, load_trials
 from sweeps.analysis.unit_sums import IDENTITY
-from sweeps.analysis.views import PRIMARY, SHOWN, View
+from sweeps.analysis.views import View, views_of
 from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables
 from sweeps.report.formats import Table
@@ -48,17 +50,16 @@ MOST_ROW_BYTES = 1_000_000
 TOLERANCE = 1e-9  # of a recomputed number: other summation order, nothing more
 
 
-def build(views: Sequence[View], request: Mapping[str, Any]) -> list[Table]:
+def build(views: Sequence[View], comparison: Comparison) -> list[Table]:
     """The tables that are published."""
     out = []
     for view in views:
-        shown, baseline = request["metrics"], request["baseline"]
-        out.append(score_table(view, metrics=shown, primary=request["metric"], baseline=baseline, name=f"scores-{view.name}"))
-        out += ablation_tables(view, request["metric"], request["baseline"], "")
+        out.append(score_table(view, comparison, name=f"scores-{view.name}"))
+        out += ablation_tables(view, comparison.metric, comparison.baseline, "")
     return out
 
 
-def write(target: Path, study: str, trials: Trials, views: Sequence[View], request: Mapping[str, Any], page: str) -> Path:
+def write(target: Path, study: str, trials: Trials, views: Sequence[View], comparison: Comparison, page: str) -> Path:
     """Write the folder, whole or not at all; an older one is replaced.
 
     Raises:
@@ -66,16 +67,16 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], reque
         Disagreement: the summed rows do not give the tables' numbers.
         Missing: no space, no permission.
     """
-    by_tile = [m for m in [*request["metrics"], request["metric"]] if METRICS[m].how != "pooled"]
+    by_tile = [m for m in comparison.shown if METRICS[m].how != "pooled"]
     if by_tile:
         raise BadRequest("means over tiles cannot be recomputed from published rows", value=", ".join(by_tile), allowed="pooled metrics")
     folder = temporary_beside(target)
     try:
         (folder / "rows").mkdir(parents=True)
-        write_rows(folder / "rows", study, trials, views, request)
-        found = build(views, request)
+        write_rows(folder / "rows", study, trials, views, comparison)
+        found = build(views, comparison)
         with unpacked(folder / "rows", study) as store:
-            again = build(_recomputed(store, study, request), request)
+            again = build(_recomputed(store, study, comparison), comparison)
             differences = compare(*([formats.to_json(t) for t in built] for built in (found, again)))
         if differences:
             raise Disagreement("the summed rows do not give the tables' numbers", value="; ".join(differences[:3]))
@@ -83,8 +84,9 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], reque
         (folder / "tables.md").write_text(formats.render(found, "md"))
         (folder / "tables.tex").write_text(formats.render(found, "latex"))
         (folder / "report.html").write_text(page)
-        (folder / "published.json").write_text(json.dumps({"version": PUBLISHED_VERSION, "study": study, **request}, indent=1) + "\n")
-        (folder / "README.md").write_text(readme(study, views, request, found, (folder / "rows" / "study.json").is_file()))
+        request = {"version": PUBLISHED_VERSION, "study": study, **comparison.to_json()}
+        (folder / "published.json").write_text(json.dumps(request, indent=1) + "\n")
+        (folder / "README.md").write_text(readme(study, views, comparison, found, (folder / "rows" / "study.json").is_file()))
         old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex}")
         if target.exists():
             target.rename(old)
@@ -97,11 +99,11 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], reque
     return target
 
 
-def write_rows(folder: Path, study: str, trials: Trials, views: Sequence[View], request: Mapping[str, Any]) -> None:
+def write_rows(folder: Path, study: str, trials: Trials, views: Sequence[View], comparison: Comparison) -> None:
     """trials.parquet as the study wrote it, counts.parquet summed by unit, study.json."""
     parts = [pq.read_table(p.path, filesystem=p.store.fs, partitioning=None) for p in trials.parts]
     pq.write_table(pa.concat_tables(parts, promote_options="default"), folder / "trials.parquet", compression="zstd")
-    wanted = {c for m in [*request["metrics"], request["metric"]] for c in METRICS[m].columns} | {"valid", "ignored", *LEDGER, *ENERGIES}
+    wanted = {c for m in comparison.shown for c in METRICS[m].columns} | {"valid", "ignored", *LEDGER, *ENERGIES}
     columns = [c for c in COUNTS_SCHEMA.names if c in wanted]
     summed = pl.concat([_by_unit(view, columns) for view in views])
     pq.write_table(_with_schema(summed), folder / "counts.parquet", compression="zstd", compression_level=12)
@@ -174,15 +176,11 @@ def unpacked(rows: Path, study: str) -> Iterator[str]:
         yield folder
 
 
-def _recomputed(store: str, study: str, request: Mapping[str, Any]) -> list[View]:
-    from sweeps.analysis.views import views
-
-    trials = load_trials([store], [study])
-    found = list(views(trials, list(dict.fromkeys([*request["metrics"], request["metric"]])), unit=request["unit"]))
-    return [v for v in found if request["split"] in ("", v.split) and request["labels"] in ("", v.label_set)]
+def _recomputed(store: str, study: str, comparison: Comparison) -> list[View]:
+    return list(views_of(load_trials([store], [study]), comparison))
 
 
-def verify(folder: Path) -> int:
+def recompute(folder: Path) -> int:
     """Recompute every published number from the rows: tables (all three forms), README, tables and headline of the report.
 
     Returns:
@@ -196,11 +194,12 @@ def verify(folder: Path) -> int:
         published = json.loads((folder / "tables.json").read_text())
     except FileNotFoundError as error:
         raise Missing(f"nothing is published in {folder}", hint="python -m sweeps publish STUDY") from error
-    with unpacked(folder / "rows", request["study"]) as store:
-        views = _recomputed(store, request["study"], request)
-        recomputed = build(views, request)
-        said = [sentence for view in leading(views) for sentence in headline(view, request["metric"])]
-        about = readme(request["study"], views, request, recomputed, (folder / "rows" / "study.json").is_file())
+    study, comparison = request["study"], Comparison.from_json(request)
+    with unpacked(folder / "rows", study) as store:
+        views = _recomputed(store, study, comparison)
+        recomputed = build(views, comparison)
+        said = [sentence for view in leading(views) for sentence in headline(view, comparison.metric)]
+        about = readme(study, views, comparison, recomputed, (folder / "rows" / "study.json").is_file())
     differences = compare(published, [formats.to_json(t) for t in recomputed])
     texts = {
         "tables.md": _body(formats.render(recomputed, "md")),
@@ -270,24 +269,21 @@ def _differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: published {a!r}, recomputed {b!r}"
 
 
-def options(request: Mapping[str, Any]) -> str:
+def options(comparison: Comparison) -> str:
     """The request as options of the command line; nothing where it is the default."""
+    c, default = comparison, Comparison()
     found = {
-        "split": request["split"],
-        "labels": request["labels"],
-        "metric": request["metric"] if request["metric"] != PRIMARY else "",
-        "metrics": ",".join(request["metrics"]) if request["metrics"] != list(SHOWN) else "",
-        "baseline": request["baseline"] if request["baseline"] != "coarse" else "",
-        "unit": request["unit"] if request["unit"] != "auto" else "",
-    }
-    words = [*(f"--{name} {shlex.quote(value)}" for name, value in found.items() if value)]
-    words += [f"--where {shlex.quote(text)}" for text in request.get("where", ())]
+        "split": c.split, "labels": c.labels, "metric": c.metric, "metrics": ",".join(c.shown), "baseline": c.baseline, "unit": c.unit
+    }  # fmt: skip
+    plain = {**dataclasses.asdict(default), "metrics": ",".join(SHOWN)}
+    words = [*(f"--{name} {shlex.quote(value)}" for name, value in found.items() if value != plain[name])]
+    words += [f"--where {shlex.quote(text)}" for text in c.where]
     return "".join(f" {w}" for w in words)
 
 
-def readme(study: str, views: Sequence[View], request: Mapping[str, Any], found: Sequence[Table], defined: bool) -> str:
+def readme(study: str, views: Sequence[View], comparison: Comparison, found: Sequence[Table], defined: bool) -> str:
     """How each file was made, and with which expected score."""
-    metric, asked, name = request["metric"], options(request), shlex.quote(study)
+    metric, asked, name = comparison.metric, options(comparison), shlex.quote(study)
     commits = sorted({c for v in views for c in v.population.frame["git_commit"].to_list() if c})
     lines = [
         f"# {study}: published results",

@@ -11,8 +11,9 @@ from typing import Any
 from idgbr.scores.read import METRICS
 from sweeps.analysis import stats
 from sweeps.analysis.contrasts import Contrast, against, best_and_ties
-from sweeps.analysis.variants import Population, Variant, conditions, short_names, show
-from sweeps.analysis.views import PRIMARY, SHOWN, View
+from sweeps.analysis.request import Comparison
+from sweeps.analysis.variants import Variant, conditions, short_names, show
+from sweeps.analysis.views import View
 from sweeps.report.formats import Cell, Column, Table
 
 TITLES = {
@@ -121,25 +122,13 @@ def score_cell(view: View, variant: Variant, metric: str, best: set[str]) -> Cel
     return Cell(text, data, bold=variant.label in best and math.isfinite(mean), sort=mean)
 
 
-def score_table(
-    view: View,
-    *,
-    metrics: Sequence[str] = SHOWN,
-    primary: str = PRIMARY,
-    baseline: str = "coarse",
-    name: str = "scores",
-    order: Sequence[str] = (),
-) -> Table:
-    """One row a variant.
-
-    Args:
-        baseline: what every variant is compared with (`variants.conditions`). order: axes to sort the rows by first.
+def score_table(view: View, comparison: Comparison, name: str = "scores") -> Table:
+    """One row a variant: its scores, and its effect against the baseline (`variants.conditions`).
 
     Raises:
-        BadRequest: the baseline is not in the study.
+        BadRequest: the baseline is not in the study, or no such metric.
     """
-    population = view.population
-    metrics = list(dict.fromkeys([*metrics, primary]))
+    population, primary, baseline, metrics = view.population, comparison.metric, comparison.baseline, comparison.shown
     wanted = conditions(baseline, population)
     names = short_names(population.axes)
     columns = [Column("map", "map", False), *(Column(a, names[a], False) for a in population.axes), Column("seeds", "seeds")]
@@ -152,8 +141,7 @@ def score_table(
         if m == primary:
             columns += [Column(f"{m}_p", "p (Holm)", rank=1), Column(f"{m}_detectable", "detectable", rank=2)]
     rows = []
-    for i in _order(population, order):
-        v = population.variants[i]
+    for i, v in enumerate(population.variants):
         cells = [Cell(v.kind), *(Cell("" if v.axes[a] is None else show(v.axes[a]), v.axes[a]) for a in population.axes)]
         cells.append(Cell(str(len(v.seeds)), list(v.seeds), sort=len(v.seeds)))
         for m in metrics:
@@ -170,14 +158,6 @@ def score_table(
     study = ", ".join(view.trials.studies)
     table_title = f"{study}: scores and effects against {baseline}"
     return Table(name, table_title, header, tuple(columns), tuple(rows), notes(view, compared, primary, baseline), facts)
-
-
-def _order(population: Population, axes: Sequence[str]) -> list[int]:
-    def key(i: int) -> tuple[Any, ...]:
-        found = [population.variants[i].axes.get(a) for a in axes]
-        return (*((v is not None, str(type(v)), v if v is not None else 0) for v in found), i)
-
-    return sorted(range(len(population.variants)), key=key)
 
 
 def heading(view: View, baseline: str, primary: str) -> tuple[tuple[tuple[str, str], ...], dict[str, Any]]:

@@ -150,13 +150,15 @@ def finish(study: Study, store: Store, made: StudyPlan, *, show: bool) -> None:
     failed = [t for t in made.trials if status.get(t.id) == "failed"]
     missing = [t for t in made.trials if t.id not in status]
     if show and any(s == "done" for s in status.values()):
+        from sweeps.analysis.request import Comparison
         from sweeps.report.commands import table, tiles
 
-        table((study.name,), stores=(store.root,))
+        shown = Comparison(stores=(store.root,))
+        table((study.name,), shown)
         picture = Path(store.base if store.is_local else store.cache) / "figures" / f"{study.name}-tiles.png"
         try:
             picture.parent.mkdir(parents=True, exist_ok=True)
-            say(f"tiles: {tiles((study.name,), stores=(store.root,), out=str(picture))}")
+            say(f"tiles: {tiles((study.name,), shown, out=str(picture))}")
         except Missing as error:  # a study without a refined variant, or artefacts that gc took away, has no tiles to show
             say(f"no picture of tiles: {error}")
     say(f"rows: {store.root}/tables/*/study={study.name}/*.parquet")

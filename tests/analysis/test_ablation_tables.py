@@ -18,9 +18,10 @@ from scipy import stats as ss
 
 from sweeps.analysis import breakdowns, stats
 from sweeps.analysis import contrasts as ablation
+from sweeps.analysis.request import SHOWN, Comparison, Output
 from sweeps.analysis.trials import load_trials
 from sweeps.analysis.variants import baseline_of, conditions, populations
-from sweeps.analysis.views import SHOWN, views
+from sweeps.analysis.views import views
 from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables, costs
 from sweeps.report.commands import ablate, score_tables, table
@@ -71,7 +72,7 @@ def rows_of(found, row):
 @pytest.mark.parametrize("labels", ["full", "eroded"])
 def test_every_number_of_the_printed_table_is_recomputed_by_duckdb(made, labels):
     pooled, by_scene = in_sql(made, "made", labels)
-    (found,) = score_tables(load_trials([str(made)], ["made"]), labels=labels)
+    (found,) = score_tables(load_trials([str(made)], ["made"]), Comparison(labels=labels))
     coarse_scene = by_scene.filter(pl.col("kind") == "none")
     place = {c.name: i for i, c in enumerate(found.columns)}
     p_raw, checked = [], 0
@@ -102,7 +103,7 @@ def test_every_number_of_the_printed_table_is_recomputed_by_duckdb(made, labels)
 
 def test_table_of_twenty_four_scenes_is_the_cluster_bootstrap_of_scipy(many):
     """Pooled counts resampled by scene: the interval agrees with scipy's paired percentile bootstrap of the same ratio."""
-    (found,) = score_tables(load_trials([str(many)], ["many"]))
+    (found,) = score_tables(load_trials([str(many)], ["many"]), Comparison())
     row = next(r for r in found.rows if r[0].data is None and r[0].text == "one_pass")
     effect = row[[c.name for c in found.columns].index("boundary_iou_effect")].data
     assert effect["method"] == "bootstrap"
@@ -165,7 +166,7 @@ def test_ties_are_decided_by_the_test_and_not_by_digits(made):
 
 def test_fewer_than_six_scenes_fall_back_to_ground_blocks_and_say_so(tmp_path, capsys):
     make_tables.write_study(tmp_path, make_tables.small_study("few", 1), make_tables.Layout(scenes=3, tiles=8, blocks=4), bands=False)
-    table(["few"], stores=[str(tmp_path)], form="md")
+    table(["few"], Comparison(stores=(str(tmp_path),)), Output(md=True))
     text = capsys.readouterr().out
     assert "12 ground blocks of 150 m in 3 scenes" in text
     assert "Blocks of one scene are not independent" in text.replace("\n", " ")
@@ -173,7 +174,7 @@ def test_fewer_than_six_scenes_fall_back_to_ground_blocks_and_say_so(tmp_path, c
 
 def test_too_few_scenes_are_called_so_instead_of_starred(tmp_path, capsys):
     make_tables.write_study(tmp_path, make_tables.small_study("six", 2), make_tables.Layout(scenes=6, tiles=3), bands=False)
-    table(["six"], stores=[str(tmp_path)], form="md")
+    table(["six"], Comparison(stores=(str(tmp_path),)), Output(md=True))
     text = capsys.readouterr().out
     assert "(too few scenes)" in text
     assert " * |" not in text
@@ -184,7 +185,7 @@ def test_too_few_scenes_are_called_so_instead_of_starred(tmp_path, capsys):
 
 def test_one_scene_with_one_block_has_scores_and_no_interval(tmp_path, capsys):
     make_tables.write_study(tmp_path, make_tables.small_study("one", 2), make_tables.Layout(scenes=1, tiles=4, blocks=1), bands=False)
-    ablate(["one"], stores=[str(tmp_path)], form="md")
+    ablate(["one"], Comparison(stores=(str(tmp_path),)), Output(md=True))
     assert "(one unit: no interval)" in capsys.readouterr().out
 
 
@@ -200,14 +201,14 @@ def test_the_same_results_in_two_stores_and_studies_are_counted_once(made, tmp_p
     assert any(f"{once.frame.height} trials whose counts" in n for n in twice.notes)
     merged = load_trials([str(made), str(tmp_path)], ["made", "wider"])
     assert merged.frame.height == 1 + 3 + 2 * 3 * 3
-    first, _ = score_tables(twice), score_tables(merged)
-    assert [formats.to_json(t)["printed"] for t in first] == [formats.to_json(t)["printed"] for t in score_tables(once)]
+    first, _ = score_tables(twice, Comparison()), score_tables(merged, Comparison())
+    assert [formats.to_json(t)["printed"] for t in first] == [formats.to_json(t)["printed"] for t in score_tables(once, Comparison())]
 
 
 def test_trials_of_other_data_stand_in_a_table_of_their_own_that_says_so(many, tmp_path):
     other = dataclasses.replace(make_tables.small_study("other", 1, (4,)), overrides={"data.scene_px": 192})
     make_tables.write_study(tmp_path, other, make_tables.Layout(scenes=7, tiles=3), bands=False)
-    found = score_tables(load_trials([str(many), str(tmp_path)], ["many", "other"]))
+    found = score_tables(load_trials([str(many), str(tmp_path)], ["many", "other"]), Comparison())
     assert [t.name for t in found] == ["scores-val-full", "scores-val-full-2"]
     assert [t.facts["units"] for t in found] == [24, 7]
     assert len({dict(t.header)["data"] for t in found}) == 2
@@ -280,7 +281,8 @@ def test_importance_carries_its_right_name_and_a_warning(made):
 def test_tables_are_read_without_torch_ray_or_optuna(made):
     code = (
         "import sys; from sweeps.report.commands import table; "
-        f"table(['made'], stores=[{str(made)!r}], labels='full', form='json'); "
+        "from sweeps.analysis.request import Comparison, Output; "
+        f"table(['made'], Comparison(stores=({str(made)!r},), labels='full'), Output(json=True)); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'optuna')))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)

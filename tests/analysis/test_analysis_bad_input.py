@@ -13,6 +13,7 @@ import pytest
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.store import Store
 from sweeps import tables
+from sweeps.analysis.request import Comparison, Output
 from sweeps.analysis.trials import load_trials, parse_where
 from sweeps.report.commands import score_tables, table
 
@@ -41,7 +42,7 @@ def test_half_written_part_is_named(copy):
     path = parts(copy, "counts")[2]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(Disagreement, match=rf"{path.stem}.*not a whole Parquet file"):
-        table(["many"], stores=[str(copy)])
+        table(["many"], Comparison(stores=(str(copy),)))
     path = parts(copy, "trials")[0]
     path.write_bytes(b"PAR1")
     with pytest.raises(Disagreement, match="not a whole Parquet file"):
@@ -68,46 +69,46 @@ def test_mixed_schema_versions_are_refused(copy):
         found = pq.read_table(path)
         pq.write_table(found.replace_schema_metadata({**found.schema.metadata, b"idgbr.version": b"99"}), path)
         with pytest.raises(Disagreement, match="different schema versions"):
-            table(["many"], stores=[str(copy)])
+            table(["many"], Comparison(stores=(str(copy),)))
         pq.write_table(found, path)
 
 
 def test_done_trial_without_counts_is_an_error(copy):
     parts(copy, "counts")[0].unlink()
     with pytest.raises(Disagreement, match="recorded as done"):
-        table(["many"], stores=[str(copy)])
+        table(["many"], Comparison(stores=(str(copy),)))
 
 
 def test_label_sets_are_never_mixed_in_one_table(made):
-    found = score_tables(load_trials([str(made)], ["made"]))
+    found = score_tables(load_trials([str(made)], ["made"]), Comparison())
     assert [dict(t.header)["label set"] for t in found] == ["eroded", "full"]
     with pytest.raises(BadRequest, match="no counts of that split and label set"):
-        score_tables(load_trials([str(made)], ["made"]), labels="rough")
+        score_tables(load_trials([str(made)], ["made"]), Comparison(labels="rough"))
 
 
 def test_baseline_that_is_not_there_lists_what_is(made):
     with pytest.raises(BadRequest, match=r"baseline is not in the study.*sampler.steps=1"):
-        table(["made"], stores=[str(made)], baseline="resnet50")
+        table(["made"], Comparison(stores=(str(made),), baseline="resnet50"))
     with pytest.raises(BadRequest, match="baseline is not in the study"):
-        table(["made"], stores=[str(made)], baseline="steps=7")
+        table(["made"], Comparison(stores=(str(made),), baseline="steps=7"))
 
 
 def test_unknown_metric_and_filter_name_the_nearest(made):
     with pytest.raises(BadRequest, match="did you mean 'boundary_iou'"):
-        table(["made"], stores=[str(made)], metric="boundary_ious")
+        table(["made"], Comparison(stores=(str(made),), metric="boundary_ious"))
     with pytest.raises(BadRequest, match=r"no such column.*steps"):
         load_trials([str(made)], ["made"], ["stepps<=8"])
     for text in ("steps", "steps<<8", "steps<=", "steps in"):
         with pytest.raises(BadRequest, match="filter not understood"):
             parse_where(text, ["sampler.steps"])
     with pytest.raises(BadRequest, match=r"no such unit of inference.*auto, scene, block"):
-        table(["made"], stores=[str(made)], unit="tile")
+        table(["made"], Comparison(stores=(str(made),), unit="tile"))
     with pytest.raises(Missing, match="no trial passes the filter"):
         load_trials([str(made)], ["made"], ["seed>=99"])
 
 
 def test_metric_that_is_undefined_everywhere_is_printed_as_undefined(made, capsys):
-    table(["made"], stores=[str(made)], metrics="hd95", metric="hd95", labels="full", form="md")
+    table(["made"], Comparison(stores=(str(made),), metrics="hd95", metric="hd95", labels="full"), Output(md=True))
     text = capsys.readouterr().out
     assert "undefined" in text
     assert " * |" not in text
@@ -115,7 +116,7 @@ def test_metric_that_is_undefined_everywhere_is_printed_as_undefined(made, capsy
 
 def test_tile_that_one_trial_lacks_is_left_out_for_all_and_told(copy, capsys):
     rewrite(parts(copy, "counts")[0], lambda f: f[~((f.scene == "scene003") & (f.col == 0))])
-    table(["many"], stores=[str(copy)], form="md")
+    table(["many"], Comparison(stores=(str(copy),)), Output(md=True))
     text = capsys.readouterr().out
     assert "1 of 72 tiles are not in every trial" in text
     assert "71, paired" in text
@@ -124,7 +125,7 @@ def test_tile_that_one_trial_lacks_is_left_out_for_all_and_told(copy, capsys):
 def test_trials_without_a_common_tile_are_not_compared(copy):
     rewrite(parts(copy, "counts")[0], lambda f: f.assign(row=f.row + 7))
     with pytest.raises(Disagreement, match="no tile in common"):
-        table(["many"], stores=[str(copy)])
+        table(["many"], Comparison(stores=(str(copy),)))
 
 
 def test_study_whose_trials_all_failed_says_so(tmp_path):
@@ -147,4 +148,4 @@ def test_trial_that_failed_once_and_was_done_later_counts_as_done(copy):
 def test_output_that_cannot_be_written_is_one_error(made, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Missing, match="cannot write"):
-        table(["made"], stores=[str(made)], labels="full", form="md", out=str(tmp_path / "file" / "t.md"))
+        table(["made"], Comparison(stores=(str(made),), labels="full"), Output(md=True, out=str(tmp_path / "file" / "t.md")))

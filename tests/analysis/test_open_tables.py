@@ -11,6 +11,7 @@ import pytest
 
 from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA
 from sweeps import tables
+from sweeps.analysis.request import Comparison
 from sweeps.analysis.trials import load_trials
 from sweeps.analysis.views import views
 from sweeps.report import formats
@@ -59,8 +60,8 @@ def test_an_object_store_gives_the_same_table_as_the_folder(many, monkeypatch):
         s3 = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
         s3.create_dir("analysis")
         fs.copy_files(str(many), "analysis/store", destination_filesystem=s3)
-        remote = score_tables(load_trials([f"s3://analysis/store?endpoint_override={host}:{port}&scheme=http"], ["many"]))
+        remote = score_tables(load_trials([f"s3://analysis/store?endpoint_override={host}:{port}&scheme=http"], ["many"]), Comparison())
     finally:
         server.stop()
-    local = score_tables(load_trials([str(many)], ["many"]))
+    local = score_tables(load_trials([str(many)], ["many"]), Comparison())
     assert [formats.to_json(t)["printed"] for t in remote] == [formats.to_json(t)["printed"] for t in local]

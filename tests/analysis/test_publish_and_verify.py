@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from idgbr.errors import BadRequest, Disagreement, Missing
+from sweeps.analysis.request import Comparison
 from sweeps.report.commands import publish, verify
 from sweeps.report.commands import published as all_published
 
@@ -19,7 +20,7 @@ from sweeps.report.commands import published as all_published
 @pytest.fixture(scope="module")
 def published(made, tmp_path_factory):
     results = tmp_path_factory.mktemp("published")
-    publish("made", stores=[str(made)], results=str(results), tile_images=False)
+    publish("made", Comparison(stores=(str(made),)), results=str(results), tile_images=False)
     return results
 
 
@@ -86,7 +87,7 @@ def test_nothing_published_and_unpublishable_metrics_are_clear_errors(made, tmp_
     with pytest.raises(Missing, match="nothing is published"):
         verify("made", results=str(tmp_path))
     with pytest.raises(BadRequest, match="means over tiles"):
-        publish("made", stores=[str(made)], results=str(tmp_path), metrics="wfm_edge_legacy", tile_images=False)
+        publish("made", Comparison(stores=(str(made),), metrics="wfm_edge_legacy"), results=str(tmp_path), tile_images=False)
     assert not list(tmp_path.iterdir())
 
 

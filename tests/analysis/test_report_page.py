@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from sweeps.analysis.request import Comparison, Selection
+from sweeps.report import plots
 from sweeps.report.commands import report, tiles
 
 PROBE = """<script>
@@ -33,7 +35,7 @@ window.addEventListener("load", () => {
 
 @pytest.fixture(scope="module")
 def page(mapped, tmp_path_factory):
-    return report(["mapped"], stores=[str(mapped)], out=str(tmp_path_factory.mktemp("page") / "report.html"))
+    return report(["mapped"], Comparison(stores=(str(mapped),)), out=str(tmp_path_factory.mktemp("page") / "report.html"))
 
 
 class Elements(HTMLParser):
@@ -118,12 +120,30 @@ def test_page_in_chromium_loads_without_error_or_request_and_sorts(page, tmp_pat
 
 
 def test_tiles_picture_is_written_whole(mapped, tmp_path):
-    path = tiles(["mapped"], stores=[str(mapped)], out=str(tmp_path / "sub" / "tiles.png"))
+    path = tiles(["mapped"], Selection(stores=(str(mapped),)), out=str(tmp_path / "sub" / "tiles.png"))
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [p.name for p in path.parent.iterdir()] == ["tiles.png"]
 
 
 def test_report_from_tables_alone_says_that_tiles_are_missing(made, tmp_path):
-    text = report(["made"], stores=[str(made)], labels="full", out=str(tmp_path / "r.html")).read_text()
+    text = report(["made"], Comparison(stores=(str(made),), labels="full"), out=str(tmp_path / "r.html")).read_text()
     assert "No tiles are shown" in text
     assert "RuntimeError: out of memory" in text
+
+
+def test_figures_leave_the_settings_of_matplotlib_as_they_were():
+    """The caller's own settings survive, those of the figures apply while they are made and saved, whatever was drawn in between."""
+    import matplotlib
+
+    rows = [("steps=4 → 8", 0.5, 0.2, 0.8, "*"), ("width $x$", -0.1, -0.4, 0.2, "")]
+    with matplotlib.rc_context({"text.color": "red", "font.size": 31, "svg.fonttype": "path"}):
+        before = dict(matplotlib.rcParams)
+        figure = plots.forest(rows, "points")
+        first = plots.svg(figure)
+        plots.png(plots.lines_figure({"loss": [(1, 2.0), (2, 1.0)]}, "images", "loss"), dpi=20)
+        again = plots.svg(plots.forest(rows, "points"))
+        assert dict(matplotlib.rcParams) == before
+    assert first == again
+    assert "width $x$" in first, "text stays text, and $ is a sign like any other"
+    assert "currentColor" in first
+    assert "31px" not in first

@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 
+from sweeps.analysis.request import Comparison
 from sweeps.analysis.trials import load_trials
 from sweeps.analysis.views import views
 from sweeps.report import formats
@@ -34,7 +35,7 @@ NASTY = Table(
 @pytest.fixture(scope="module")
 def made_tables(made):
     view = next(views(load_trials([str(made)], ["made"]), ["miou", "boundary_iou", "wfm_edge"], labels="full"))
-    return [score_table(view), *ablation_tables(view, "boundary_iou", "coarse", "")]
+    return [score_table(view, Comparison()), *ablation_tables(view, "boundary_iou", "coarse", "")]
 
 
 def check_latex(text: str) -> None:
