@@ -1,11 +1,12 @@
 """Every use of a part of Ray that Ray does not promise to keep. Tested with Ray 2.60.0; each function says what happens without it.
 
-tests/cluster_launch/test_ray_private.py fails when an upgrade of Ray changes one of them.
+tests/cluster_launch/test_own_ray.py fails when an upgrade of Ray changes one of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import os
 import time
@@ -42,6 +43,31 @@ def refusal(address: str) -> str:
 def is_version_mismatch(error: BaseException) -> bool:
     """Whether `ray.init` failed because the cluster runs another Ray or Python: a bare RuntimeError, known by its text only."""
     return "ersion mismatch" in str(error) or "Python version" in str(error)
+
+
+class JobsError(enum.Enum):
+    """What Ray's Jobs API objects to."""
+
+    ID_IN_USE = enum.auto()
+    NO_SUCH_JOB = enum.auto()
+    FOLDER_TOO_LARGE = enum.auto()
+    NO_AGENT_YET = enum.auto()  # the dashboard answers before the agent that starts jobs is up
+    OTHER = enum.auto()
+
+
+def jobs_error(error: RuntimeError) -> JobsError:
+    """The kind of an error of `JobSubmissionClient`.
+
+    It raises a bare RuntimeError for every status but 200, the answer's status and text in its message: only the text tells them apart.
+    """
+    text = str(error)
+    if "already exists" in text:
+        return JobsError.ID_IN_USE
+    if "exceeds the maximum size" in text or "too large" in text.lower():
+        return JobsError.FOLDER_TOO_LARGE
+    if "No available agent" in text:
+        return JobsError.NO_AGENT_YET
+    return JobsError.NO_SUCH_JOB if "status code 404" in text else JobsError.OTHER
 
 
 def read_authentication_again() -> None:

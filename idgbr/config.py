@@ -156,6 +156,7 @@ class Runtime:
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Plain values for JSON, with the version of the settings' format; `from_dict` reads them."""
     return {"version": CONFIG_VERSION, **dataclasses.asdict(experiment)}
 
 
@@ -182,6 +183,11 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
 
 
 def section_from_dict(cls: type[Section], data: Mapping[str, Any]) -> Any:
+    """A section of the class `cls` from plain values; settings that are not named keep their defaults.
+
+    Raises:
+        BadRequest: a name that is no setting of the section, or a value it refuses.
+    """
     known = {f.name for f in dataclasses.fields(cls)}
     for name in data:
         if name not in known:

@@ -56,14 +56,17 @@ class ClassTable:
 
     @property
     def n_classes(self) -> int:
+        """Number of classes, K; class indices are 0 to K - 1."""
         return len(self.classes)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their indices."""
         return tuple(c.name for c in self.classes)
 
     @property
     def colors(self) -> tuple[tuple[int, int, int], ...]:
+        """RGB colours (0 to 255) of the classes in the order of their indices."""
         return tuple(c.color for c in self.classes)
 
     @property
@@ -129,10 +132,12 @@ class ClassTable:
         return lut[index]
 
     def describe_codes(self) -> str:
+        """Classes and their raw codes in one line, for messages."""
         parts = [f"{c.name}: {_codes(c.codes)}" for c in self.classes]
         return "; ".join([*parts, f"ignore: {_codes(self.ignore)}"] if self.ignore else parts)
 
     def to_json(self) -> str:
+        """The table as the text of a classes.json."""
         return json.dumps(
             {
                 "classes": [{"name": c.name, "codes": list(c.codes), "color": list(c.color)} for c in self.classes],

@@ -34,6 +34,7 @@ class When:
     values: tuple[Any, ...] = ()
 
     def holds(self, value: Any) -> bool:
+        """Whether the condition is met by this value of its setting."""
         return value in self.values if self.values else bool(value)
 
 
@@ -97,6 +98,7 @@ class Section:
 
 
 def about(f: dataclasses.Field[Any]) -> About:
+    """What the field of a section says about itself."""
     found: About = f.metadata[_METADATA]
     return found
 
@@ -133,6 +135,7 @@ def network_shape(section: Section) -> tuple[Any, ...]:
 
 
 def names_of_paths(section: Section | type[Section]) -> tuple[str, ...]:
+    """Names of the settings of a section that are paths."""
     return tuple(name for name, a in settings(section) if a.path)
 
 

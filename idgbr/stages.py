@@ -52,7 +52,9 @@ class Trainer(Protocol):
     """Trains one stage over `processes` processes; `train_stage` is one process without this."""
 
     @property
-    def processes(self) -> int: ...
+    def processes(self) -> int:
+        """Number of processes that train together."""
+        ...
 
     def __call__(
         self,

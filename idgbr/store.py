@@ -81,6 +81,7 @@ class Store:
         return found
 
     def is_transient(self, error: OSError) -> bool:
+        """Whether the same request may succeed if it is made again."""
         return is_transient(error, remote=not self.is_local)
 
     def __reduce__(self) -> Any:
@@ -89,6 +90,7 @@ class Store:
 
     @property
     def cache(self) -> Path:
+        """Where files of a remote store are copied to."""
         return Path(self._cache) if self._cache else cache_folder()
 
     # ---- small files -------------------------------------------------------------------------------------------------
@@ -112,6 +114,12 @@ class Store:
             temporary.write_bytes(data)
 
     def read_bytes(self, name: str) -> bytes | None:
+        """The content of a small file; None if it is not there.
+
+        Raises:
+            Missing: the store cannot be reached.
+        """
+
         def read() -> bytes:
             with self.fs.open_input_stream(f"{self.base}/{name}") as stream:
                 return stream.read()
@@ -195,6 +203,7 @@ class Store:
     # ---- artefacts ---------------------------------------------------------------------------------------------------
 
     def folder(self, stage: str, key: str) -> str:
+        """Where an artefact lies below the store's root."""
         return f"artifacts/{stage}/{key[:2]}/{key}"
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
@@ -203,6 +212,7 @@ class Store:
         return json.loads(data) if data else None
 
     def has(self, stage: str, key: str) -> bool:
+        """Whether the artefact is stored, and complete."""
         return self.manifest(stage, key) is not None
 
     def put(self, stage: str, key: str, write: Callable[[Path], None], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,6 +288,7 @@ class Store:
         return local
 
     def keys(self, stage: str) -> Iterator[str]:
+        """Keys of all complete artefacts of a stage."""
         for name in self.names(f"artifacts/{stage}", suffix="/manifest.json", recursive=True):
             yield name.split("/")[3]
 
@@ -297,4 +308,5 @@ class Store:
 
 
 def default_root() -> str:
+    """The store where none is named: $IDGBR_STORE, or `store` in the current folder."""
     return os.environ.get("IDGBR_STORE", "store")

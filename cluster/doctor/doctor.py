@@ -138,7 +138,7 @@ def _examine(request: Request) -> list[Check]:
     ask = _asker(nodes, probes)
 
     ask("ping", lambda label: ())  # starts the processes; what takes long once does not count as clock skew below
-    checked = [_RAY_FOLDER, "~/.cache/idgbr", *([] if "://" in store else [store]), *request.folders]
+    checked = [os.environ.get("RAY_TMPDIR", "/tmp"), "~/.cache/idgbr", *([] if "://" in store else [store]), *request.folders]
     for label, facts in ask("facts", lambda label: (store, list(request.weights), checked)).items():
         nodes[label].facts = facts
     for label in list(probes):
@@ -161,8 +161,6 @@ def _examine(request: Request) -> list[Check]:
         nodes[label].unreachable = failed
     return judge(list(nodes.values()), _reduce(nodes, probes, limits), limits, store, request.nodes)
 
-
-_RAY_FOLDER = os.environ.get("RAY_TMPDIR", "/tmp")
 
 Ask = Callable[..., dict[str, Any]]
 

@@ -16,7 +16,6 @@ from cluster.launch.jobs import ENDED, ClusterJob
 from cluster.launch.launchers import Launcher, Running, job_name, last_job, launcher, remember
 from cluster.launch.render import PLACEHOLDER
 from cluster.launch.render import render as render_files
-from cluster.launch.slurm_queue import SlurmQueue
 from cluster.launch.spec import slug
 from cluster.launch.spec_file import load
 from idgbr.errors import BadRequest, Missing, SomeFailed, nearest
@@ -119,6 +118,6 @@ def logs(target: Target, job: str, follow: bool) -> None:
 
 
 def down(target: Target, job: str) -> None:
-    if not job and isinstance(target.launcher, SlurmQueue):
+    if not job and target.launcher.down_needs_job:
         job = last_job(target.slug)
     print(target.launcher.down(job or None), file=sys.stderr)

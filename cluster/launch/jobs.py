@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.node import check_token
+from cluster.ray_private import JobsError, jobs_error
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.machine import expanded
 
@@ -146,12 +147,13 @@ class Cluster:
         try:
             return self._submit(line, job_id, runtime_env)
         except RuntimeError as error:
-            if "already exists" in str(error):
+            kind = jobs_error(error)
+            if kind is JobsError.ID_IN_USE:
                 known = self.job(job_id)
                 if known.command == line:
                     return job_id  # an earlier submit went through after all
                 raise BadRequest(f"the id {job_id} is in use for another command", value=known.command) from error
-            if "exceeds" in str(error) or "too large" in str(error).lower():
+            if kind is JobsError.FOLDER_TOO_LARGE:
                 raise BadRequest(
                     f"the working folder is too large to send: {error}",
                     hint="install the package on the nodes, and submit without --working-dir",
@@ -167,7 +169,7 @@ class Cluster:
             try:
                 return str(self.client.submit_job(entrypoint=line, submission_id=job_id, runtime_env=runtime_env))
             except RuntimeError as error:
-                if "No available agent" not in str(error):
+                if jobs_error(error) is not JobsError.NO_AGENT_YET:
                     raise
                 if time.monotonic() > deadline:
                     raise Missing(
@@ -192,7 +194,7 @@ class Cluster:
         try:
             details = self.client.get_job_info(job_id)
         except RuntimeError as error:
-            if "404" in str(error):
+            if jobs_error(error) is JobsError.NO_SUCH_JOB:
                 known = ", ".join(sorted(job.id for job in self.jobs())) or "none"
                 raise Missing(f"the cluster at {self.address} has no job {job_id}", allowed=f"jobs there: {known}") from error
             raise Missing(f"the cluster at {self.address} does not answer: {_first_line(error)}") from error

@@ -22,6 +22,10 @@ from idgbr.machine import expanded
 
 
 class Launcher(Protocol):
+    """Starts, watches and ends jobs on one kind of cluster. `down_needs_job`: `down` ends one job, never all."""
+
+    down_needs_job: bool
+
     def submit(self, command: Sequence[str], job_id: str, working_dir: str | None) -> str: ...
     def job(self, job_id: str) -> ClusterJob: ...
     def logs(self, job_id: str, follow: bool, write: Write) -> None: ...
@@ -40,6 +44,8 @@ def launcher(spec: ClusterSpec) -> Launcher:
 
 class Running:
     """A cluster whose dashboard answers."""
+
+    down_needs_job = False
 
     def __init__(self, address: str, token_file: str | Path | None, spec: ClusterSpec | None = None, *, open_cluster: bool = False):
         self.spec = spec
@@ -68,6 +74,8 @@ class Running:
 
 class Kubectl:
     """RayJobs by kubectl."""
+
+    down_needs_job = False
 
     WHERE = "install kubectl and choose the cluster (kubectl config use-context); `python -m cluster render` works anywhere"
 

@@ -20,7 +20,6 @@ WHERE = "log in to a node that has Slurm's commands; `python -m cluster render` 
 TOOL_S = 60.0  # for one of Slurm's commands
 FOLLOW_S = 1800.0  # without an answer of Slurm, before following a log gives up
 POLL_S = 2.0
-UNKNOWN_JOB = "Invalid job id"
 
 STATES = {
     "PENDING": "PENDING",
@@ -49,8 +48,20 @@ def _ask(*words: str, stdin: str | None = None) -> str:
     return tool(words, stdin=stdin, missing=WHERE, seconds=TOOL_S)
 
 
+def _is_unknown_job(error: ToolFailed) -> bool:
+    """Slurm's commands end with the same exit code whatever is wrong; that Slurm has forgotten a job stands in the text only."""
+    return "Invalid job id" in error.said
+
+
+def _has_no_accounting(error: ToolFailed) -> bool:
+    """As above: "Slurm accounting storage is disabled" is told apart by its text only."""
+    return "disabled" in error.said
+
+
 class SlurmQueue:
     """The `Launcher` of kind slurm. Jobs are known by Slurm's number."""
+
+    down_needs_job = True
 
     def __init__(self, spec: ClusterSpec):
         self.spec = spec
@@ -98,7 +109,7 @@ class SlurmQueue:
         try:
             words = _ask("squeue", "--noheader", "--jobs", job_id, "--format", "%T|%M|%R|%j").strip()
         except ToolFailed as error:
-            if UNKNOWN_JOB in error.said:  # Slurm has forgotten it (MinJobAge)
+            if _is_unknown_job(error):  # Slurm has forgotten it (MinJobAge)
                 return None
             raise
         if not words:
@@ -117,7 +128,7 @@ class SlurmQueue:
         try:
             shown = _ask("scontrol", "--oneliner", "show", "job", job_id)
         except ToolFailed as error:
-            if UNKNOWN_JOB in error.said:
+            if _is_unknown_job(error):
                 return None
             raise
         found = SHOWN.search(shown)
@@ -135,7 +146,7 @@ class SlurmQueue:
             fields = "State,Elapsed,ExitCode,JobName"
             words = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--jobs", job_id, "--format", fields).strip()
         except ToolFailed as error:
-            if "disabled" in error.said:
+            if _has_no_accounting(error):
                 return None
             raise
         if not words:

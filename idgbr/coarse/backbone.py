@@ -85,6 +85,8 @@ class BackboneTraining(nn.Module):
         self.network = network
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Batch (image [B,C,H,W], target and valid [B,H,W]) -> cross-entropy [B], the mean over labelled pixels, and
+        {"accuracy": [B]}."""
         target = batch["target"].long().masked_fill(~batch["valid"], IGNORE)
         logits = self.network(batch["image"]).float()
         loss = nn.functional.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")

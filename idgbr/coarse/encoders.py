@@ -127,6 +127,7 @@ MIX_TRANSFORMERS = tuple(f"mit_b{i}" for i in range(6))
 
 
 def built_side(config: BackboneConfig) -> int:
+    """Side in px of the images that position embeddings and windows are built for."""
     return config.img_size or config.crop_px
 
 
@@ -153,6 +154,14 @@ def _module_of(encoder: str) -> str:
 
 
 def build_body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, *, load: bool) -> nn.Module:
+    """Encoder and decoder: image [B, n_bands, side, side] -> logits [B, n_classes, side, side].
+
+    Args:
+        load: with the encoder's pretrained weights, from `backbone.weights`.
+
+    Raises:
+        Disagreement: the weights are those of another encoder. Missing: no such file.
+    """
     import segmentation_models_pytorch as smp
     import timm
 
@@ -189,7 +198,9 @@ def build_body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, 
             else:
                 body = getattr(smp, kind)(**arguments)
         except RuntimeError as error:
-            if load and "size mismatch" in str(error):
+            if load:
+                with torch.device("meta"):  # raises again where the network itself cannot be built
+                    build_body(config, side, n_bands, n_classes, load=False)
                 raise _other_weights(config, str(error).splitlines()[-1].strip()) from error
             raise
     if load:
@@ -225,6 +236,7 @@ def _load_mix_transformer(config: BackboneConfig, encoder: Any) -> None:
 
 @contextlib.contextmanager
 def quiet(name: str) -> Iterator[None]:
+    """Within the block the logger `name` writes errors only."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -268,6 +280,7 @@ class _UndilatedDeepLab(nn.Module):
 
 
 def side_multiple(config: BackboneConfig, body: nn.Module) -> int:
+    """Sides of the input must be multiples of this many px."""
     family = FAMILIES.get(_module_of(config.encoder), _ANY_SIDE)
     stride = int(getattr(body.encoder, "output_stride", 32))
     if config.decoder == "dpt":

@@ -149,6 +149,7 @@ def _widths(pairs: list[Pair], config: ScoreConfig) -> dict[str, list[float]]:
 
 
 def bands_path(counts: Path) -> Path:
+    """The table of frequency bands beside the table of counts."""
     return counts.with_name(f"{counts.stem}.bands.parquet")
 
 

@@ -118,6 +118,7 @@ class LocalProcesses:
 
     @property
     def processes(self) -> int:
+        """Number of processes that train together."""
         return self.workers
 
     def __call__(

@@ -51,6 +51,7 @@ class Shift:
 
     @property
     def px(self) -> float:
+        """Length of the shift in px."""
         return float(np.hypot(self.down, self.right))
 
 

@@ -181,6 +181,7 @@ def find_rows(root: Path, config: DataConfig, derive: Callable[[Row], Mapping[st
 
 
 def some(names: list[str], most: int = 5) -> str:
+    """The first `most` names for a message, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

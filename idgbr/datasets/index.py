@@ -96,6 +96,8 @@ class BandStats:
 
 @dataclass(frozen=True)
 class Dataset:
+    """The rasters of all splits, the classes, the statistics of the bands used, and the side in metres of a fold's ground block."""
+
     rasters: tuple[Raster, ...]
     table: ClassTable
     stats: BandStats
@@ -129,11 +131,7 @@ class Dataset:
         Raises:
             BadRequest: fewer training rasters than folds.
         """
-        return [tuple(r.id for r in fold) for fold in _folds(self.of("train"), k, self.block_m)[1]]
-
-    def fold_unit(self, k: int) -> str:
-        """What `folds(k)` keeps together: "scene", "block" or "raster"."""
-        return _folds(self.of("train"), k, self.block_m)[0]
+        return [tuple(r.id for r in fold) for fold in grouped_folds(self.of("train"), k, self.block_m)[1]]
 
 
 def block(raster: Raster, block_m: float) -> tuple[int, int]:
@@ -142,7 +140,12 @@ def block(raster: Raster, block_m: float) -> tuple[int, int]:
     return int((raster.y_m + raster.height * side / 2) // block_m), int((raster.x_m + raster.width * side / 2) // block_m)
 
 
-def _folds(rasters: Sequence[Raster], k: int, block_m: float) -> tuple[str, list[list[Raster]]]:
+def grouped_folds(rasters: Sequence[Raster], k: int, block_m: float) -> tuple[str, list[list[Raster]]]:
+    """What `Dataset.folds` keeps together ("scene", "block" or "raster"), and its folds.
+
+    Raises:
+        BadRequest: fewer rasters than folds.
+    """
     if len(rasters) < k:
         raise BadRequest(
             "fewer training rasters than folds",

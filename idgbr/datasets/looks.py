@@ -36,12 +36,14 @@ class Looker:
         np.add.at(self.count, at, 1)
 
     def result(self) -> NDArray[np.float32]:
+        """The picture float32 [SIDE, SIDE]: means over its cells, of what was seen."""
         there = self.count > 0
         picture = self.total[there] / self.count[there, None]
         return np.asarray(cv2.resize(picture.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def save(folder: Path, ids: Sequence[str], pictures: Sequence[NDArray[np.float32]]) -> None:
+    """Write the pictures float32 [SIDE, SIDE] of the rasters `ids` into the prepared folder."""
     np.savez_compressed(folder / FILE, ids=np.array(ids, str), pictures=np.asarray(pictures, np.float32).reshape(-1, SIDE, SIDE))
 
 

@@ -74,6 +74,7 @@ class Gatherer:
         self.samples.append(pixels[:, :: self.every].copy())
 
     def result(self) -> Moments:
+        """The sums over all that was added."""
         return Moments(self.n, self.counts, self.total, self.squares, self.samples)
 
 

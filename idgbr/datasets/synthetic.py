@@ -41,6 +41,7 @@ _GRASS = np.array([(96, 108, 66), (112, 112, 74), (128, 116, 84)], np.float32)
 
 
 def table(n_classes: int) -> ClassTable:
+    """The class table of the synthetic scenes with 2, 3 or 4 classes."""
     return {2: TABLE2, 3: TABLE3, 4: TABLE4}[n_classes]
 
 

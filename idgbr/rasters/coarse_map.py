@@ -31,6 +31,7 @@ class CoarseStrip:
     values: NDArray[np.float32] | None
 
     def rows(self, start: int, stop: int) -> CoarseStrip:
+        """Rows [start, stop) of this strip."""
         return CoarseStrip(self.n_classes, self.index[start:stop], None if self.values is None else self.values[:, start:stop])
 
     def probabilities(self, row: int, col: int, height: int, width: int) -> NDArray[np.float32]:
@@ -103,6 +104,7 @@ class CoarseMap:
         self.reading = ClassTable(tuple(by_name[name] for name in self.table.names), codes.ignore)
 
     def describe(self) -> str:
+        """What the file holds, for messages: probability bands, or a class map and its codes."""
         return f"{self.table.n_classes} probability bands" if self.is_probabilities else f"class map ({self.reading.describe_codes()})"
 
     def strip(self, row: int, height: int) -> CoarseStrip:
@@ -169,6 +171,7 @@ class MemoryCoarse:
         self._values: Any = normalised(values.astype(np.float32), "coarse map") if self.is_probabilities else values
 
     def strip(self, row: int, height: int) -> CoarseStrip:
+        """Rows [row, row + height), cut to the frame."""
         row, stop = max(row, 0), min(row + height, self.grid.height)
         if self.is_probabilities:
             part = self._values[:, row:stop]
@@ -177,6 +180,7 @@ class MemoryCoarse:
 
 
 def coarse_path(folder: Path, raster_id: str) -> Path:
+    """The file of one raster in a folder of coarse maps."""
     return Path(folder) / f"{raster_id}.tif"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import shlex
@@ -28,10 +29,7 @@ SQUARE = 1.05  # sides of a pixel on the ground may differ by this factor where 
 OPEN_FILES = 64  # data sets kept open in one process
 # libjpeg only warns of a truncated file and fills the rest with grey; a scene that is not all there must not be read in silence
 READ_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"}
-# GDAL's block cache would grow to 5 % of the machine's memory in every process, workers included; a strip needs less
-CACHE_BYTES = 256 * 2**20
-if "GDAL_CACHEMAX" not in os.environ:
-    set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
+CACHE_BYTES = 256 * 2**20  # GDAL's cache of blocks in one process; a strip of a scene needs less
 
 
 @dataclass(frozen=True)
@@ -197,6 +195,16 @@ def file_key(path: str | Path) -> tuple[str, int, int, int]:
     return str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
+@functools.cache
+def limit_cache() -> None:
+    """Limit GDAL's cache of blocks to `CACHE_BYTES`, once a process, before its first raster; GDAL_CACHEMAX in the environment wins.
+
+    GDAL's own limit is 5 % of the machine's memory in every process, workers included.
+    """
+    if "GDAL_CACHEMAX" not in os.environ:
+        set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
+
+
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[Any]:
     """A rasterio data set, one at a time in a process, from a small pool of open files.
@@ -206,6 +214,7 @@ def opened(path: str | Path) -> Iterator[Any]:
     """
     path = Path(path)
     key = file_key(path)
+    limit_cache()
     with _lock, rasterio.Env(**READ_OPTIONS), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a photograph without a CRS is a fair input
         with stack_errors():  # rasterio leaves GDAL's error of a failed read standing, and may raise it for the next file: forget it
@@ -226,6 +235,7 @@ def opened(path: str | Path) -> Iterator[Any]:
 
 
 def unreadable(path: Path, error: BaseException) -> IdgbrError:
+    """The error for a file that GDAL cannot read, to be raised: no permission, or damaged."""
     if not os.access(path, os.R_OK):
         return Missing(f"no permission to read {path}", hint=f"chmod u+r {shlex.quote(str(path))}")
     cause = f"{error.__cause__}" if error.__cause__ is not None else f"{error}"
@@ -278,4 +288,5 @@ def _check_sources(path: Path) -> None:
 
 
 def grid_of(source: Any) -> Grid:
+    """The grid of an open rasterio data set."""
     return Grid(source.height, source.width, source.transform, source.crs or None)

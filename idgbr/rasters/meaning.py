@@ -62,6 +62,7 @@ class Meaning:
 
     @property
     def is_float(self) -> bool:
+        """Whether samples are floating-point numbers."""
         return np.dtype(self.dtypes[0]).kind == "f"
 
     def known(self, source: Any, window: GdalWindow) -> NDArray[np.bool_]:
@@ -280,6 +281,7 @@ def _scale(path: Path, bands: tuple[int, ...], key: tuple[Any, ...]) -> int:
 
 
 def eight_bits(colours: NDArray[Any], scale: int) -> NDArray[Any]:
+    """16-bit colours as uint8, where `scale` (257, or 1 for none) says that they are 8-bit ones stretched."""
     return colours if scale == 1 else (colours // scale).astype(np.uint8)
 
 

@@ -84,6 +84,7 @@ class Reader:
 
     @property
     def grid(self) -> Grid:
+        """The grid of the file."""
         return self._look().meaning.grid
 
     @property
@@ -94,6 +95,7 @@ class Reader:
 
     @property
     def n_bands(self) -> int:
+        """Number of bands that `read` returns."""
         return len(self._look().bands)
 
     def _look(self) -> _Facts:

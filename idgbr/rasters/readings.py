@@ -98,6 +98,15 @@ def _has_both(reading: Reading) -> bool:
 
 
 def choose(meaning: Meaning, table: ClassTable, readings: list[Reading], values: Values, nodata: int | None, strict: bool) -> Reading:
+    """The reading of a class map's samples that fits the values in it.
+
+    Args:
+        readings: those the file allows, plain numbers last.
+        strict: refuse values that fit none; else they are read as plain numbers.
+
+    Raises:
+        Disagreement: values that are no class map's, or codes that the class table lacks.
+    """
     path = meaning.path
     if values.many or values.fraction is not None:
         if strict:

@@ -257,6 +257,7 @@ def class_tags(table: ClassTable | None) -> dict[str, str]:
 
 
 def class_colours(table: ClassTable | None) -> dict[int, tuple[int, int, int]] | None:
+    """Class index -> RGB for the colour table of a class map; None without a class table."""
     return None if table is None else dict(enumerate(table.colors))
 
 

@@ -65,6 +65,7 @@ class Codec(nn.Module):
 
     @property
     def n_classes(self) -> int:
+        """Number of classes, K."""
         return self.codes.shape[0]
 
     def encode(self, probabilities: Tensor) -> Tensor:
@@ -192,6 +193,7 @@ class VaeCodec(Codec):
         self.bound = None
 
     def train(self, mode: bool = True) -> VaeCodec:
+        """The autoencoder stays in evaluation mode."""
         super().train(mode)
         self.vae.eval()
         return self
@@ -231,9 +233,9 @@ def _product(image: Tensor, matrix: Tensor) -> Tensor:
 
 def vae_factor(vae: Any) -> int:
     """Pixels a latent position of a diffusers autoencoder covers along a side."""
-    if hasattr(vae.config, "block_out_channels") and vae.__class__.__name__ == "AutoencoderKL":
-        return int(2 ** (len(vae.config.block_out_channels) - 1))
-    return int(2 ** (len(vae.config.encoder_block_out_channels) - 1))
+    of_encoder = hasattr(vae.config, "encoder_block_out_channels")  # AutoencoderTiny; AutoencoderKL has one list for both directions
+    channels = vae.config.encoder_block_out_channels if of_encoder else vae.config.block_out_channels
+    return int(2 ** (len(channels) - 1))
 
 
 def encode_mode(vae: Any, image: Tensor) -> Tensor:

@@ -164,6 +164,7 @@ class ConditionEncoder(nn.Module):
 
     @property
     def channels(self) -> tuple[int, ...]:
+        """Channels of the features of every skip, and last of the middle."""
         return tuple(c * (self.inputs if self.frozen else 1) for c in self.encoder.skip_channels)
 
     def forward(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -202,4 +203,5 @@ class PixelHead(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B,M,H,W] -> what is added to the logits, [B,K,H,W]."""
         return self.out(self.layers(x))

@@ -123,6 +123,7 @@ class Diffusion:
         return self.abar.to(t.device)[t.long()].view(-1, 1, 1, 1)
 
     def noised(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """sqrt(abar_t) z0 + sqrt(1 - abar_t) noise: the forward process at steps t [B] (Ho et al. 2020, eq. 4)."""
         bar = self.abar_at(t)
         return bar.sqrt() * z0 + (1 - bar).sqrt() * noise
 

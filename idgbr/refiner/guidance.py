@@ -36,6 +36,7 @@ class Prepared:
     mask: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
+        """The tensors that are there."""
         return [t for t in (getattr(self, f.name) for f in fields(self)) if t is not None]
 
 
@@ -143,6 +144,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the form CLIP uses."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x sigmoid(1.702 x), element by element."""
         return F.silu(1.702 * x) / 1.702  # one pass over x fewer than written out
 
 
@@ -170,10 +172,12 @@ class GuidanceNetwork(nn.Module):
         )
 
     def prepare(self, conditions: Sequence[Tensor]) -> tuple[Prepared, ...]:
+        """Condition features of every scale -> what each block derives from them once for all denoising steps."""
         blocks: Sequence[Any] = list(self.blocks)
         return tuple(block.prepare(c) for block, c in zip(blocks, conditions, strict=True))
 
     def forward(self, features: Sequence[Tensor], prepared: Sequence[Prepared]) -> tuple[Tensor, ...]:
+        """Features of the denoiser of every scale -> guided features of the same shapes."""
         return tuple(block(f, p) for block, f, p in zip(self.blocks, features, prepared, strict=True))
 
 
@@ -223,6 +227,7 @@ def _rows(tensor: Tensor | None, n: int) -> list[Any]:
 
 
 def stack(rows: Sequence[Condition]) -> Condition:
+    """Several conditions joined along the batch. All must have the same tensors and mask."""
     if len(rows) == 1:
         return rows[0]
     prepared = []

@@ -67,6 +67,7 @@ class RefinerTraining(nn.Module):
         return units
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Batch (image [B,C,H,W], coarse [B,K,H,W], target and valid [B,H,W], seed [B]) -> loss [B] and its parts by name, each [B]."""
         network, config = self.network, self.network.config
         target, valid = batch["target"], batch["valid"]
         mask = valid & (target != IGNORE)

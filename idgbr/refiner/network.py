@@ -117,6 +117,7 @@ class RefinerNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.mean.device
 
     def pad(self, x: Tensor) -> Tensor:

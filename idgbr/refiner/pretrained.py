@@ -42,11 +42,13 @@ class PretrainedFeatures(nn.Module):
         )
 
     def train(self, mode: bool = True) -> PretrainedFeatures:
+        """The encoder stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()  # batch statistics stay those of the pretraining
         return self
 
     def forward(self, image_input: Tensor) -> Tensor:
+        """Space-to-depth image [B, C f^2, h, w] -> sum of its projected features [B, D, h, w]."""
         size = (image_input.shape[-2], image_input.shape[-1])
         with torch.no_grad():
             features = self.encoder(F.pixel_shuffle(image_input, self.factor))[: len(self.project)]

@@ -100,7 +100,7 @@ class Process(Protocol):
         """One draw: coarse latent [B,D,h,w] -> probabilities [B,K,H,W]."""
 
 
-class _WithoutNoise:
+class _WithoutNoise(Process):
     """What one pass and the cascade share: logits, no noise, one draw."""
 
     parameterisation = "x0"
@@ -174,7 +174,7 @@ class Cascade(_WithoutNoise):
         return kept.mean()
 
 
-class DiffusionProcess:
+class DiffusionProcess(Process):
     """Denoising diffusion: forward process, parameterisation and weights of `Diffusion`, steps of `Sampler`.
 
     Raises:

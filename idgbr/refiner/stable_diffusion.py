@@ -75,6 +75,8 @@ class Parts:
 
     @classmethod
     def from_configs(cls, configs: dict[str, Any]) -> Parts:
+        """The parts with random weights, built as a saved refiner's config.json says."""
+
         def make(name: str) -> Any:
             return _class(configs[name]["class"]).from_config(configs[name]["config"]) if name in configs else None
 

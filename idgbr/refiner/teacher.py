@@ -53,6 +53,7 @@ class Aligner(nn.Module):
         return self.teacher(x)
 
     def forward(self, middle: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Middle features [B,C,h,w] -> 1 - mean cosine similarity to the teacher's tokens, [B] (REPA, arXiv 2410.06940)."""
         wanted = batch["tokens"] if "tokens" in batch else self.tokens(batch["image"])
         student = self.projector(middle.flatten(2).transpose(1, 2).float()).transpose(1, 2).unflatten(2, middle.shape[-2:])
         student = F.interpolate(student, wanted.shape[-2:], mode="bilinear", align_corners=False)

@@ -51,6 +51,7 @@ def result_tags(model: Model, sampler: SamplerConfig, seed: int) -> dict[str, st
 
 
 def confidence_path(out: Path) -> Path:
+    """The file of the confidence beside the refined map."""
     return out.with_name(f"{out.stem}_confidence.tif")
 
 

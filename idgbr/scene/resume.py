@@ -94,6 +94,7 @@ class Parts:
             row += len(part.index)
 
     def discard(self) -> None:
+        """Delete the kept rows."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:

@@ -33,12 +33,14 @@ class TorchTiles:
         self.refiner = refiner.to(self.device).eval()
 
     def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+        """Image float32 [B,C,h,w], coarse probabilities [B,K,h,w], valid [B,h,w] -> the condition of `draw`."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.refiner.condition(*(torch.from_numpy(x).to(self.device) for x in (image, coarse, valid)))
 
     def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+        """One row of probabilities float32 [B,K,h,w], by one seed a tile."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -55,6 +57,7 @@ class KeptTiles(TorchTiles):
         self.bytes = self.encoded = self.reused = 0
 
     def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+        """As `TorchTiles.condition`, computed once for equal arrays."""
         digest = hashlib.blake2b(digest_size=16)
         for array in (image, coarse, valid):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())

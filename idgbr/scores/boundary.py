@@ -19,6 +19,7 @@ Inner = tuple[int, int, int, int]
 
 
 def crop(array: NDArray, inner: Inner) -> NDArray:
+    """The inner part [top, bottom) x [left, right) of an array [H,W,...]."""
     return array[inner[0] : inner[1], inner[2] : inner[3]]
 
 
@@ -99,13 +100,6 @@ def trimap_shells(edges: NDArray[np.uint8], widths_px: tuple[int, ...]) -> NDArr
         before = width
         shells -= band
     return shells
-
-
-def void_band(target: Map, n_classes: int, width_px: int) -> NDArray[np.bool_]:
-    """DeepLab's trimap (`MyVOCevalsegBoundary.m`): valid pixels within `width_px` (chessboard) of an ignored one. Needs void contours."""
-    ignored = (target >= n_classes).view(np.uint8)
-    size = 2 * width_px + 1
-    return (cv2.dilate(ignored, np.ones((size, size), np.uint8)) > 0) & (ignored == 0)
 
 
 # ---- mBA (CascadePSP, Cheng et al., CVPR 2020) --------------------------------------------------------------------------------

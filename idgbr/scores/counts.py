@@ -44,6 +44,7 @@ class TablesWriter:
         return self
 
     def write(self, counts: Iterable[Row], bands: Iterable[Row]) -> None:
+        """Add rows; they reach the files in groups of `ROWS_A_GROUP`."""
         for waiting, rows, writer, (_, schema) in zip(self.waiting, (counts, bands), self.writers, self.paths):
             waiting += rows
             if len(waiting) >= ROWS_A_GROUP:
@@ -79,6 +80,7 @@ class Collected:
         self.tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
 
     def write(self, counts: Iterable[Row], bands: Iterable[Row]) -> None:
+        """Add rows; they are folded into tables in groups of `ROWS_A_GROUP`."""
         for waiting, rows in zip(self.waiting, (counts, bands)):
             waiting += rows
         if max(map(len, self.waiting)) >= ROWS_A_GROUP:

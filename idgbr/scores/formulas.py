@@ -22,6 +22,7 @@ def mean_of_defined(values: Array, axis: int = -1) -> Array:
 
 
 def ratio(a: ArrayLike, b: ArrayLike) -> Array:
+    """a / b, NaN where b is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(np.asarray(b) != 0, np.asarray(a, np.float64) / np.asarray(b), np.nan)
 
@@ -32,10 +33,12 @@ def iou(tp: NDArray, fp: NDArray, fn: NDArray) -> Array:
 
 
 def f1(tp: NDArray, fp: NDArray, fn: NDArray) -> Array:
+    """2 tp / (2 tp + fp + fn); undefined for a class that is in neither map."""
     return ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def overall_accuracy(tp: NDArray, fn: NDArray) -> Array:
+    """Share of labelled pixels [..., K] that have the right class."""
     return ratio(tp.sum(-1), (tp + fn).sum(-1))
 
 

@@ -5,7 +5,8 @@ Known defects, none of which the corrected scores share:
   values in the files; here it gets class indices and 255, the best case.
 - Classes whose mean score is 0 are dropped from its `min`, so a map without any object is reported with the non-edge score.
 - False positives on images without the class never enter a weighted F.
-- IoU and F1 of classes that are nowhere count as 0; predictions outside the classes are left out of the confusion matrix.
+- IoU and F1 of classes that are nowhere count as 0; predictions outside the classes are left out of the confusion matrix
+  (not computed here).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.scores.region import Counts, Map
+from idgbr.scores.region import Map
 from idgbr.scores.wfm import sums, weighted_f
 
 
@@ -37,35 +38,3 @@ def edge_f(pred: Map, target: Map, kernel: int = 3) -> NDArray[np.float64]:
     a, b = edge_band(pred, kernel), edge_band(target, kernel)
     s = sums(a, b, 2, (0, a.shape[0], 0, a.shape[1]))
     return weighted_f(s.target, s.target_loss, s.rest_loss)
-
-
-def confusion_scores(table: Counts) -> dict[str, NDArray[np.float64]]:
-    """The authors' `compute_metrics` of a confusion matrix [K, K] (rows target): empty classes are 0 and counted.
-
-    Keys: per_class_iou, _f1, _precision, _recall, support [K]; miou, mf1, oa, kappa, fw_iou.
-    """
-    total = table.sum()
-    if not total:
-        none = np.zeros(0)
-        each = {f"per_class_{name}": none for name in ("iou", "f1", "precision", "recall")}
-        return {**each, "support": none, **{name: np.array(0.0) for name in ("miou", "mf1", "oa", "kappa", "fw_iou")}}
-    m = table.astype(np.float64)
-    tp, of_target, of_pred = np.diag(m), m.sum(1), m.sum(0)
-
-    def over(a: NDArray, b: NDArray) -> NDArray[np.float64]:
-        return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
-
-    iou, f1 = over(tp, of_target + of_pred - tp), over(2 * tp, of_target + of_pred)
-    agree, chance = tp.sum() / total, (of_target * of_pred).sum() / total**2
-    return {
-        "per_class_iou": iou,
-        "per_class_f1": f1,
-        "per_class_precision": over(tp, of_pred),
-        "per_class_recall": over(tp, of_target),
-        "support": of_target,
-        "miou": iou.mean(),
-        "mf1": f1.mean(),
-        "oa": np.asarray(agree),
-        "kappa": np.asarray((agree - chance) / (1 - chance + 1e-10)),
-        "fw_iou": (of_target / total * iou).sum(),
-    }

@@ -65,6 +65,7 @@ class Metric:
     combine: Callable[[Array], float] | None = None  # tile_mean of several values a tile: means over tiles [n] -> one value
 
     def score(self, columns: Columns) -> Array:
+        """The score of every row of `columns`: where it is one a class, the mean over the classes that have one."""
         values = self.value(columns)
         return mean_of_defined(values) if self.per_class else values
 

@@ -50,6 +50,7 @@ def fill(rows: list[dict[str, Any]], pred: Map, target: Map, n_classes: int) -> 
 
 
 def describe(there: NDArray[np.float64], back: NDArray[np.float64]) -> dict[str, float | int]:
+    """The columns of one class from its two lists of nearest distances in px."""
     both = np.concatenate([there, back])
     return {
         "hd95": float(np.percentile(both, 95)),
@@ -58,57 +59,3 @@ def describe(there: NDArray[np.float64], back: NDArray[np.float64]) -> dict[str,
         "assd_sum": float(both.sum()),
         "assd_pixels": len(both),
     }
-
-
-# ---- contour elements (DeepMind surface-distance 0.1) -----------------------------------------------------------------------------
-
-# Length in px of the contour through the 2 x 2 pixels around a corner, by their bits: marching squares through the middles of the sides.
-_LENGTHS = np.zeros(16)
-for _code in range(1, 15):
-    _bits = [_code >> i & 1 for i in range(4)]  # upper left, upper right, lower left, lower right
-    _diagonal = _bits[0] == _bits[3] and _bits[1] == _bits[2]
-    _LENGTHS[_code] = np.sqrt(2) if _diagonal else 1.0 if sum(_bits) == 2 else np.sqrt(0.5)
-
-
-def contour_elements(pred: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]] | None:
-    """(distances in px, contour lengths in px) of the contour elements of pred to target, and of target to pred, each sorted by distance.
-
-    Elements sit at pixel corners and are weighted with their contour's length; the frame counts as contour. None where either is empty.
-    """
-    if not pred.any() or not target.any():
-        return None
-    codes = []
-    for mask in (pred, target):
-        m = np.pad(mask, 1).astype(np.uint8)
-        codes.append(m[:-1, :-1] | m[:-1, 1:] << 1 | m[1:, :-1] << 2 | m[1:, 1:] << 3)
-    labels = [np.where((code > 0) & (code < 15), np.uint8(0), np.uint8(IGNORE)) for code in codes]
-    out = []
-    for a, b, code in ((labels[0], labels[1], codes[0]), (labels[1], labels[0], codes[1])):
-        rows, cols = places(a == 0)
-        distance = np.sqrt(squared_distances(b, 1, rows, cols, np.zeros(len(rows), np.int64)))
-        length = _LENGTHS[code[rows, cols]]
-        order = np.lexsort((length, distance))
-        out.append((distance[order], length[order]))
-    return out[0], out[1]
-
-
-def robust_hausdorff(lists: tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]], percent: float) -> float:
-    """Larger of the directed, length-weighted percentiles."""
-    worst = 0.0
-    for distance, length in lists:
-        share = np.cumsum(length) / length.sum()
-        at = int(np.searchsorted(share, percent / 100))
-        worst = max(worst, float(distance[min(at, len(distance) - 1)]))
-    return worst
-
-
-def weighted_means(lists: tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]]) -> tuple[float, float]:
-    """Length-weighted mean distance of (pred to target, target to pred)."""
-    a, b = (float((distance * length).sum() / length.sum()) for distance, length in lists)
-    return a, b
-
-
-def surface_dice(lists: tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]], tolerance_px: float) -> float:
-    """Normalised surface dice (NSD): share of both contours' length within the tolerance (inclusive) of the other."""
-    near = sum(float(length[distance <= tolerance_px].sum()) for distance, length in lists)
-    return near / sum(float(length.sum()) for _, length in lists)

@@ -75,6 +75,7 @@ class Widths:
 
     @property
     def halo_px(self) -> int:
+        """How far in px pixels outside a tile can change its scores."""
         return max(self.near_px, wfm.FAR_HALO_PX)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 
 def local(value: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other tensor itself."""
     return value.to_local() if hasattr(value, "to_local") else value
 
 
@@ -22,6 +23,7 @@ def whole(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_whole(target: Any, value: Tensor) -> None:
+    """Copy a full tensor into a tensor that may be sharded."""
     if hasattr(target, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
@@ -53,6 +55,11 @@ def full_state(module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool =
 
 
 def load_full_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Tensor], moments: dict[str, Any]) -> None:
+    """Load full weights by name, and the optimiser's moments, into a module that may be sharded.
+
+    Raises:
+        KeyError: names of weights differ.
+    """
     state = module.state_dict()
     if state.keys() != model.keys():
         odd = sorted(state.keys() ^ model.keys())

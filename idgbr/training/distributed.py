@@ -61,6 +61,7 @@ class World:
         self._device = device
 
     def device(self, runtime: Runtime) -> torch.device:
+        """The device this process computes on."""
         return self._device or device_of(runtime)
 
     # ---- the module --------------------------------------------------------------------------------------------------
@@ -80,12 +81,15 @@ class World:
         return value
 
     def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over all processes."""
         return values
 
     def min(self, values: Tensor) -> Tensor:
+        """Element-wise minimum over all processes."""
         return values
 
-    def barrier(self) -> None: ...
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
 
     # ---- checkpoints: where they are kept is the world's business, what is in them is the loop's ------------------------
 

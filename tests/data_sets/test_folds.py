@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idgbr.datasets import BandStats, Dataset, Raster
-from idgbr.datasets.index import block
+from idgbr.datasets.index import block, grouped_folds
 from idgbr.errors import BadRequest
 from idgbr.labels import binary
 
@@ -30,7 +30,9 @@ def test_folds_are_a_partition_that_keeps_scenes_or_blocks_together(parts: list[
     assert len(folds) == k
     assert all(folds)
     assert folds == dataset.folds(k)
-    unit = {"scene": lambda r: r.scene, "block": lambda r: (r.scene, block(r, 150.0)), "raster": lambda r: r.id}[dataset.fold_unit(k)]
+    unit = {"scene": lambda r: r.scene, "block": lambda r: (r.scene, block(r, 150.0)), "raster": lambda r: r.id}[
+        grouped_folds(dataset.of("train"), k, dataset.block_m)[0]
+    ]
     home = {name: i for i, fold in enumerate(folds) for name in fold}
     together: dict[object, set[int]] = {}
     for r in rasters:
@@ -41,7 +43,7 @@ def test_folds_are_a_partition_that_keeps_scenes_or_blocks_together(parts: list[
 def test_scenes_are_kept_whole_where_they_are_alike_in_size() -> None:
     rasters = tuple(raster(i, f"s{i % 6}") for i in range(12))
     dataset = Dataset(rasters, binary("a"), STATS, (1,))
-    assert dataset.fold_unit(3) == "scene"
+    assert grouped_folds(dataset.of("train"), 3, dataset.block_m)[0] == "scene"
     assert [len(fold) for fold in dataset.folds(3)] == [4, 4, 4]
 
 
@@ -49,7 +51,7 @@ def test_one_scene_that_outweighs_the_others_is_cut_into_blocks() -> None:
     """By scene, one of the three networks would be trained on a tenth of the area and judge the rest."""
     rasters = tuple(raster(i, "large" if i < 18 else f"small{i}", x=60.0 * i) for i in range(20))
     dataset = Dataset(rasters, binary("a"), STATS, (1,))
-    assert dataset.fold_unit(3) == "block"
+    assert grouped_folds(dataset.of("train"), 3, dataset.block_m)[0] == "block"
     assert max(len(fold) for fold in dataset.folds(3)) <= 8
 
 

@@ -26,7 +26,7 @@ def test_oam_buildings_at_zoom_20(tmp_path: Path) -> None:
     np.testing.assert_allclose(chips["zanzibar_b_z20_r01_c03"].y_m, 512 * 0.1485)
     counts = sum(np.array(r["class_px"]) for r in index.rows(tmp_path) if r["scene"] == "zanzibar_a")
     assert round(counts[1] / counts.sum(), 4) == 0.0861  # scenes.csv
-    assert dataset.fold_unit(3) == "block"  # zanzibar_a is four fifths of the training area
+    assert index.grouped_folds(dataset.of("train"), 3, dataset.block_m)[0] == "block"  # zanzibar_a is four fifths of the training area
 
 
 def test_dubai_landcover_follows_its_split_table() -> None:

@@ -1,7 +1,8 @@
 """One door to the scores for mask pairs and triples: names and shapes as in ../shared/reference/scores/expected.json.
 
-Everything is computed by `idgbr.scores`; only naming, the choice of a convention (official where the name says so) and the rounding of
-widths happen here. `null` of the file is None, "nan" is a float NaN.
+What the product offers is computed by `idgbr.scores`; what only the reference file has, at the end of this file. Besides, only naming,
+the choice of a convention (official where the name says so) and the rounding of widths happen here. `null` of the file is None, "nan"
+is a float NaN.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import hashlib
 import math
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.config import ScoreConfig
+from idgbr.labels import IGNORE
 from idgbr.rasters import edges as edges_of
 from idgbr.scores import bands, boundary, formulas, legacy, region, surface, wfm
+from idgbr.scores.nearest import places, squared_distances
 from idgbr.scores.schema import JOINT, LEDGER
 from idgbr.scores.tile import clean_target, count_tile
 
@@ -39,7 +43,7 @@ def scores_by_name(pred: Map, target: Map, n_classes: int, ignore_index: int | N
     table = region.confusion(raw_pred, target, n_classes)
     inside = table[:, :n_classes]
     out["confusion"] = inside.tolist()
-    out |= {f"idgbr_{name}": value.tolist() for name, value in legacy.confusion_scores(inside).items()}
+    out |= {f"idgbr_{name}": value.tolist() for name, value in _confusion_scores(inside).items()}
     out["miou_present"] = float(formulas.mean_of_defined(formulas.iou(*region.rates(table))))
 
     s = wfm.sums(pred, target, n_classes, inner)
@@ -72,7 +76,7 @@ def scores_by_name(pred: Map, target: Map, n_classes: int, ignore_index: int | N
     for i, width in enumerate(WIDTHS):
         out[f"trimap_edge_w{width}"] = _band_scores(raw_pred, target, shells <= i, n_classes)
         if ignore_index is not None:
-            in_void = _band_scores(raw_pred, target, boundary.void_band(target, n_classes, width), n_classes)
+            in_void = _band_scores(raw_pred, target, _void_band(target, n_classes, width), n_classes)
             out[f"trimap_void_w{width}"] = {name: in_void[name] for name in ("band", "iou", "acc")}
 
     _surface(out, pred, target, n_classes, classes, 0.0075 * diagonal)
@@ -158,9 +162,105 @@ def _surface(out: dict[str, Any], pred: Map, target: Map, n_classes: int, classe
             f"hd95_medpy_c{c}": described["hd95"], f"hd_medpy_c{c}": described["hausdorff"], f"assd_medpy_c{c}": assd,
             f"hd95_monai_c{c}": described["hd95_directed"], f"assd_monai_c{c}": assd,
         }  # fmt: skip
-        elements = surface.contour_elements(pred == c, target == c)
+        elements = _contour_elements(pred == c, target == c)
         assert elements is not None
-        out[f"hd95_deepmind_c{c}"] = surface.robust_hausdorff(elements, 95)
-        out[f"asd_deepmind_c{c}"] = list(surface.weighted_means(elements)[::-1])
+        out[f"hd95_deepmind_c{c}"] = _robust_hausdorff(elements, 95)
+        out[f"asd_deepmind_c{c}"] = list(_weighted_means(elements)[::-1])
         for tolerance in (1, 3):
-            out[f"surface_dice_t{tolerance}_c{c}"] = surface.surface_dice(elements, tolerance)
+            out[f"surface_dice_t{tolerance}_c{c}"] = _surface_dice(elements, tolerance)
+
+
+# ---- scores of the reference file that the product does not offer ----------------------------------------------------------------
+
+
+def _confusion_scores(table: region.Counts) -> dict[str, NDArray[np.float64]]:
+    """The authors' `compute_metrics` of a confusion matrix [K, K] (rows target): empty classes are 0 and counted.
+
+    Keys: per_class_iou, _f1, _precision, _recall, support [K]; miou, mf1, oa, kappa, fw_iou.
+    """
+    total = table.sum()
+    if not total:
+        none = np.zeros(0)
+        each = {f"per_class_{name}": none for name in ("iou", "f1", "precision", "recall")}
+        return {**each, "support": none, **{name: np.array(0.0) for name in ("miou", "mf1", "oa", "kappa", "fw_iou")}}
+    m = table.astype(np.float64)
+    tp, of_target, of_pred = np.diag(m), m.sum(1), m.sum(0)
+
+    def over(a: NDArray, b: NDArray) -> NDArray[np.float64]:
+        return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+    iou, f1 = over(tp, of_target + of_pred - tp), over(2 * tp, of_target + of_pred)
+    agree, chance = tp.sum() / total, (of_target * of_pred).sum() / total**2
+    return {
+        "per_class_iou": iou,
+        "per_class_f1": f1,
+        "per_class_precision": over(tp, of_pred),
+        "per_class_recall": over(tp, of_target),
+        "support": of_target,
+        "miou": iou.mean(),
+        "mf1": f1.mean(),
+        "oa": np.asarray(agree),
+        "kappa": np.asarray((agree - chance) / (1 - chance + 1e-10)),
+        "fw_iou": (of_target / total * iou).sum(),
+    }
+
+
+def _void_band(target: Map, n_classes: int, width_px: int) -> NDArray[np.bool_]:
+    """DeepLab's trimap (`MyVOCevalsegBoundary.m`): valid pixels within `width_px` (chessboard) of an ignored one. Needs void contours."""
+    ignored = (target >= n_classes).view(np.uint8)
+    size = 2 * width_px + 1
+    return (cv2.dilate(ignored, np.ones((size, size), np.uint8)) > 0) & (ignored == 0)
+
+
+# ---- contour elements (DeepMind surface-distance 0.1) -----------------------------------------------------------------------------
+
+# Length in px of the contour through the 2 x 2 pixels around a corner, by their bits: marching squares through the middles of the sides.
+_LENGTHS = np.zeros(16)
+for _code in range(1, 15):
+    _bits = [_code >> i & 1 for i in range(4)]  # upper left, upper right, lower left, lower right
+    _diagonal = _bits[0] == _bits[3] and _bits[1] == _bits[2]
+    _LENGTHS[_code] = np.sqrt(2) if _diagonal else 1.0 if sum(_bits) == 2 else np.sqrt(0.5)
+
+
+def _contour_elements(pred: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]] | None:
+    """(distances in px, contour lengths in px) of the contour elements of pred to target, and of target to pred, each sorted by distance.
+
+    Elements sit at pixel corners and are weighted with their contour's length; the frame counts as contour. None where either is empty.
+    """
+    if not pred.any() or not target.any():
+        return None
+    codes = []
+    for mask in (pred, target):
+        m = np.pad(mask, 1).astype(np.uint8)
+        codes.append(m[:-1, :-1] | m[:-1, 1:] << 1 | m[1:, :-1] << 2 | m[1:, 1:] << 3)
+    labels = [np.where((code > 0) & (code < 15), np.uint8(0), np.uint8(IGNORE)) for code in codes]
+    out = []
+    for a, b, code in ((labels[0], labels[1], codes[0]), (labels[1], labels[0], codes[1])):
+        rows, cols = places(a == 0)
+        distance = np.sqrt(squared_distances(b, 1, rows, cols, np.zeros(len(rows), np.int64)))
+        length = _LENGTHS[code[rows, cols]]
+        order = np.lexsort((length, distance))
+        out.append((distance[order], length[order]))
+    return out[0], out[1]
+
+
+def _robust_hausdorff(lists: tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]], percent: float) -> float:
+    """Larger of the directed, length-weighted percentiles."""
+    worst = 0.0
+    for distance, length in lists:
+        share = np.cumsum(length) / length.sum()
+        at = int(np.searchsorted(share, percent / 100))
+        worst = max(worst, float(distance[min(at, len(distance) - 1)]))
+    return worst
+
+
+def _weighted_means(lists: tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]]) -> tuple[float, float]:
+    """Length-weighted mean distance of (pred to target, target to pred)."""
+    a, b = (float((distance * length).sum() / length.sum()) for distance, length in lists)
+    return a, b
+
+
+def _surface_dice(lists: tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]], tolerance_px: float) -> float:
+    """Normalised surface dice (NSD): share of both contours' length within the tolerance (inclusive) of the other."""
+    near = sum(float(length[distance <= tolerance_px].sum()) for distance, length in lists)
+    return near / sum(float(length.sum()) for _, length in lists)
