@@ -105,10 +105,22 @@ def loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before[1]
 
 
+class RayletDied(Exception):
+    """The raylet ended while its node was starting: Ray 2.60 gives its agents 15 s to report their ports, then aborts. Start it again."""
+
+
 @contextlib.contextmanager
 def patient_start() -> Iterator[None]:
-    """A Ray node that is started inside the block has `START_S` to register. Ray has 30 s written into its code."""
+    """A Ray node that is started inside the block has `START_S` to register. Ray has 30 s written into its code.
+
+    Raises:
+        RayletDied: it never will.
+    """
+    import psutil  # Ray brings its own copy, on the path once Ray is imported
     from ray._private import services
+
+    def lives() -> bool:
+        return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in psutil.Process().children())
 
     look = services.get_node
 
@@ -117,7 +129,9 @@ def patient_start() -> Iterator[None]:
         while True:
             try:
                 return look(address, node_id)
-            except RuntimeError:
+            except RuntimeError as error:
+                if not lives():
+                    raise RayletDied(f"the raylet ended while it was starting: {error}") from error
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)

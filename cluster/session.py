@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TypedDict
 
 from cluster.node import make_token, package_versions
-from cluster.ray_private import is_version_mismatch, loopback_only, patient_start, read_authentication_again, refusal
+from cluster.ray_private import RayletDied, is_version_mismatch, loopback_only, patient_start, read_authentication_again, refusal
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
 from idgbr.machine import allowed_cores, expanded
 from idgbr.store import Store
 
+START_TRIES = 4
 CONNECT_S = 10.0
 NODE_CHECK_S = 120.0
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large passes through it: artefacts are in the store
@@ -130,20 +131,23 @@ def _started(cpus: int | None, dashboard: bool, log_level: str) -> Iterator[None
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(make_token(Path(folder) / "token"))}
         read_authentication_again()
         stack.enter_context(loopback_only())
-        try:
-            with patient_start():
-                ray.init(
-                    address="local",  # never a cluster that somebody else has started on this machine
-                    num_cpus=cpus or allowed_cores(),
-                    include_dashboard=dashboard,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=temporary if len(temporary) <= TEMPORARY_LIMIT else "/tmp/ray",
-                    logging_level=log_level,
-                    log_to_driver=False,
-                )
-        except Exception as error:  # Ray also raises bare exceptions
-            ray.shutdown()
-            raise no_cluster("on this machine", _last_line(error)) from error
+        for attempt in range(1, START_TRIES + 1):
+            try:
+                with patient_start():
+                    ray.init(
+                        address="local",  # never a cluster that somebody else has started on this machine
+                        num_cpus=cpus or allowed_cores(),
+                        include_dashboard=dashboard,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _temp_dir=temporary if len(temporary) <= TEMPORARY_LIMIT else "/tmp/ray",
+                        logging_level=log_level,
+                        log_to_driver=False,
+                    )
+                break
+            except Exception as error:  # Ray also raises bare exceptions
+                ray.shutdown()
+                if not isinstance(error, RayletDied) or attempt == START_TRIES:
+                    raise no_cluster("on this machine", _last_line(error)) from error
         stack.callback(_shutdown)
         where = ray.get_runtime_context().gcs_address
         if not where.startswith("127."):

@@ -196,7 +196,7 @@ else
     options+=(--address="$2")
 fi
 code=0
-for attempt in 1 2 3; do # now and then Ray's agent hangs at its start
+for attempt in 1 2 3 4 5; do # a raylet whose agents are late aborts
     if [ -n "$asked" ]; then break; fi
     begin=$SECONDS code=0
     set -m # Ray in a process group of its own, so that all of it can be ended, even half started
