@@ -18,6 +18,18 @@ from slurm_jobs import DEAF, Jobs, StandIn
 
 pytestmark = pytest.mark.timeout(600)
 
+# Works until its node is lost; started again it fails.
+LOST = """
+import pathlib, sys, time
+beat = pathlib.Path(sys.argv[1])
+if beat.exists():
+    print("again", flush=True)
+    sys.exit(7)
+while True:
+    beat.write_text("x")
+    time.sleep(0.2)
+"""
+
 
 @pytest.fixture(scope="module", params=["stand-in", "slurm"])
 def ran(request: pytest.FixtureRequest) -> Iterator[Jobs]:
@@ -25,21 +37,25 @@ def ran(request: pytest.FixtureRequest) -> Iterator[Jobs]:
     real = request.param == "slurm"
     if real and (why := real_slurm.missing()):
         pytest.skip(why)
-    site = real_slurm.Slurm(1) if real else StandIn()
+    site = real_slurm.Slurm(3) if real else StandIn()
     jobs = Jobs(site, site.folder / "shared")
     no_ray = {"python": str(jobs.work / "no-ray")}
+    first = {**no_ray, "nodes": "n1" if real else ""}
     steps = [sys.executable, str(jobs.work / "steps.py")]
     try:
         if isinstance(site, real_slurm.Slurm):
             site.start()
-        jobs.submit("deaf", ["bash", "-c", DEAF.format(mark=jobs.work / "deaf")], wall_time="0:01:00", slurm={"warn_s": 20}, **no_ray)
-        jobs.submit("warned", [*steps, str(jobs.work / "warned")], **no_ray)
-        jobs.submit("stopped", [*steps, str(jobs.work / "stopped")], **no_ray)
-        jobs.submit("cancelled", [*steps, str(jobs.work / "cancelled")], **no_ray)
+            (jobs.work / "lost.py").write_text(LOST)
+            jobs.submit("lost", [sys.executable, str(jobs.work / "lost.py"), str(jobs.work / "lost")], "n2,n3", **no_ray)
+        minute = "0:01:00" if real else "0:00:30"  # Slurm knows no shorter wall time
+        jobs.submit("deaf", ["bash", "-c", DEAF.format(mark=jobs.work / "deaf")], wall_time=minute, slurm={"warn_s": 20}, **first)
+        jobs.submit("warned", [*steps, str(jobs.work / "warned")], **first)
+        jobs.submit("stopped", [*steps, str(jobs.work / "stopped")], **first)
+        jobs.submit("cancelled", [*steps, str(jobs.work / "cancelled")], **first)
         stale = jobs.folder / "4294967" / "0" / "token"  # of a job that a lost node ended
         stale.parent.mkdir(parents=True)
         stale.touch()
-        jobs.submit("failed", ["bash", "-c", "exit 7"], **no_ray)
+        jobs.submit("failed", ["bash", "-c", "exit 7"], **first)
         for job in ("warned", "stopped", "cancelled"):
             jobs.until(lambda job=job: (jobs.work / f"{job}.once").exists(), f"{job} works", job)  # type: ignore[misc]
         jobs.run("scancel", "--batch", "--signal=USR1", jobs.jobs["warned"])  # as Slurm does near the wall time
@@ -48,6 +64,8 @@ def ran(request: pytest.FixtureRequest) -> Iterator[Jobs]:
         jobs.start_again("warned")
         for job in ("warned", "failed", "cancelled"):
             jobs.until(lambda job=job: jobs.ended(job), f"{job} ends")  # type: ignore[misc]
+        if isinstance(site, real_slurm.Slurm):
+            lose_both_nodes(site, jobs)
         jobs.until(lambda: "Restarts=1" in jobs.shown("deaf"), "the deaf job is queued again", "deaf")
         yield jobs
     finally:
@@ -60,6 +78,22 @@ def ran(request: pytest.FixtureRequest) -> Iterator[Jobs]:
             while any(not (site.folder / "slurm" / n / "over").exists() for n in jobs.jobs.values()) and time.monotonic() < deadline:
                 time.sleep(0.2)
             shutil.rmtree(site.folder, ignore_errors=True)
+
+
+def lose_both_nodes(slurm: real_slurm.Slurm, jobs: Jobs) -> None:
+    """First the worker of the job `lost`, then its head; both come back."""
+    beat = jobs.work / "lost"
+    jobs.until(beat.exists, "the job on two nodes works", "lost")
+    slurm.lose("n3")
+    jobs.until(lambda: "down" in jobs.run("sinfo", "--noheader", "--nodes=n3", "--format=%T").stdout, "Slurm notices the lost worker")
+    noticed = time.time()
+    jobs.until(lambda: beat.stat().st_mtime > noticed, "the job goes on without its worker", "lost")
+    slurm.lose("n2")
+    jobs.until(lambda: "Restarts=1" in jobs.shown("lost"), "the job whose head is lost is queued again")
+    for name in ("n2", "n3"):
+        slurm.join(name)
+    jobs.start_again("lost")
+    jobs.until(lambda: jobs.ended("lost"), "its second start ends")
 
 
 def test_a_job_near_its_wall_time_saves_is_queued_again_and_resumes(ran: Jobs) -> None:
@@ -82,6 +116,14 @@ def test_down_lets_the_command_save_before_ray_ends(ran: Jobs) -> None:
     assert "interrupted, saved with Ray alive" in ran.log("stopped")
     status = ran.status("stopped")
     assert (status["state"], status["exit_code"]) == ("STOPPED", 143)
+
+
+def test_a_job_whose_head_is_lost_is_queued_again_and_its_second_start_ends_by_itself(ran: Jobs) -> None:
+    if not isinstance(ran.site, real_slurm.Slurm):
+        pytest.skip("the stand-in has one node")
+    assert ran.log("lost").rstrip().splitlines()[-1] == "again"
+    status = ran.status("lost")
+    assert (status["state"], status["exit_code"]) == ("FAILED", 7)
 
 
 def test_scancel_ends_the_command_too(ran: Jobs) -> None:

@@ -138,7 +138,7 @@ def test_a_store_on_s3_gives_the_same_table(made: Path, study_file: str, tmp_pat
         assert process.returncode == 0, told
         store = Store(root, cache=tmp_path / "cache")
         same_tables(final_tables(Store(made)), final_tables(store))
-        assert counted(store) == counted(Store(made))
+        assert counted(store) == counted(Store(made)), told
         assert not store.names("claims", recursive=True)
         assert not store.names("scratch", recursive=True)
     finally:
