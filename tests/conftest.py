@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,31 @@ def shared() -> Path:
     if not (SHARED / "README.md").is_file():
         pytest.skip(f"needs {SHARED} (real data and reference numbers for developers; not shipped)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[str]:
+    """Address of an S3 server in this process. Its buckets are the process's: a second server would show those of the first."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of an empty folder in a bucket of its own."""
+    from pyarrow import fs
+
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**keys, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    fs.S3FileSystem(endpoint_override=_s3_server, scheme="http", allow_bucket_creation=True).create_dir(bucket)
+    return f"s3://{bucket}/store?endpoint_override={_s3_server}&scheme=http"
 
 
 @pytest.fixture(scope="module", autouse=True)

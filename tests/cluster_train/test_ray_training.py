@@ -122,26 +122,16 @@ def test_a_stage_that_does_not_train_runs_where_its_needs_are_met(loopback: Any,
         run_on_cluster(coarse, store, experiment, CPU, RayTraining(1))
 
 
-def test_checkpoints_go_to_a_store_on_an_s3_compatible_server(loopback: Any, tmp_path: Path) -> None:
+def test_checkpoints_go_to_a_store_on_an_s3_compatible_server(loopback: Any, tmp_path: Path, s3: str) -> None:
     """The URI has a query (`endpoint_override`), behind which no path can be appended."""
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir("bucket")
-        store = Store(f"s3://bucket/store?endpoint_override={host}:{port}&scheme=http", cache=tmp_path / "cache")
-        experiment, job = prepared(store)
-        with pytest.raises(Interrupted, match="of 80 images"):
-            stages.run(job, store, experiment, CPU, stop=lambda: True, fit=RayTraining(1))
-        assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
-        stages.run(job, store, experiment, CPU, fit=RayTraining(1))
-        backbone.load(store.path(job.stage, job.key))
-        assert [line["images"] for line in read_curve(store.path(job.stage, job.key))][-1] == 80
-    finally:
-        server.stop()
+    store = Store(s3, cache=tmp_path / "cache")
+    experiment, job = prepared(store)
+    with pytest.raises(Interrupted, match="of 80 images"):
+        stages.run(job, store, experiment, CPU, stop=lambda: True, fit=RayTraining(1))
+    assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
+    stages.run(job, store, experiment, CPU, fit=RayTraining(1))
+    backbone.load(store.path(job.stage, job.key))
+    assert [line["images"] for line in read_curve(store.path(job.stage, job.key))][-1] == 80
 
 
 def test_a_store_that_is_not_shared_is_refused_before_the_start(loopback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

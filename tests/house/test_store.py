@@ -14,32 +14,9 @@ from idgbr.errors import Missing
 from idgbr.store import Store
 
 
-@pytest.fixture(scope="module")
-def s3():  # type: ignore[no-untyped-def]
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    old = dict(os.environ)
-    os.environ.update(
-        AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true"
-    )
-    import pyarrow.fs as fs
-
-    filesystem = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-    filesystem.create_dir("bucket")
-    yield f"s3://bucket/store?endpoint_override={host}:{port}&scheme=http"
-    os.environ.clear()
-    os.environ.update(old)
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    root = str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3") + f"&x={tmp_path.name}"
-    if request.param == "s3":
-        root = root.replace("/store?", f"/{tmp_path.name}?").partition("&x=")[0]
+    root = str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3")
     return Store(root, cache=tmp_path / "cache")
 
 

@@ -14,43 +14,25 @@ from idgbr.errors import Interrupted
 from idgbr.store import Store
 
 
-def test_a_training_on_s3_goes_on_from_its_checkpoint_on_a_node_with_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
+def test_a_training_on_s3_goes_on_from_its_checkpoint_on_a_node_with_another_cache(tmp_path: Path, s3: str) -> None:
+    experiment = tiny(schedules=("cosine",), steps=(1,), yardsticks=()).base()
+    jobs = {job.stage: job for job in stages.jobs(experiment)}
+    first, second, runtime = Store(s3, cache=tmp_path / "first"), Store(s3, cache=tmp_path / "second"), Runtime(device="cpu")
+    for stage in ("data", "backbone", "coarse"):
+        stages.run(jobs[stage], first, experiment, runtime)
+    reached: list[int] = []
 
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir("bucket")
-        root = f"s3://bucket/store?endpoint_override={host}:{port}&scheme=http"
-        experiment = tiny(schedules=("cosine",), steps=(1,), yardsticks=()).base()
-        jobs = {job.stage: job for job in stages.jobs(experiment)}
-        first, second, runtime = Store(root, cache=tmp_path / "first"), Store(root, cache=tmp_path / "second"), Runtime(device="cpu")
-        for stage in ("data", "backbone", "coarse"):
-            stages.run(jobs[stage], first, experiment, runtime)
-        reached: list[int] = []
+    def note(**values: Any) -> None:
+        reached.append(int(values.get("images", values.get("done", 0))))
 
-        def note(**values: Any) -> None:
-            reached.append(int(values.get("images", values.get("done", 0))))
-
-        with pytest.raises(Interrupted):
-            stages.run(jobs["refiner"], first, experiment, runtime, report=note, stop=lambda: bool(reached) and reached[-1] >= 16)
-        at_stop = reached[-1]
-        assert 16 <= at_stop < 32
-        scratch = stages.scratch_name(jobs["refiner"])
-        assert second.read_bytes(f"{scratch}/latest.json")
-        reached.clear()
-        stages.run(jobs["refiner"], second, experiment, runtime, report=note)
-        assert reached[0] > at_stop  # not from the beginning
-        assert second.has("refiner", jobs["refiner"].key)
-        assert not second.names(scratch, recursive=True)
-    finally:
-        server.stop()
+    with pytest.raises(Interrupted):
+        stages.run(jobs["refiner"], first, experiment, runtime, report=note, stop=lambda: bool(reached) and reached[-1] >= 16)
+    at_stop = reached[-1]
+    assert 16 <= at_stop < 32
+    scratch = stages.scratch_name(jobs["refiner"])
+    assert second.read_bytes(f"{scratch}/latest.json")
+    reached.clear()
+    stages.run(jobs["refiner"], second, experiment, runtime, report=note)
+    assert reached[0] > at_stop  # not from the beginning
+    assert second.has("refiner", jobs["refiner"].key)
+    assert not second.names(scratch, recursive=True)

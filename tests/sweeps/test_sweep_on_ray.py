@@ -53,17 +53,20 @@ def counted(store: Store) -> dict[str, int]:
     return {stage: len(store.runs(stage)) for stage in STAGES}
 
 
-def test_a_sweep_on_ray_gives_the_table_of_one_in_this_process(made: Path, study_file: str, tmp_path: Path, ray_cluster: Any) -> None:
-    store = Store(tmp_path / "store")
-    process = sweep(*words(study_file, ray_cluster.address), store=store.root)
+def test_a_sweep_on_ray_with_its_store_on_s3_gives_the_table_of_one_in_this_process(
+    made: Path, study_file: str, tmp_path: Path, ray_cluster: Any, s3: str
+) -> None:
+    process = sweep(*words(study_file, ray_cluster.address), store=s3, env={"HOME": str(tmp_path)})  # artefacts are cached there
     out, told = process.communicate()
     assert process.returncode == 0, told
+    store = Store(s3, cache=tmp_path / "cache")
     same_tables(final_tables(Store(made)), final_tables(store))
-    assert out == ""  # Ray's and Tune's talk is silenced
+    assert out == ""  # Ray's and Tune's own lines are silenced
     assert len(told.splitlines()) < 60, told
     assert "Traceback" not in told
-    assert counted(store) == counted(Store(made))
+    assert counted(store) == counted(Store(made)), told
     assert not store.names("claims", recursive=True)
+    assert not store.names("scratch", recursive=True)
 
 
 def test_kill_9_of_the_driver_a_worker_and_a_node_and_rubbish_for_rays_state_and_the_same_command_gives_the_same_table(
@@ -121,28 +124,6 @@ def test_two_drivers_on_one_study_and_one_of_another_share_the_work(made: Path, 
         import ray
 
         assert ray.available_resources().get("CPU") == 2.0, "a node has lost a CPU for good (ray#64693; sweeps/groups.py)"
-
-
-def test_a_store_on_s3_gives_the_same_table(made: Path, study_file: str, tmp_path: Path, ray_cluster: Any) -> None:
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir("bucket")
-        root = f"s3://bucket/store?endpoint_override={host}:{port}&scheme=http"
-        process = sweep(*words(study_file, ray_cluster.address), store=root, env={"HOME": str(tmp_path)})  # artefacts are cached there
-        _, told = process.communicate()
-        assert process.returncode == 0, told
-        store = Store(root, cache=tmp_path / "cache")
-        same_tables(final_tables(Store(made)), final_tables(store))
-        assert counted(store) == counted(Store(made)), told
-        assert not store.names("claims", recursive=True)
-        assert not store.names("scratch", recursive=True)
-    finally:
-        server.stop()
 
 
 def test_a_driver_that_waits_for_another_holds_no_place_on_the_cluster(
