@@ -128,7 +128,7 @@ def train(
     stage: Literal["backbone", "refiner"] = "refiner",
     workers: int = 2,
     min_workers: Annotated[int, arg(help="continue with so few when nodes are lost")] = 0,
-    sharding: Literal["ddp", "fsdp"] = "ddp",
+    sharding: Annotated[Literal["", "ddp", "fsdp"], arg(help="empty: what the recipe says")] = "",
     cpus: Annotated[float, arg(help="of one worker")] = 1.0,
     gpus: Annotated[float, arg(help="of one worker")] = 0.0,
     bf16: bool = False,

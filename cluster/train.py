@@ -50,7 +50,8 @@ class RayTraining:
     Args:
         workers: that train together, one process each.
         min_workers: above 0, Ray continues with fewer when nodes are lost, down to this many, and grows back when they return.
-        sharding: "ddp": whole copies of the model; "fsdp": parameters, gradients and moments spread (`fully_shard`).
+        sharding: "ddp": whole copies of the model; "fsdp": parameters, gradients and moments spread (`fully_shard`); empty: what the
+            stage's settings say.
         cpus, gpus: of one worker. nccl with GPUs, gloo without. cpus is also the number of torch threads on a CPU.
         max_failures: how often workers or nodes may be lost; each time costs the steps since the last checkpoint.
         start_timeout_s: for all workers to be placed.
@@ -58,7 +59,7 @@ class RayTraining:
 
     workers: int = 2
     min_workers: int = 0
-    sharding: str = "ddp"
+    sharding: str = ""
     cpus: float = 1.0
     gpus: float = 0.0
     max_failures: int = 3
@@ -73,7 +74,7 @@ class RayTraining:
         """Raises:
         BadRequest: a shape that cannot be.
         """
-        if self.sharding not in ("ddp", "fsdp"):
+        if self.sharding not in ("", "ddp", "fsdp"):
             raise BadRequest("unknown sharding", value=self.sharding, allowed="ddp, fsdp")
         if self.workers < 1 or not 0 <= self.min_workers <= self.workers or self.cpus <= 0 or self.gpus < 0:
             raise BadRequest(
@@ -126,7 +127,8 @@ class RayTraining:
             check_nodes(store)
             nonce = uuid.uuid4().hex
             store.write_bytes(f"{scratch_name(job)}/nonce", nonce.encode())
-            work = _work(job, store, experiment, self.runtime(runtime), _mailbox(), self.sharding, nonce)
+            sharding = self.sharding or getattr(experiment, job.stage).sharding
+            work = _work(job, store, experiment, self.runtime(runtime), _mailbox(), sharding, nonce)
             trainer = self._trainer(work, store)
             try:
                 with _relay(work.mailbox, report, stop):

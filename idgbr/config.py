@@ -147,8 +147,10 @@ class Runtime:
     device: str = "auto"  # auto, cpu, cuda
     precision: str = "fp32"  # fp32, bf16
     threads: int = 0  # torch threads of one process; 0: leave
-    compile: bool = False
+    compile: str = ""  # mode of torch.compile: default, reduce-overhead; empty: not compiled
     loader_workers: int = 0
+    micro_images: int = 0  # images of one forward pass of a training at most; 0: batch_images over processes and `accumulate`
+    gpu_share: float = 1.0  # of a GPU's memory that is this process's, where several share one
     checkpoint_seconds: float = 120.0
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from idgbr.config import BackboneConfig, Experiment, RefinerConfig
 from idgbr.errors import BadRequest
+from idgbr.training.batches import micro_batches
 
 GB = 1e9
 CARDS_GB = (16, 24, 40, 80)
@@ -31,6 +32,8 @@ RESERVED_GB = 1.5  # CUDA context, libraries' workspaces
 FRAGMENTS = 1.05  # what the allocator cannot use
 LARGEST_BLOCK = 0.2  # share of a network's activations in its largest block, which gradient checkpointing recomputes as one
 COUNTED = 2  # images of the counted batch
+# settings that change no count: one network is counted once
+_UNCOUNTED: dict[str, Any] = {"bf16": False, "compile": "", "loader_workers": 0, "sharding": "ddp"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def of_backbone(config: BackboneConfig, n_bands: int, n_classes: int, precision:
     Raises:
         BadRequest: a pair of encoder and decoder that cannot be built.
     """
-    shape = dataclasses.replace(config, weights="", lr=1e-3, train_images=1, warmup_images=0, ema_images=0.0)
+    shape = dataclasses.replace(config, weights="", lr=1e-3, train_images=1, warmup_images=0, ema_images=0.0, **_UNCOUNTED)
     return _of_backbone(shape, n_bands, n_classes, precision)
 
 
@@ -88,13 +91,14 @@ def _of_backbone(config: BackboneConfig, n_bands: int, n_classes: int, precision
 
 
 def of_refiner(config: RefinerConfig, n_bands: int, n_classes: int, precision: str = "bf16") -> NetworkCost:
-    """Cost of a refiner; of one from a Stable Diffusion folder its config files are read, not its weights.
+    """Cost of a refiner. No weights are read; of a Stable Diffusion folder its config files, and which tensors it holds.
 
     Raises:
-        BadRequest: settings that contradict each other. Missing, Disagreement: folders or files that do not fit.
+        BadRequest: settings that contradict each other. Missing, Disagreement: folders that are not there or do not fit.
     """
     shape = dataclasses.replace(config, lr=1e-3, train_images=1, warmup_images=0, ema_images=0.0, batch_images=16, accumulate=1)
     shape = dataclasses.replace(shape, timestep_law="cubic", boundary_share=0.0, alignment=float(bool(config.alignment)))
+    shape = dataclasses.replace(shape, condition_weights="", teacher_weights="", micro_images=0, **_UNCOUNTED)
     if config.codec == "analog":  # one pass reads its output as the default loss does; of a VAE it needs the decoder
         shape = dataclasses.replace(shape, kind="diffusion")
     return _of_refiner(shape, n_bands, n_classes, precision)
@@ -282,14 +286,13 @@ def of_stage(experiment: Experiment, stage: str, n_classes: int, precision: str 
     return of_refiner(experiment.refiner, n_bands, n_classes, precision)
 
 
-def images_at_once(batch_images: int, workers: int, accumulate: int) -> int:
+def images_at_once(batch_images: int, workers: int, accumulate: int, micro_images: int = 0) -> int:
     """Images of one forward pass on the fullest GPU (`training/batches.py` splits them so)."""
-    mine = math.ceil(batch_images / workers)
-    return math.ceil(mine / min(accumulate, max(1, batch_images // workers)))
+    return math.ceil(math.ceil(batch_images / workers) / micro_batches(batch_images, workers, accumulate, micro_images))
 
 
 def fitting(cost: NetworkCost, batch_images: int, gpu_gb: float, *, workers: int = 1, sharding: str = "ddp") -> int | None:
-    """Smallest `accumulate` (micro-batches a step) with which the global batch fits the GPUs; None where no number does."""
+    """Smallest number of micro-batches a step with which the global batch fits the GPUs; None where no number does."""
     for accumulate in range(1, max(1, batch_images // workers) + 1):
         images = images_at_once(batch_images, workers, accumulate)
         if cost.memory_bytes(images, workers=workers, sharding=sharding) <= gpu_gb * GB:
@@ -297,35 +300,60 @@ def fitting(cost: NetworkCost, batch_images: int, gpu_gb: float, *, workers: int
     return None
 
 
-def check_memory(
+def plan_memory(
     experiment: Experiment, stage: str, n_classes: int, gpu_gb: float, *, workers: int = 1, sharding: str = "ddp", precision: str = "bf16"
-) -> None:
-    """Refuse a training that cannot fit its GPUs; the error names settings with which it does. The global batch stays what it is.
+) -> int:
+    """Images of one forward pass with which a training fits its GPUs; the global batch stays what it is.
+
+    A refiner's step is cut into micro-batches, which change nothing but rounding, unless `refiner.micro_images` says how. A network of
+    stage I has batch norm, whose statistics depend on them: it fits as it is, or not.
+
+    Args:
+        gpu_gb: memory of one GPU. workers: GPUs of the training.
 
     Raises:
-        BadRequest: it does not fit.
+        BadRequest: it does not fit; names settings with which it does.
     """
     settings = getattr(experiment, stage)
     cost = of_stage(experiment, stage, n_classes, precision)
+    fixed = getattr(settings, "micro_images", 0)
 
-    def gb(accumulate: int, of: NetworkCost = cost, shards: str = sharding, n: int = workers) -> float:
-        return of.memory_bytes(images_at_once(settings.batch_images, n, accumulate), workers=n, sharding=shards) / GB
+    def gb(images: int) -> float:
+        return cost.memory_bytes(images, workers=workers, sharding=sharding) / GB
 
-    if gb(settings.accumulate) <= gpu_gb:
-        return
-    ways = []
-    if (pieces := fitting(cost, settings.batch_images, gpu_gb, workers=workers, sharding=sharding)) is not None:
-        ways.append(f"{stage}.accumulate={pieces} ({gb(pieces):.0f} GB)")
-    if stage == "refiner" and not settings.gradient_checkpointing:
-        lean = of_refiner(dataclasses.replace(settings, gradient_checkpointing=True), len(experiment.data.bands), n_classes, precision)
-        if (pieces := fitting(lean, settings.batch_images, gpu_gb, workers=workers, sharding=sharding)) is not None:
-            more = f" {stage}.accumulate={pieces}" if pieces > settings.accumulate else ""
-            ways.append(f"refiner.gradient_checkpointing=true{more} ({gb(max(pieces, settings.accumulate), lean):.0f} GB)")
-    if sharding != "fsdp" and (pieces := fitting(cost, settings.batch_images, gpu_gb, workers=8, sharding="fsdp")) is not None:
-        more = f" {stage}.accumulate={pieces}" if pieces > settings.accumulate else ""
-        ways.append(f"--workers 8 --sharding fsdp{more}")
+    wanted = images_at_once(settings.batch_images, workers, settings.accumulate, fixed)
+    if gb(wanted) <= gpu_gb:
+        return wanted
+    if stage == "refiner" and not fixed:
+        pieces = fitting(cost, settings.batch_images, gpu_gb, workers=workers, sharding=sharding)
+        if pieces is not None:
+            return images_at_once(settings.batch_images, workers, pieces)
+        wanted = images_at_once(settings.batch_images, workers, settings.batch_images)
     raise BadRequest(
-        f"the {stage} needs {gb(settings.accumulate):.0f} GB on every GPU",
-        value=f"{gpu_gb:g} GB a GPU, {stage}.batch_images={settings.batch_images} over {workers} GPUs, {precision}",
-        hint=" or ".join(ways) or "larger GPUs, or smaller crops",
+        f"the {stage} needs {gb(wanted):.0f} GB on every GPU" + (", one image at a time" if wanted == 1 else ""),
+        value=f"{gpu_gb:.3g} GB a GPU, {stage}.batch_images={settings.batch_images} over {workers} GPUs, {precision}",
+        hint=" or ".join(_ways(experiment, stage, cost, n_classes, gpu_gb, workers, sharding)) or "larger GPUs, or smaller crops",
     )
+
+
+def _ways(
+    experiment: Experiment, stage: str, cost: NetworkCost, n_classes: int, gpu_gb: float, workers: int, sharding: str
+) -> Iterator[str]:
+    """Settings with which a training that does not fit does."""
+    settings = getattr(experiment, stage)
+
+    def fits(of: NetworkCost, n: int = workers, shards: str = sharding) -> int | None:
+        return fitting(of, settings.batch_images, gpu_gb, workers=n, sharding=shards)
+
+    if stage == "backbone":
+        if (pieces := fits(cost)) is not None:
+            yield f"backbone.accumulate={pieces} (batch norm then sees the smaller batches)"
+    else:
+        if settings.micro_images and (pieces := fits(cost)) is not None:
+            yield f"refiner.micro_images={images_at_once(settings.batch_images, workers, pieces)}"
+        if not settings.gradient_checkpointing:
+            shape = dataclasses.replace(settings, gradient_checkpointing=True)
+            if fits(of_refiner(shape, len(experiment.data.bands), n_classes, cost.precision)) is not None:
+                yield "refiner.gradient_checkpointing=true"
+    if sharding != "fsdp" and fits(cost, 8, "fsdp") is not None:
+        yield "--workers 8 --sharding fsdp"

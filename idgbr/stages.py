@@ -179,6 +179,7 @@ def train_stage(
     """One training on this process; `world` says which share of every batch is this process's (none: all of it)."""
     from idgbr import datasets
     from idgbr.coarse import backbone
+    from idgbr.preflight import training_runtime
     from idgbr.refiner import loss
     from idgbr.scene import tiles as kept_refiner
     from idgbr.training.loop import World
@@ -187,6 +188,7 @@ def train_stage(
     kept_refiner.forget()
     world, runtime = world or World(), runtime or Runtime()
     dataset = datasets.load(store.path("data", job.parents["data"]), experiment.data)
+    runtime = training_runtime(experiment, job.stage, dataset.table.n_classes, runtime, world)
     if scratch is None:
         scratch = Path(store.base if store.is_local else store.cache) / scratch_name(job)
         if not store.is_local:

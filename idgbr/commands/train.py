@@ -47,14 +47,14 @@ def fit_processes(
     report: Report | None = None,
     stop: Stop | None = None,
     workers: int = 2,
-    sharding: str = "ddp",
+    sharding: str = "",
 ) -> None:
     """Train one stage over `workers` processes of this machine.
 
     Args:
         job, store, experiment, out, runtime, report: as `train_stage`. threads 0: the cores are shared out among the processes.
         stop: asked once a second; true ends the run with `Interrupted`, its checkpoint kept. Ctrl-C does the same.
-        workers: processes; with CUDA one GPU each. sharding: "ddp" or "fsdp".
+        workers: processes; with CUDA one GPU each. sharding: "ddp" or "fsdp"; empty: what the stage's settings say.
 
     Raises:
         BadRequest: more workers than images of a batch or than GPUs; unknown sharding. Interrupted: `stop` said so.
@@ -66,6 +66,7 @@ def fit_processes(
     runtime = runtime or Runtime()
     kind = device_of(runtime).type
     check_workers(workers, sharding, kind)
+    sharding = sharding or getattr(experiment, job.stage).sharding
     check_batch(workers, getattr(experiment, job.stage).batch_images)
     if kind == "cpu" and not runtime.threads:
         runtime = dataclasses.replace(runtime, threads=max(1, allowed_cores() // workers))
@@ -114,7 +115,7 @@ class LocalProcesses:
     """`fit_processes` as a `Trainer`."""
 
     workers: int
-    sharding: str = "ddp"
+    sharding: str = ""
 
     @property
     def processes(self) -> int:
@@ -141,7 +142,7 @@ def check_workers(workers: int, sharding: str, kind: str) -> None:
     """
     if workers < 1:
         raise BadRequest("a training needs at least one worker", value=f"workers={workers}")
-    if sharding not in ("ddp", "fsdp"):
+    if sharding not in ("", "ddp", "fsdp"):
         raise BadRequest("unknown sharding", value=sharding, allowed="ddp, fsdp")
     if kind == "cuda":
         import torch
@@ -268,8 +269,9 @@ class TrainingRequest:
         int, arg(help="processes of this machine that train together, with CUDA one GPU each; several machines: python -m cluster train")
     ] = 1
     sharding: Annotated[
-        str, arg(help="ddp: whole copies of the model; fsdp: parameters, gradients and moments spread over the workers")
-    ] = "ddp"
+        str,
+        arg(help="ddp: whole copies of the model; fsdp: parameters, gradients and moments spread over the workers; empty: by the recipe"),
+    ] = ""
 
 
 def run_until(stage: str, request: TrainingRequest) -> None:
@@ -297,7 +299,7 @@ def run_until(stage: str, request: TrainingRequest) -> None:
             value=f"refiner.kind={experiment.refiner.kind}, coarse.source={experiment.coarse.source}",
         )
     fit: stages.Trainer | None = None
-    if request.workers != 1 or request.sharding != "ddp":
+    if request.workers != 1 or request.sharding:
         from idgbr.training.distributed import device_of
 
         check_workers(request.workers, request.sharding, device_of(runtime).type)

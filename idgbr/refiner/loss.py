@@ -66,6 +66,11 @@ class RefinerTraining(nn.Module):
             units += [*half.down_blocks, half.mid_block, *(half.up_blocks if half.has_decoder else [])]
         return units
 
+    def compile_parts(self, mode: str) -> None:
+        """torch.compile of the denoiser's two halves, where the work is. The draws of timesteps and noise by sample fit in no graph."""
+        denoiser: Any = self.network.denoiser
+        denoiser.encode, denoiser.decode = torch.compile(denoiser.encode, mode=mode), torch.compile(denoiser.decode, mode=mode)
+
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Batch (image [B,C,H,W], coarse [B,K,H,W], target and valid [B,H,W], seed [B]) -> loss [B] and its parts by name, each [B]."""
         network, config = self.network, self.network.config

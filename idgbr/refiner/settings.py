@@ -196,6 +196,12 @@ class RefinerConfig(TrainingConfig):
         key_at_default=False,
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass", speed_only=True)
+    micro_images: int = setting(
+        0,
+        "images of one forward pass on one device at most; the global batch stays. 0: as many as its memory holds (idgbr/costs.py)",
+        low=0,
+        speed_only=True,
+    )
 
 
 @dataclass(frozen=True)

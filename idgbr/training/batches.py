@@ -14,6 +14,15 @@ def slice_of(step: int, batch: int, rank: int, size: int) -> range:
     return range(step * batch + rank * batch // size, step * batch + (rank + 1) * batch // size)
 
 
+def micro_batches(batch: int, size: int, accumulate: int, micro_images: int = 0) -> int:
+    """Micro-batches of a step, the same on all ranks: at least `accumulate`, and so many that none has more than `micro_images` (0: any).
+
+    Never more than the images of the rank that has fewest: FSDP and batch norm talk in every micro-batch.
+    """
+    largest = -(-batch // size)
+    return min(max(accumulate, -(-largest // micro_images) if micro_images else 1), max(1, batch // size))
+
+
 def batches(samples: Any, plan: Plan, seed: int, workers: int, pin_memory: bool) -> Iterator[list[dict[str, Tensor]]]:
     """Per step: the rank's micro-batches, from this process or from `workers` loader processes."""
     loader = torch.utils.data.DataLoader(
@@ -32,9 +41,8 @@ def batches(samples: Any, plan: Plan, seed: int, workers: int, pin_memory: bool)
 class Plan:
     """Indices of the rank's micro-batches, from step to step (a batch sampler)."""
 
-    def __init__(self, first: int, steps: int, batch: int, rank: int, size: int, accumulate: int):
-        self.first, self.steps, self.batch, self.rank, self.size = first, steps, batch, rank, size
-        self.pieces = min(accumulate, batch // size)  # the same on all ranks: FSDP and batch norm talk in every micro-batch
+    def __init__(self, first: int, steps: int, batch: int, rank: int, size: int, pieces: int):
+        self.first, self.steps, self.batch, self.rank, self.size, self.pieces = first, steps, batch, rank, size, pieces
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first, self.steps):

@@ -28,7 +28,7 @@ from idgbr.config import Runtime, TrainingConfig
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Interrupted
 from idgbr.files import replacing, unwritable, write_tensors
 from idgbr.interfaces import Report, Stop
-from idgbr.training.batches import Plan, batches
+from idgbr.training.batches import Plan, batches, micro_batches
 from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local
 from idgbr.training.curve import write_curve
 from idgbr.training.distributed import World, use_threads
@@ -58,7 +58,8 @@ def train(
     """Train `module` and leave `model.safetensors` and `curve.jsonl` in `out`.
 
     Args:
-        module: `module(batch) -> (loss [B], {name: [B]})`; `module.network` is what is saved. Everything random in it must come from
+        module: `module(batch) -> (loss [B], {name: [B]})`; `module.network` is what is saved. Where it has `compile_parts(mode)`, that
+            compiles it, else it is compiled whole. Everything random in it must come from
             `batch["seed"]` (int64 [B]); torch's global generator is seeded by (seed, step, rank) for what does not.
         samples: `samples[i]` is the i-th image ever seen: a dict of tensors of one shape.
         settings: `train_images` is rounded up to whole batches.
@@ -88,6 +89,8 @@ def train(
         )
     if runtime.precision not in ("fp32", "bf16"):
         raise BadRequest("unknown precision", value=runtime.precision, allowed="fp32, bf16")
+    if runtime.compile not in ("", "default", "reduce-overhead"):
+        raise BadRequest("unknown mode of compilation", value=runtime.compile, allowed="default, reduce-overhead, or empty")
     use_threads(runtime)
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         run = _Run(module, samples, settings, seed, world, runtime, device)
@@ -99,6 +102,14 @@ def train(
             raise unwritable(str(scratch), error) from error
 
 
+def adamw(module: nn.Module, settings: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW of the trained parameters, fused on GPUs; norms and biases are not decayed."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    decayed, plain = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, fused=device.type == "cuda")
+
+
 class _Run:
     """What lives from step to step."""
 
@@ -108,6 +119,13 @@ class _Run:
         self.module, self.samples, self.settings, self.seed, self.world, self.runtime, self.device = (
             module, samples, settings, seed, world, runtime, device)  # fmt: skip
         self.batch = settings.batch_images
+        self.pieces = micro_batches(self.batch, world.size, settings.accumulate, runtime.micro_images)
+        if runtime.compile == "reduce-overhead" and self.pieces > 1:
+            raise BadRequest(
+                "CUDA graphs keep one forward pass a step: the next one overwrites its gradients",
+                value=f"compile=reduce-overhead, {self.pieces} micro-batches a step",
+                hint="compile=default, or a batch that fits one GPU at once",
+            )
         self.steps = math.ceil(settings.train_images / self.batch)
         self.step = 0
         self.report_steps = max(1, self.steps // REPORTS)
@@ -117,12 +135,10 @@ class _Run:
         if world.sharding != "fsdp":
             module.to(memory_format=torch.channels_last)
         if runtime.compile:
-            module.compile()
+            compile_parts: Any = getattr(module, "compile_parts", None)
+            compile_parts(runtime.compile) if compile_parts else module.compile(mode=runtime.compile)
         self.wrapped = world.wrap(module, runtime)
-        decayed = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
-        plain = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]  # norms and biases: no decay
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, fused=device.type == "cuda")
+        self.optimizer = adamw(module, settings, device)
         self.ema = {name: value.detach().clone() for name, value in self.network_state().items()} if settings.ema_images else {}
         self.names: list[str] = []  # of the sums: loss, its parts
         self.reset_sums()
@@ -155,6 +171,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
+        if self.runtime.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         for n, batch in enumerate(micro_batches):
             batch = {name: _to(value, self.device) for name, value in batch.items()}
             with self.world.last_micro_batch(self.wrapped, n == len(micro_batches) - 1):
@@ -290,7 +308,7 @@ def _loop(run: _Run, out: Path, scratch: Path, report: Report | None, stop: Stop
     with world.latest_checkpoint(scratch) as folder:
         if folder is not None:
             run.restore(folder)
-    plan = Plan(run.step, run.steps, run.batch, world.rank, world.size, run.settings.accumulate)
+    plan = Plan(run.step, run.steps, run.batch, world.rank, world.size, run.pieces)
     stream = batches(run.samples, plan, run.seed, run.runtime.loader_workers, pin_memory=run.device.type == "cuda")
     mark_time, mark_step, saved_time, saved_images = time.monotonic(), run.step, time.monotonic(), run.images
     first = run.step

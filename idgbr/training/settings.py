@@ -20,3 +20,18 @@ class TrainingConfig(Section):
     ema_images: float = setting(800.0, "half-life of the weight average in images; 0: none", low=0, shapes_network=False)
     accumulate: int = setting(1, "micro-batches a step", low=1, shapes_network=False)
     checkpoint_images: int = setting(4000, "images between resume checkpoints", low=1, speed_only=True)
+    # how a GPU is used; on CPUs none of these has an effect
+    bf16: bool = setting(False, "GPU: mixed precision, bf16 by autocast; weights and optimiser stay fp32", speed_only=True)
+    compile: str = setting(
+        "",
+        "GPU: mode of torch.compile; reduce-overhead captures CUDA graphs, for one micro-batch a step; empty: not compiled",
+        choices=("", "default", "reduce-overhead"),
+        speed_only=True,
+    )
+    loader_workers: int = setting(0, "GPU: processes that load for each, at most the cores it has beside its own", low=0, speed_only=True)
+    sharding: str = setting(
+        "ddp",
+        "GPUs of one training: whole copies of the model (ddp), or its states spread (fsdp)",
+        choices=("ddp", "fsdp"),
+        speed_only=True,
+    )

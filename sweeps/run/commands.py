@@ -19,6 +19,7 @@ from sweeps.run import preflight as checks
 from sweeps.run.claims import drivers
 from sweeps.run.cost_lines import forecast_lines
 from sweeps.run.driver import resume_line, run_context, say, stopped, worker_context, write_rows
+from sweeps.run.nodes import gpu_memory_gb
 from sweeps.run.options import RunOptions
 from sweeps.run.overrides import study_with
 from sweeps.run.placement import Placement, slots
@@ -134,6 +135,8 @@ def run(study: Study, store: Store, placement: Placement, options: RunOptions | 
             reads = {key for wanted in made.to_do for key in (wanted, *made.jobs[wanted][0].parents.values())}
             check_budget(store, options.budget_gb, planning.cost(made, store).size_bytes, reads)
         with run_context(study, store, placement, options) as context:
+            if options.preflight and placement.gpus:
+                checks.refuse_small_gpus(made, gpu_memory_gb(has_cluster=context.capacity is not None), placement)
             is_finished = context.compute(made)
         if not is_finished:
             raise stopped(f"stopped; {_counted(study, store, made)}", study)

@@ -64,12 +64,12 @@ def forecast_lines(
 def _lines(whole: Forecast) -> list[str]:
     place, card = whole.cluster, CARDS[whole.cluster.card]
     parts = ", ".join(f"{stage} {hours:.1f}" for stage, hours in whole.gpu_hours.items())
-    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in whole.shares.items())
-    needs = ", ".join(f"{stage} {gb:.0f} GB" for stage, gb in whole.memory_gb.items())
+    shares = ", ".join(f"{stage} {share}" for stage, share in whole.shares.items())
+    needs = ", ".join(f"{stage} {gb:.0f} GB at {whole.micro_images[stage]} images a pass" for stage, gb in whole.memory_gb.items())
     cores = ", ".join(f"{stage} {speed / 1e6:.0f}" for stage, speed in CPU_PX_PER_S.items())
     lines = [
         f"predicted for {place.gpus} x {place.card}: {whole.total:.1f} GPU-hours ({parts}), {_time(whole.wall_hours)} on the clock",
-        f"  from counted FLOPs and an assumed share of {card.peak / 1e12:.0f} TFLOP/s ({shares}); on one core a job, Mpx/s: {cores}",
+        f"  from counted FLOPs and a share of {card.peak / 1e12:.0f} TFLOP/s ({shares}); on one core a job, Mpx/s: {cores}",
         f"  disk {whole.disk_gb:.1f} GB, and up to {whole.scratch_gb:.1f} GB of checkpoints while it runs",
     ]
     if needs:

@@ -117,7 +117,8 @@ class RunContext:
 
 
 def worker_context(store: Store, placement: Placement) -> WorkerContext:
-    runtime = Runtime(device=placement.device, precision=placement.precision, threads=placement.threads)
+    share = placement.gpus if 0 < placement.gpus < 1 else 1.0
+    runtime = Runtime(device=placement.device, precision=placement.precision, threads=placement.threads, gpu_share=share)
     logs = Path(store.base if store.is_local else store.cache) / "logs"
     return WorkerContext(store, runtime, commit=tables.git_commit(), logs=logs)
 

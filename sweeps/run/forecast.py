@@ -1,7 +1,7 @@
 """What a study will cost on a stated cluster, before anything has run: GPU-hours, wall time and disk, from counted FLOPs.
 
-Predicted, not measured: FLOPs of every network (`idgbr/costs.py`) over the card's peak and an assumed share of it. Once jobs of a stage
-have run, `plan` tells their measured time beside this.
+Predicted, not measured: FLOPs of every network (`idgbr/costs.py`) over the card's peak and a share of it, which is measured where it
+could be, else assumed. Once jobs of a stage have run, `plan` tells their measured time beside this.
 """
 
 from __future__ import annotations
@@ -39,8 +39,22 @@ CARDS = {
     "RTX4090": Card(165e12, 24),
 }
 
-# Share of the peak that networks reach in bf16: assumed. Measured so far: 1 % by a refiner of 2 million parameters (docs/performance.md).
-SHARES = {"backbone": 0.08, "small": 0.05, "stable_diffusion": 0.30}
+
+@dataclass(frozen=True)
+class Share:
+    """Of the card's dense bf16 peak that a network reaches, and whether it was measured (docs/performance.md) or is assumed."""
+
+    value: float
+    is_measured: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.value:.0%} {'measured' if self.is_measured else 'assumed'}"
+
+
+# Measured by `benchmarks/gpu.py` on one H100 with the default small refiner, 2 million parameters, 128 px, bf16: too little work for it
+TINY_PARAMETERS = 10e6
+TINY = {"refiner": Share(0.010, True), "refined": Share(0.011, True)}
+SHARES = {"backbone": Share(0.08), "small": Share(0.05), "stable_diffusion": Share(0.30)}
 GPU_STAGES = ("backbone", "coarse", "refiner", "refined")
 CPU_PX_PER_S = {"data": 20e6, "counts": 5e6}  # of one core: opening every file once; all default scores (benchmarks/scores.py, 6 classes)
 FIXED_S = 20.0  # of a job: process, data set, first batches
@@ -78,7 +92,8 @@ class Forecast:
     Attributes:
         gpu_hours: by stage, of the stages that use a GPU. wall_hours: with every GPU of the cluster at work as soon as a job may start.
         disk_gb: what the store grows by. scratch_gb: resume checkpoints while all GPUs train.
-        memory_gb: of one GPU, by training stage, at its fullest. shares: of the card's peak, as assumed, by stage.
+        memory_gb: of one GPU, by training stage, at its fullest. micro_images: of one forward pass, with which that is so.
+        shares: of the card's peak, by stage.
     """
 
     cluster: Cluster
@@ -87,25 +102,32 @@ class Forecast:
     disk_gb: float
     scratch_gb: float
     memory_gb: Mapping[str, float]
-    shares: Mapping[str, float]
+    micro_images: Mapping[str, int]
+    shares: Mapping[str, Share]
 
     @property
     def total(self) -> float:
         return sum(self.gpu_hours.values())
 
 
-def forecast(jobs: Jobs, to_do: Iterable[str], cluster: Cluster, *, workers: int = 1, sharding: str = "ddp") -> Forecast:
+def forecast(jobs: Jobs, to_do: Iterable[str], cluster: Cluster, *, workers: int = 1, sharding: str = "") -> Forecast:
     """What the jobs `to_do` will cost; `jobs` has every job of the study by key, parents before children.
 
+    Args:
+        sharding: ddp or fsdp; empty: what the recipe says.
+
     Raises:
-        BadRequest: a network that cannot be built. Missing, Disagreement: data or files that a network needs.
+        BadRequest: a network that cannot be built, or that does not fit the card.
+        Missing, Disagreement: data or files that a network needs.
     """
     left = set(to_do)
     wanted = [key for key in jobs if key in left]
     seconds: dict[str, float] = {}
     gpu_hours: dict[str, float] = defaultdict(float)
     memory: dict[str, float] = defaultdict(float)
-    shares: dict[str, float] = {}
+    at_once_images: dict[str, int] = {}
+    card = CARDS[cluster.card]
+    shares: dict[str, Share] = {}
     disk, states = 0.0, [0.0]
     for key in wanted:
         job, experiment = jobs[key]
@@ -119,8 +141,13 @@ def forecast(jobs: Jobs, to_do: Iterable[str], cluster: Cluster, *, workers: int
         if job.trains:
             cost = _cost(experiment, job.stage)
             section = getattr(experiment, job.stage)
-            images = costs.images_at_once(section.batch_images, gpus, section.accumulate)
-            memory[job.stage] = max(memory[job.stage], cost.memory_bytes(images, workers=gpus, sharding=sharding) / costs.GB)
+            shards = sharding or section.sharding
+            precision = "bf16"  # as studies that are sized for GPUs train
+            images = costs.plan_memory(
+                experiment, job.stage, n_classes(experiment.data), card.memory_gb, workers=gpus, sharding=shards, precision=precision
+            )
+            memory[job.stage] = max(memory[job.stage], cost.memory_bytes(images, workers=gpus, sharding=shards) / costs.GB)
+            at_once_images[job.stage] = min(images, at_once_images.get(job.stage, images))
             states.append(4.0 * (2 * cost.parameters + 2 * cost.trained))
     at_once = max(1, cluster.gpus // max(1, workers))
     wall = _wall(jobs, wanted, seconds, at_once)
@@ -131,6 +158,7 @@ def forecast(jobs: Jobs, to_do: Iterable[str], cluster: Cluster, *, workers: int
         disk / costs.GB,
         at_once * max(states) / costs.GB,
         dict(memory),
+        at_once_images,
         shares,
     )
 
@@ -141,7 +169,7 @@ def seconds_of(job: Job, experiment: Experiment, cluster: Cluster) -> float:
     if job.stage in CPU_PX_PER_S:
         split = None if job.stage == "data" else e.sampler.split
         return FIXED_S + area_px(e.data, split) / CPU_PX_PER_S[job.stage]
-    speed = CARDS[cluster.card].peak * share_of(job.stage, e)
+    speed = CARDS[cluster.card].peak * share_of(job.stage, e).value
     if job.trains:
         return FIXED_S + getattr(e, job.stage).train_images * _cost(e, job.stage).train_flop / speed
     if job.stage == "coarse":
@@ -158,10 +186,12 @@ def seconds_of(job: Job, experiment: Experiment, cluster: Cluster) -> float:
     return FIXED_S + tiles * _scaled(cost.run_flop + steps * cost.step_flop, s.tile_px, e.refiner.crop_px) / speed
 
 
-def share_of(stage: str, experiment: Experiment) -> float:
-    """Assumed share of the card's peak."""
+def share_of(stage: str, experiment: Experiment) -> Share:
+    """Share of the card's peak that a stage's network reaches."""
     if stage in ("backbone", "coarse"):
         return SHARES["backbone"]
+    if not experiment.refiner.base and experiment.refiner.kind != "none" and _cost(experiment, "refiner").parameters < TINY_PARAMETERS:
+        return TINY[stage]
     return SHARES["stable_diffusion" if experiment.refiner.base else "small"]
 
 

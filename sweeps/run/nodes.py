@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from cluster.ray_private import dead_jobs
 from cluster.session import SETTINGS, connected, node_resources, require_answer
@@ -76,3 +76,33 @@ def why_idle(placement: Placement) -> str:
     amounts = ", ".join(f"{free.get(name, 0.0):g} of {whole.get(name, 0.0):g} {name}s are free" for name in placement.shape)
     shape = " and ".join(f"{need:g} {name}" for name, need in placement.shape.items())
     return f"on the cluster {amounts}; a worker takes {shape}" + (f", {placement.workers} start together" if placement.workers > 1 else "")
+
+
+# Ray's names of the kinds of GPU (`accelerator_type:` resources of a node), and the memory of each in GB; of kinds that were sold with
+# several sizes the largest, so that no training is refused that may fit
+KINDS_GB = {
+    "T4": 16, "P100": 16, "V100": 32, "L4": 24, "A10": 24, "A10G": 24, "A40": 48, "L40": 48, "L40S": 48, "A100": 80, "A100-40G": 40,
+    "A100-80G": 80, "H100": 80, "H20": 96, "H200": 141, "B200": 180,
+}  # fmt: skip
+
+
+def gpu_memory_gb(has_cluster: bool = True) -> list[float]:
+    """Memory of each kind of GPU of the connected cluster, in GB; without a cluster, of this machine's. Empty where one is not known."""
+    if has_cluster:
+        return kinds_gb(node_resources())
+    import torch
+
+    return [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(torch.cuda.device_count())]
+
+
+def kinds_gb(nodes: Sequence[Mapping[str, float]]) -> list[float]:
+    """`gpu_memory_gb` of these nodes' resources: those with a GPU name its kind, e.g. {"GPU": 8.0, "accelerator_type:H100": 1.0}."""
+    found: list[float] = []
+    for node in nodes:
+        if not node.get("GPU"):
+            continue
+        kinds = {name.partition(":")[2] for name in node if name.startswith("accelerator_type:")}
+        if not kinds or kinds - KINDS_GB.keys():
+            return []
+        found.append(float(min(KINDS_GB[kind] for kind in kinds)))  # a node may carry both A100 and A100-40G
+    return found

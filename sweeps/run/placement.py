@@ -27,7 +27,7 @@ class Placement:
     gpus: Annotated[float, arg(help="GPUs of one worker; below 1: several workers share a GPU")] = 0.0
     workers: Annotated[int, arg(help="workers that share one training, through Ray Train")] = 1
     concurrency: Annotated[int, arg(help="jobs at once at most; 0: as many as fit")] = 0
-    sharding: Annotated[str, arg(help="ddp or fsdp")] = "ddp"
+    sharding: Annotated[str, arg(help="ddp or fsdp; empty: what the recipe says")] = ""
     device: str = "auto"
     bf16: bool = False
 

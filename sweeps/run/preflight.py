@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from idgbr.config import Experiment, Runtime
 from idgbr.errors import BadRequest
-from idgbr.preflight import check_backbone, check_refiner
+from idgbr.preflight import check_backbone, check_refiner, gpu_runtime
 from idgbr.settings import network_shape
 from idgbr.store import Store
+from sweeps.run.placement import Placement
 from sweeps.run.plan import StudyPlan
 
 
@@ -63,6 +66,46 @@ def refuse_impossible(plan: StudyPlan, found: list[Impossible]) -> None:
             f"study {plan.study.name}: {trials} of {len(plan.open)} trials cannot be built. {listed} Nothing was launched",
             hint="drop these values from the axes, or add a constraint that leaves them out",
         )
+
+
+def too_large_for(experiment: Experiment, stage: str, gpu_gb: float, runtime: Runtime, *, workers: int = 1, sharding: str = "") -> str:
+    """Why a training does not fit GPUs of this memory (GB); empty where it does."""
+    from idgbr.costs import plan_memory
+    from idgbr.datasets.extent import n_classes
+
+    settings = getattr(experiment, stage)
+    precision = gpu_runtime(settings, runtime, cores=1).precision
+    shards = sharding or settings.sharding
+    try:
+        plan_memory(experiment, stage, n_classes(experiment.data), gpu_gb, workers=workers, sharding=shards, precision=precision)
+    except BadRequest as error:
+        return str(error)
+    return ""
+
+
+def refuse_small_gpus(plan: StudyPlan, cards_gb: Sequence[float], placement: Placement) -> None:
+    """Before anything starts: every training fits at least one kind of GPU of the cluster. Workers on smaller ones give it back.
+
+    Args:
+        cards_gb: memory of the GPUs; empty: not known, and each worker finds out for itself.
+
+    Raises:
+        BadRequest: one fits none of them.
+    """
+    if not cards_gb:
+        return
+    share = placement.gpus if placement.gpus < 1 else 1.0
+    runtime = Runtime(precision=placement.precision)
+    checked: set[Any] = set()
+    for key in plan.to_do:
+        job, experiment = plan.jobs[key]
+        shape = (job.stage, getattr(experiment, job.stage)) if job.trains else None
+        if shape is None or shape in checked:
+            continue
+        checked.add(shape)
+        why = too_large_for(experiment, job.stage, max(cards_gb) * share, runtime, workers=placement.workers, sharding=placement.sharding)
+        if why:
+            raise BadRequest(f"study {plan.study.name} does not fit the GPUs of this cluster: {why} Nothing was launched")
 
 
 def _error_of(build: Any) -> str | None:

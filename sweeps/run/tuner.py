@@ -32,7 +32,7 @@ from sweeps.run.placement_groups import patient_groups
 from sweeps.run.progress import SweepProgress
 from sweeps.run.schedule import RETURNS, Schedule
 from sweeps.run.units import Outcome, Unit
-from sweeps.run.worker import WorkerContext, work
+from sweeps.run.worker import WorkerContext, why_too_small, work
 
 if TYPE_CHECKING:
     from ray import tune
@@ -63,7 +63,8 @@ def trainable(context: WorkerContext, control: ActorHandle, placement: Placement
         unit, reader, last_report = Unit.unpack(config["unit"]), ControlReader(control), 0.0
         device = "" if unit.workers > 1 else device_name()
         tune.report({"unit": unit.id, "device": device})
-        if device in reader.directives(now=True).left_out or (device in unit.avoid and unit.returned < RETURNS):
+        is_elsewhere = unit.returned < RETURNS and (device in unit.avoid or bool(why_too_small(unit, context.runtime)))
+        if device in reader.directives(now=True).left_out or is_elsewhere:
             _return(unit, device, reader)
             return
 

@@ -25,6 +25,7 @@ from idgbr.retries import TRANSIENT_ERRNOS
 from idgbr.stages import Job
 from idgbr.store import Store
 from sweeps import tables
+from sweeps.run.preflight import too_large_for
 from sweeps.run.pruning import Halving, Pruned, TileTest, Watch, WatchedStore
 from sweeps.run.units import BLOCKING, End, Outcome, Status, Task, Unit
 
@@ -74,6 +75,20 @@ def work(unit: Unit, context: WorkerContext) -> Iterator[Outcome]:
         yield outcome
         if outcome.status == "outage":
             return
+
+
+def why_too_small(unit: Unit, runtime: Runtime) -> str:
+    """Why a training of the unit does not fit this worker's GPU; empty where all fit, or there is no GPU."""
+    trainings = [task for task in unit.tasks if task.job.trains and unit.workers == 1]
+    if not trainings or runtime.device == "cpu":
+        return ""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    from idgbr.preflight import gpu_gb
+
+    return next(filter(None, (too_large_for(task.experiment, task.job.stage, gpu_gb(runtime), runtime) for task in trainings)), "")
 
 
 def do_task(task: Task, context: WorkerContext, watch: Watch | None = None) -> Outcome:
