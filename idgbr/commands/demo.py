@@ -92,7 +92,7 @@ def picture(experiment: Experiment, store: Store, done: dict[str, dict[str, str]
     Returns:
         What each row shows, in words.
     """
-    from idgbr.rasters.read import Reader, read_labels
+    from idgbr.rasters.read import read_labels
 
     dataset = datasets.load(store.path("data", done["refined"]["data"]), experiment.data)
     folders = {name: store.path("refined", done[name]["refined"]) for name in ("coarse", "refined")}
@@ -110,7 +110,7 @@ def picture(experiment: Experiment, store: Store, done: dict[str, dict[str, str]
     rasters = {r.id: r for r in dataset.rasters}
     rows, told = [], []
     for name, (gain, key, row, col) in (("largest gain", windows[-1]), ("median gain", windows[len(windows) // 2])):
-        image, _ = Reader(rasters[key].image, dataset.bands).read(row, col, WINDOW_PX, WINDOW_PX)
+        image, _ = rasters[key].reader(dataset.bands).read(row, col, WINDOW_PX, WINDOW_PX)
         cut = {kind: index[row : row + WINDOW_PX, col : col + WINDOW_PX] for kind, index in maps[key].items()}
         rows.append((image, cut))
         told.append(f"{name}: {key} at row {row}, column {col}, {gain:+d} px")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,8 @@ def predict_scene(
     reader = Reader(scene, experiment.data.bands)
     grid = reader.grid
     require_placed(scene)
+    if reader.note:
+        print(reader.note, file=sys.stderr)
     device = device_of(runtime)
     network = backbone.load(backbone_dir).to(device)
     strips = backbone.predict(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 from idgbr.errors import Missing
 from idgbr.machine import allowed_cores, cache_folder
+from idgbr.rasters.beside import AUX, aux_digest, files_beside, is_world_file
 
 Stamp = tuple[str, int, int, int]  # path, size, time of modification, time of status change (ns)
 _known: dict[Stamp, str] = {}
@@ -48,6 +49,23 @@ def digests(paths: Iterable[Path], *, rehash: bool = False) -> dict[Path, str]:
         _known.update(fresh)
         _remember(fresh)
     return {path: _known[stamp] for path, stamp in stamps.items()}
+
+
+def digests_beside(paths: Sequence[Path], placed: Collection[Path | None] = ()) -> dict[Path, list[tuple[str, str]]]:
+    """(name, digest) of the files beside each that decide what it says, for those that have such (`rasters.beside`).
+
+    Args:
+        placed: files whose place is known, so that world files do not matter.
+    """
+    beside = files_beside(paths)
+    for path in beside.keys() & set(placed):
+        beside[path] = [other for other in beside[path] if not is_world_file(other)]
+    plain = digests({other for others in beside.values() for other in others if not other.name.lower().endswith(AUX)})
+    out = {}
+    for path, others in beside.items():
+        named = [(other.name, plain[other] if other in plain else aux_digest(other)) for other in others]
+        out[path] = [(name, told) for name, told in named if told is not None]
+    return {path: named for path, named in out.items() if named}
 
 
 def _digest(path: Path) -> str:

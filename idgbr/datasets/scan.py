@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from idgbr.config import DataConfig
 from idgbr.datasets import index, looks, synthetic
-from idgbr.datasets.digest import digests
+from idgbr.datasets.digest import digests, digests_beside
 from idgbr.datasets.folder import select, some
 from idgbr.datasets.ids import told_apart
 from idgbr.datasets.layout import SPLITS, Entry, Found, Layout
@@ -38,6 +38,7 @@ from idgbr.files import require_variables
 from idgbr.interfaces import Report
 from idgbr.labels import IGNORE, ClassTable
 from idgbr.machine import allowed_cores, expanded
+from idgbr.rasters.beside import files_beside
 
 STRIP_PX = 4_000_000  # pixels read at once: bounds memory for scenes of any size, whole rows so that JPEG and striped files decode once
 SPAWN_BYTES = 300_000_000  # compressed imagery above which a second process pays for its start
@@ -69,7 +70,7 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
     check_splits(found.entries)
     table, settled_notes = settled([path for e in found.entries for path in (e.label, e.label_eroded) if path is not None], table)
     found = dataclasses.replace(found, notes=(*found.notes, *settled_notes))
-    contents = digests(p for e in found.entries for p in (e.image, e.label, e.label_eroded) if p is not None)
+    contents = digests(_paths(found))
     rows: list[dict[str, Any]] = []
     totals: dict[bool, Moments] = {}  # of training rasters, of others
     flat: set[str] = set()
@@ -110,11 +111,19 @@ def rehash(config: DataConfig) -> None:
     """
     if layout(config.source).find is not None:
         found = find(config)
-        digests([*(p for e in found.entries for p in (e.image, e.label, e.label_eroded) if p is not None), *found.extra_files], rehash=True)
+        paths = _paths(found)
+        beside = [other for others in files_beside(paths).values() for other in others]
+        digests([*paths, *found.extra_files, *beside], rehash=True)
+
+
+def _paths(found: Found) -> list[Path]:
+    return [path for e in found.entries for path in (e.image, e.label, e.label_eroded) if path is not None]
 
 
 def input_digest(config: DataConfig) -> str:
     """Digest of everything the files contribute to stage "data": names, splits, contents, class table. Paths above the root do not count.
+
+    Files beside an image or a label that decide what it says (`rasters.beside`) count too; a set without any keeps its digest.
 
     Raises:
         Missing, Disagreement, BadRequest: as `prepare`, as far as names tell.
@@ -123,13 +132,16 @@ def input_digest(config: DataConfig) -> str:
     if source.find is None:
         return f"synthetic-{synthetic.VERSION}"
     root, found = _root(config, source), find(config)
-    contents = digests([*(p for e in found.entries for p in (e.image, e.label, e.label_eroded) if p is not None), *found.extra_files])
+    contents = digests([*_paths(found), *found.extra_files])
 
     def named(path: Path | None) -> list[str] | None:
         return None if path is None else [str(_below(path, root)), contents[path]]
 
     parts = [[e.id, e.scene, e.split, named(e.image), named(e.label), named(e.label_eroded), e.gsd_m, e.x_m, e.y_m] for e in found.entries]
-    text = json.dumps([parts, json.loads(class_table(config, source, found).to_json()), [contents[p] for p in found.extra_files]])
+    known = {path for e in found.entries if e.gsd_m is not None for path in (e.image, e.label, e.label_eroded)}
+    beside = [[str(_below(path, root)), named] for path, named in sorted(digests_beside(_paths(found), known).items())]
+    more = [beside] if beside else []
+    text = json.dumps([parts, json.loads(class_table(config, source, found).to_json()), [contents[p] for p in found.extra_files], *more])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

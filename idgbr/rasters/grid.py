@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import rasterio
 from affine import Affine
@@ -24,6 +23,7 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
+from idgbr.rasters.beside import AUX, vrt_sources
 
 SQUARE = 1.05  # sides of a pixel on the ground may differ by this factor where a length in metres is asked for
 OPEN_FILES = 64  # data sets kept open in one process
@@ -182,8 +182,10 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def file_key(path: str | Path) -> tuple[str, int, int, int]:
+def file_key(path: str | Path) -> tuple[Any, ...]:
     """What identifies the present content of a file without reading it: path, modification time (ns), size (bytes), inode.
+
+    The same of its .aux.xml and .msk follows, which hold nodata, palette and mask where the format cannot.
 
     Raises:
         Missing: no such file.
@@ -192,7 +194,15 @@ def file_key(path: str | Path) -> tuple[str, int, int, int]:
         stat = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise Missing(f"no such raster: {path}", value=getattr(error, "strerror", error), hint="check the path") from error
-    return str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino, *_stamp(f"{path}{AUX}"), *_stamp(f"{path}.msk")
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return ()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 @functools.cache
@@ -274,17 +284,9 @@ def _check_complete(path: Path) -> None:
 
 def _check_sources(path: Path) -> None:
     """A virtual raster whose files are gone was seen to be read without an error: each must be there."""
-    try:
-        tree = ElementTree.fromstring(path.read_bytes())
-    except ElementTree.ParseError:
-        return  # GDAL says what is wrong with it
-    for element in tree.iter("SourceFilename"):
-        name = (element.text or "").strip()
-        if not name or name.startswith(("/vsi", "<")) or ":" in name:
-            continue  # GDAL's own file systems, subdatasets, nested descriptions
-        source = path.parent / name if element.get("relativeToVRT") == "1" else Path(name)
+    for source in vrt_sources(path):
         if not source.exists():
-            raise Disagreement(f"{path} names a file that is not there", value=name, hint="copy the files of the virtual raster too")
+            raise Disagreement(f"{path} names a file that is not there", value=source, hint="copy the files of the virtual raster too")
 
 
 def grid_of(source: Any) -> Grid:

@@ -286,7 +286,11 @@ def eight_bits(colours: NDArray[Any], scale: int) -> NDArray[Any]:
 
 
 def is_transparency(path: str | Path) -> bool:
-    """Whether the band marked as alpha holds transparency: few distinct values, or mostly 0 and opaque. Infrared bands do not."""
+    """Whether the band marked as alpha holds transparency, and not data, as near infrared.
+
+    It does if no pixel is 0, if at least as many pixels are opaque as are partly so, if all pixels where it is 0 have one colour, if it has
+    two values, or few that are far apart (transparency drawn in steps; dark infrared has few that are close together).
+    """
     return _is_transparency(Path(path), file_key(path))
 
 
@@ -297,6 +301,7 @@ def _is_transparency(path: Path, key: tuple[Any, ...]) -> bool:
         return meaning.alpha is not None
     most = np.iinfo(meaning.dtypes[meaning.alpha - 1]).max if meaning.full is None else meaning.full
     found: set[int] = set()
+    behind: set[tuple[int | float, ...]] = set()  # colours where it is 0, at most two
     opaque = partly = 0
     with opened(path) as source:
         windows = list(blocks(source))
@@ -305,7 +310,12 @@ def _is_transparency(path: Path, key: tuple[Any, ...]) -> bool:
             found.update(np.unique(raw).tolist())
             opaque += int((raw == most).sum())
             partly += int(((raw != most) & (raw != 0)).sum())
-    return len(found) <= FEW_ALPHAS or opaque >= partly
+            if len(behind) < 2 and (clear := raw == 0).any():
+                colours = source.read(meaning.data, window=window)[:, clear]
+                behind.update(tuple(each.tolist()) for each in (colours[:, 0], *colours.T[(colours != colours[:, :1]).any(axis=0)][:1]))
+    if 0 not in found or len(behind) < 2 or (opaque and opaque >= partly):
+        return True
+    return len(found) == 2 or (len(found) <= FEW_ALPHAS and max(found) >= 2 * len(found))
 
 
 # ---- probabilities ------------------------------------------------------------------------------------------------------

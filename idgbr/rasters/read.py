@@ -94,6 +94,15 @@ class Reader:
         return facts.meaning.nodata[0 if facts.meaning.palette is not None else facts.bands[0] - 1]
 
     @property
+    def note(self) -> str | None:
+        """What was decided against the marks of the file, for reports; or None."""
+        facts = self._look()
+        marked = facts.meaning.alpha
+        if marked is None or facts.alpha is not None:
+            return None
+        return f"{self.path.name}: band {marked} is marked as alpha but holds data (infrared?), so it hides no pixel"
+
+    @property
     def n_bands(self) -> int:
         """Number of bands that `read` returns."""
         return len(self._look().bands)

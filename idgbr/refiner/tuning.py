@@ -8,7 +8,7 @@ from typing import Any
 
 from idgbr.config import SamplerConfig
 from idgbr.rasters.coarse_map import read_coarse
-from idgbr.rasters.read import Reader, read_labels
+from idgbr.rasters.read import read_labels
 from idgbr.refiner.decisions import Block, tune
 from idgbr.refiner.refiner import Refiner
 from idgbr.training.held_out import BLOCK_PX, held_out_blocks
@@ -38,7 +38,7 @@ def _blocks(refiner: Refiner, sampler: SamplerConfig, dataset: Any, coarse_dir: 
     rasters = dataset.of("train")
     held_out = held_out_blocks(rasters, share)
     for raster in rasters:
-        reader = Reader(raster.image, dataset.bands)
+        reader = raster.reader(dataset.bands)
         for top, left in held_out.get(raster.id, ()):
             row, col = max(top - CONTEXT_PX, 0), max(left - CONTEXT_PX, 0)
             height = min(top + BLOCK_PX + CONTEXT_PX, raster.height) - row

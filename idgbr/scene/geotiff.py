@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import json
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from idgbr.errors import IdgbrError, NoSpace, Outage
 from idgbr.files import temporary_beside
 from idgbr.interfaces import Report
 from idgbr.labels import ClassTable
+from idgbr.rasters.beside import files_beside
 from idgbr.rasters.read import require_placed
 from idgbr.refiner.decisions import without_confidence
 from idgbr.scene.model import Model
@@ -87,6 +87,8 @@ def refine_scene(
     scene, coarse, out = Path(request.scene), Path(request.coarse), Path(request.out)
     image = Reader(scene, model.bands)
     require_placed(scene)
+    if image.note:
+        print(image.note, file=sys.stderr)
     guess = CoarseMap(coarse, model.table, codes)
     require_same_grid(image.grid, guess.grid, str(scene), str(coarse), f"{coarse.stem}_aligned.tif")
     if model.decided and not guess.is_probabilities and sampler != (plain := without_confidence(sampler)):
@@ -137,5 +139,5 @@ def refine_scene(
 
 def _stamps(path: Path) -> list[Any]:
     """Tell another file from the same one without reading gigabytes; files beside it hold its mask, palette or place."""
-    files = [path, *sorted(p for p in path.parent.glob(f"{glob.escape(path.name)}.*") if p.suffix in (".msk", ".xml"))]
+    files = [path, *files_beside([path]).get(path, ())]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

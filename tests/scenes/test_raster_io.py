@@ -117,12 +117,24 @@ def test_valid_pixels_do_not_depend_on_the_bands_read(tmp_path, grid, write_imag
     alpha[3] = np.where(np.arange(64)[:, None] < 20, 0, 255)
     steps = array.copy()
     steps[3] = (np.arange(64) // 8)[None] * 16  # a soft border, nowhere opaque
+    dark = array.copy()
+    dark[3] = (np.arange(64) // 8)[None]  # a lake: few values, all of them low
+    black = array.copy()
+    black[3] = 0
+    frame = array.copy()
+    frame[:, :20] = 0  # infrared and colours: the frame of a mosaic, which no colour tells from transparency
+    zero_one = array.copy()
+    zero_one[3] = np.arange(64)[None] < 40
     nodata = array.copy()
     nodata[:3, :20], nodata[3, :20] = 0, np.arange(20)[:, None]  # no data only where infrared is 0 too
     for name, pixels, want, options in (
         ("infrared", infrared, np.ones((64, 64), bool), {"photometric": "RGB", "alpha": "YES"}),
         ("alpha", alpha, alpha[3] > 0, {"photometric": "RGB", "alpha": "YES"}),
         ("steps", steps, steps[3] > 0, {"photometric": "RGB", "alpha": "YES"}),
+        ("dark", dark, np.ones((64, 64), bool), {"photometric": "RGB", "alpha": "YES"}),
+        ("black", black, np.ones((64, 64), bool), {"photometric": "RGB", "alpha": "YES"}),
+        ("frame", frame, frame[3] > 0, {"photometric": "RGB", "alpha": "YES"}),
+        ("zero_one", zero_one, zero_one[3] > 0, {"photometric": "RGB", "alpha": "YES"}),
         ("nodata", nodata, (nodata != 0).any(axis=0), {"photometric": "RGB", "alpha": "NO", "nodata": 0}),
     ):
         path = write_image(tmp_path / f"{name}.tif", pixels, grid(64, 64), **options)
