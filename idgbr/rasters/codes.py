@@ -8,7 +8,9 @@ Decided once for a file and a class table, from the file's meaning and its disti
 - White is zero (photometric interpretation): the number codes are what is shown, `full - sample`.
 - Samples of other than 8 bits may be number codes, or grey levels scaled to 8 bits (1 of 1 bit, 65535 of 16 bits are 255).
 - Three bands hold colour codes; if they are grey everywhere, number codes; else the colours that the table's classes are drawn in.
-- Declared nodata is unknown, unless it is a code of a class. It is also unknown if another code of that class occurs.
+- Declared nodata is unknown, unless it is a code of a class. It is also unknown if another code of that class occurs. If the class has
+  another code that does not occur, a file alone is refused (0 and declared 255: a mask of gdal_calc.py, or one without the class?); in a
+  set of several files it is the class.
 - 1 and 255 of one class in one file are refused unless one is declared nodata: nobody can tell whether 255 is the class or unknown.
 """
 
@@ -121,7 +123,7 @@ def _coding(path: Path, table: ClassTable, seen: frozenset[int], strict: bool, b
     nodata = _nodata(meaning, bands)
     values = values_of(path, bands) if must_look(meaning, readings, nodata) else None
     reading = readings[0] if values is None else choose(meaning, table, readings, values, nodata, strict)
-    classes = _with_nodata(reading, nodata, values, seen, table)
+    classes = _with_nodata(path, reading, nodata, values, seen, table.names)
     if values is not None:
         _refuse_mixture(path, reading, classes, values, table)
     note = None if reading.name == PLAIN else f"read by {reading.name}"
@@ -171,7 +173,9 @@ def _nodata(meaning: Meaning, bands: tuple[int, ...]) -> int | None:
     return pack((numbers[0], numbers[1], numbers[2])) if all(0 <= n <= 255 for n in numbers) else None
 
 
-def _with_nodata(reading: Reading, nodata: int | None, values: Values | None, seen: frozenset[int], table: ClassTable) -> Classes:
+def _with_nodata(
+    path: Path, reading: Reading, nodata: int | None, values: Values | None, seen: frozenset[int], names: tuple[str, ...]
+) -> Classes:
     """The classes with the declared nodata decided: see the head of this file."""
     if nodata is None:
         return reading.classes
@@ -185,6 +189,12 @@ def _with_nodata(reading: Reading, nodata: int | None, values: Values | None, se
     repeated = any(s < nodata and code == own for s, code in reading.codes.items())  # a palette's colour that an earlier entry has
     if others or repeated or seen & of_class or (of_class and not used):
         return {**reading.classes, nodata: IGNORE}
+    if of_class and not seen and values is not None and nodata in values.numbers:
+        raise Disagreement(
+            f"{path}: {own} is declared as nodata and is a code of {names[kind]}, no other code of which occurs",
+            value=histogram(values.numbers, values.counts),
+            hint=f"a class table (--classes, data.classes): {own} alone if it is {names[kind]}; without {own} if it is unknown",
+        )
     return reading.classes
 
 
@@ -229,7 +239,7 @@ def _of_colours(meaning: Meaning, table: ClassTable, bands: tuple[int, ...], see
     if strict and (values.many or not used <= reading.classes.keys()):
         more = f"more than {len(values.numbers) - 1} different colours" if values.many else ""
         raise table.unknown_codes(path, more or histogram(values.numbers, values.counts, not as_grey))
-    classes = _with_nodata(reading, nodata, values, seen, table)
+    classes = _with_nodata(path, reading, nodata, values, seen, table.names)
     if as_grey:
         _refuse_mixture(path, reading, classes, values, table)
         classes = {grey[g]: index for g, index in classes.items() if g in grey}
@@ -245,10 +255,10 @@ def codes_in(path: str | Path, table: ClassTable) -> frozenset[int]:
     meaning = meaning_of(path)
     if meaning.written_as or meaning.probabilities:
         return frozenset()
-    coding = coding_of(path, table, strict=False)
-    if len(coding.bands) == 3:
-        return frozenset(values_of(path, coding.bands).numbers) - {_nodata(meaning, coding.bands)}
-    values, nodata = values_of(path, coding.bands), _nodata(meaning, coding.bands)
+    bands = class_bands(meaning)
+    values, nodata = values_of(path, bands), _nodata(meaning, bands)
+    if len(bands) == 3:
+        return frozenset(values.numbers) - {nodata}
     reading = choose(meaning, table, readings_of(meaning, table), values, nodata, strict=False)
     return frozenset(reading.codes[s] for s in values.numbers if s in reading.codes and s != nodata)
 
@@ -256,6 +266,7 @@ def codes_in(path: str | Path, table: ClassTable) -> frozenset[int]:
 def settled(paths: Iterable[Path], table: ClassTable) -> tuple[ClassTable, tuple[str, ...]]:
     """The class table with codes moved to `ignore` that the files of a set declare as nodata while they write the class another way.
 
+    If no file of several writes it another way, the code is the class, and the other codes are taken out of the table.
     Only files that declare a number code of a class as nodata are looked at, and the others only if that class has several number codes.
 
     Returns:
@@ -275,9 +286,10 @@ def settled(paths: Iterable[Path], table: ClassTable) -> tuple[ClassTable, tuple
         others = {code for code, index in numbers.items() if index == numbers[nodata] and code != nodata}
         if any(others & codes_in(path, table) for path in paths):
             moved.append(nodata)
-    if not moved:
+    kept = {n: numbers[n] for n in declared if n not in moved} if len(paths) > 1 else {}
+    if not moved and not kept:
         return table, ()
-    for path in paths:
+    for path in paths if moved else ():
         meaning = meaning_of(path)
         clash = set(moved) & codes_in(path, table) if not meaning.written_as else set()
         if clash:
@@ -287,8 +299,14 @@ def settled(paths: Iterable[Path], table: ClassTable) -> tuple[ClassTable, tuple
                 value=f"{code} is a code of {table.names[numbers[code]]}, which other files write as another code",
                 hint="declare it as nodata everywhere, or write the class as one code everywhere",
             )
-    classes = tuple(LabelClass(c.name, tuple(k for k in c.codes if k not in moved), c.color) for c in table.classes)
-    notes = tuple(
+    gone = {n for n, index in numbers.items() if index in kept.values() and n not in kept} | set(moved)
+    classes = tuple(LabelClass(c.name, tuple(k for k in c.codes if k not in gone), c.color) for c in table.classes)
+    notes = [
         f"{n} is declared as nodata in {declared[n]} labels and is unknown in all; {table.names[numbers[n]]} has another code"
-                  for n in moved)  # fmt: skip
-    return ClassTable(classes, (*table.ignore, *moved)), notes
+        for n in moved
+    ]
+    notes += [
+        f"{n} is declared as nodata in {declared[n]} labels and is {table.names[k]} all the same: no label has another code of it"
+        for n, k in kept.items()
+    ]
+    return ClassTable(classes, (*table.ignore, *moved)), tuple(notes)

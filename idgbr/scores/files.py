@@ -96,6 +96,7 @@ class Values:
     palette: bool
     written_as: tuple[str, ...]  # class names, if this program wrote it as a class map
     numbers: frozenset[int]  # of valid pixels, as shown (see `idgbr.rasters.readings.shown`); empty for colours
+    doubtful: bool = False  # 255 is declared as nodata and occurs, and beside it only 0: a mask of gdal_calc.py, or one without the class
 
 
 def look(path: Path) -> Values:
@@ -131,14 +132,17 @@ def look(path: Path) -> Values:
         raise Disagreement(
             f"{path} holds more than {len(found) - 1} different numbers, so it is no class map", value=f"{found[0]} to {found[-1]}"
         )
-    return Values(path, False, palette, meaning.written_as, frozenset(shown(meaning, values)))
+    numbers = frozenset(shown(meaning, values))
+    doubtful = meaning.nodata[bands[0] - 1] == IGNORE and set(values.numbers) == {0, IGNORE} and not (palette or meaning.written_as)
+    return Values(path, False, palette, meaning.written_as, numbers, doubtful)
 
 
 def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[ClassTable, dict[str, bool]]:
     """Class indices as a table, and which sides are 0/255 masks. Classes: 0 to the highest value of any side, but for `ignore` and 255.
 
     Raises:
-        Disagreement: colours without a class table, negative numbers, or more than `MOST_CLASSES` classes.
+        Disagreement: colours without a class table, negative numbers, more than `MOST_CLASSES` classes, or a single file of 0 and
+        declared 255.
         BadRequest: `ignore` leaves fewer than two classes.
     """
     masks: dict[str, bool] = {}
@@ -148,7 +152,14 @@ def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[Cla
         if colours is not None:
             raise Disagreement(f"{side}: colours need a class table to be classes", value=colours.path, hint="--classes TABLE.json")
         found = frozenset[int]().union(*(f.numbers for f in files))
-        masks[side] = found <= {0, 255} and 255 in found and not any(f.written_as for f in files)
+        doubtful = [f for f in files if f.doubtful and found == {0}]
+        if doubtful and len(files) == 1:
+            raise Disagreement(
+                f"{side}: 255 is declared as nodata, and beside it there is only 0: 255 may be the class or unknown",
+                value=doubtful[0].path,
+                hint="--classes TABLE.json, which says what 255 is; if it is the class: gdal_edit.py -unsetnodata FILE",
+            )
+        masks[side] = found <= {0, 255} and (255 in found or bool(doubtful)) and not any(f.written_as for f in files)
         if masks[side]:
             continue
         codes = found - {ignore, IGNORE}

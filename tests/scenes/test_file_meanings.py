@@ -160,11 +160,33 @@ def test_declared_nodata_wins_when_another_code_of_its_class_occurs(write_map, m
             assert (read_labels(path, BUILDING, 0, 0, 3, 48) == want[:3]).all(), "a window without the other code"
             assert (CoarseMap(path, BUILDING).strip(0, 32).index == want).all()
     assert (read_labels(write_map(mask * 255, "z.tif", nodata=0), BUILDING) == mask).all()  # 0 is the only code of its class
-    assert (read_labels(write_map(mask * 255, "x.tif", nodata=255), BUILDING) == mask).all()  # gdal_calc.py declares 255 by itself
     assert (read_labels(write_map(np.full_like(mask, 255), "all.tif", nodata=255), BUILDING) == IGNORE).all()
     several = ClassTable((LabelClass("a", (0,), (0, 0, 0)), LabelClass("b", (3, 5), (9, 9, 9))))
     five = write_map(np.where(unknown, 5, mask * 3).astype(np.uint8), "five.tif", nodata=5)
     assert (read_labels(five, several) == want).all()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])
+def test_0_and_declared_255_alone_is_refused_and_in_a_set_it_is_the_class(write_map, mask, kind):
+    """gdal_calc.py declares 255 by itself; but the same file may be a tile of 0, 1 and nodata 255 that has no building."""
+    paths = [write_map((m * 255).astype(kind), f"{i}.tif", nodata=255) for i, m in enumerate((mask, np.flip(mask)))]
+    for read in (read_labels, lambda path, table: CoarseMap(path, table).strip(0, 32).index):
+        with pytest.raises(Disagreement, match=r"255 is declared as nodata.*255: 10.42%.*255 alone if it is building"):
+            read(paths[0], BUILDING)
+        only_255, only_1 = binary("building", codes=(255,)), binary("building", codes=(1,))
+        assert (read(paths[0], only_255) == mask).all()
+        assert (read(paths[0], only_1) == np.where(mask, IGNORE, 0)).all()
+    table, notes = settled(paths, BUILDING)
+    assert "is building all the same" in notes[0]
+    assert (read_labels(paths[0], table) == mask).all()
+    assert (read_labels(paths[1], table) == np.flip(mask)).all()
+    values = [look(path) for path in paths]
+    with pytest.raises(Disagreement, match="may be the class or unknown"):
+        guess_table({"pred": values[:1]}, 255)
+    table, masks = guess_table({"pred": values}, 255)
+    assert (side_of("pred", values, table, masks["pred"], 255).read(paths[0], 0, 0, 32, 48) == mask).all()
+    side = side_of("target", values, BUILDING, False, 255)
+    assert (side.read(paths[0], 0, 0, 32, 48) == mask).all()
 
 
 def test_a_mixture_of_1_and_255_is_refused_unless_declared(write_map, mask):
@@ -192,6 +214,8 @@ def test_a_set_of_files_is_settled_together(tmp_path, write_map, mask):
     assert "255 is declared as nodata in 2 labels" in notes[0]
     assert (read_labels(paths[1], table) == np.where(border > 0, IGNORE, 0)).all()
     assert settled(paths[1:], BUILDING) == (BUILDING, ())
+    with pytest.raises(Disagreement, match="255 is declared as nodata"):
+        read_labels(paths[1], BUILDING)
     with pytest.raises(Disagreement, match="but is a class in"):
         settled([*paths, write_map(mask * 255, "c.tif")], BUILDING)
     values = {"target": [look(path) for path in paths]}
