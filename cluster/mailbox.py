@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
-from idgbr.interfaces import Report, Stop
+from idgbr.interfaces import Json, Report, Stop
 
 log = logging.getLogger("ray.train")
 
@@ -16,14 +15,14 @@ class Mailbox:
     """A Ray actor: the latest progress of the workers, the driver's request to stop, the first error that ends the training."""
 
     def __init__(self) -> None:
-        self.progress: dict[str, Any] | None = None
+        self.progress: Json | None = None
         self.is_stopping = False
         self.error: Exception | None = None
 
-    def report(self, progress: dict[str, Any]) -> None:
+    def report(self, progress: Json) -> None:
         self.progress = progress
 
-    def exchange(self, stop: bool) -> dict[str, Any] | None:
+    def exchange(self, stop: bool) -> Json | None:
         """Take the progress since the last call, and pass on whether to stop."""
         self.is_stopping = self.is_stopping or stop
         progress, self.progress = self.progress, None
@@ -48,7 +47,7 @@ class Relay:
         exchange: `Mailbox.exchange` of the actor.
     """
 
-    def __init__(self, exchange: Callable[[bool], dict[str, Any] | None], report: Report | None, stop: Stop | None):
+    def __init__(self, exchange: Callable[[bool], Json | None], report: Report | None, stop: Stop | None):
         self.exchange, self.report, self.stop = exchange, report, stop
         self.is_over = threading.Event()
         self.error: Exception | None = None

@@ -94,7 +94,7 @@ def orders(source: Path, coarse: Path | None, out: Path) -> list[Order]:
 class SceneWorker:
     """Holds one copy of the model, loaded with the first scene; lives in a Ray actor."""
 
-    def __init__(self, model: str, store: str, runtime: Runtime, settings: Mapping[str, Any], codes: ClassTable | None = None):
+    def __init__(self, model: str, store: str, runtime: Runtime, settings: Mapping[str, object], codes: ClassTable | None = None):
         self.request = model, store, runtime
         self.codes = codes
         self.settings = dict(settings)
@@ -139,7 +139,7 @@ def refine_scenes(
     model: str,
     *,
     store: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     seed: int = 0,
     confidence: bool = False,
     overwrite: bool = False,

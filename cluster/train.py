@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.mailbox import Mailbox, Relay
 from cluster.session import check_nodes, check_room, connected, environment, root_for_all
@@ -26,12 +26,15 @@ from cluster.train_worker import train as train_rank
 from idgbr.commands.train import check_batch
 from idgbr.config import SECTIONS, Experiment, Runtime, to_dict
 from idgbr.errors import BadRequest, IdgbrError, Interrupted, Missing, SomeFailed
-from idgbr.interfaces import Report, Stop
+from idgbr.interfaces import Json, Report, Stop
 from idgbr.machine import expanded
 from idgbr.settings import Section, names_of_paths
 from idgbr.store import Store
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.train.torch import TorchTrainer
+
     from idgbr.stages import Job
 
 CONTROLLER_FAILURES = 5
@@ -145,7 +148,7 @@ class RayTraining:
             with result.checkpoint.as_directory() as folder:
                 shutil.copytree(Path(folder) / "out", out, dirs_exist_ok=True)
 
-    def _trainer(self, work: Work, store: Store) -> Any:
+    def _trainer(self, work: Work, store: Store) -> TorchTrainer:
         from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -243,11 +246,13 @@ def run_on_cluster(
         ray.get(task.remote(work))  # Ray raises an error of the task as its own class
 
 
-def _work(job: Job, store: Store, experiment: Experiment, runtime: Runtime, mailbox: Any, sharding: str = "ddp", nonce: str = "") -> Work:
+def _work(
+    job: Job, store: Store, experiment: Experiment, runtime: Runtime, mailbox: ActorHandle, sharding: str = "ddp", nonce: str = ""
+) -> Work:
     return Work(job, root_for_all(store), to_dict(absolute_paths(experiment)), runtime, sharding, nonce, mailbox)
 
 
-def _mailbox() -> Any:
+def _mailbox() -> ActorHandle:
     """The actor, on the driver's node: both are lost together."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -256,7 +261,7 @@ def _mailbox() -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=node)(Mailbox).remote()
 
 
-def _relay(mailbox: Any, report: Report | None, stop: Stop | None) -> Relay:
+def _relay(mailbox: ActorHandle, report: Report | None, stop: Stop | None) -> Relay:
     import ray
 
     return Relay(lambda leave: ray.get(mailbox.exchange.remote(leave), timeout=ANSWER_S), report, stop)
@@ -264,7 +269,7 @@ def _relay(mailbox: Any, report: Report | None, stop: Stop | None) -> Relay:
 
 def absolute_paths(experiment: Experiment) -> Experiment:
     """`experiment` with absolute paths, since Ray's workers run in folders of their own. An empty path means "none" and stays empty."""
-    changed: dict[str, Any] = {}
+    changed: Json = {}
     for name in SECTIONS:
         section: Section = getattr(experiment, name)
         given = {setting: getattr(section, setting) for setting in names_of_paths(section) if getattr(section, setting)}

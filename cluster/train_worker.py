@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from cluster.session import not_shared
 from idgbr.config import Runtime, from_dict
 from idgbr.errors import IdgbrError, Interrupted
-from idgbr.interfaces import Report, Stop
+from idgbr.interfaces import Json, Report, Stop
 from idgbr.store import Store
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from idgbr.stages import Job
 
 STOP_EVERY_S = 1.0
@@ -36,11 +38,11 @@ class Work:
 
     job: Job
     store: str
-    experiment: dict[str, Any]
+    experiment: Json
     runtime: Runtime
     sharding: str
     nonce: str
-    mailbox: Any
+    mailbox: ActorHandle
 
 
 def train(settings: dict[str, Work]) -> dict[str, str]:
@@ -88,7 +90,7 @@ def run_stage(work: Work) -> None:
     stages.run(work.job, Store(work.store), from_dict(work.experiment), work.runtime, report=report, stop=stop)
 
 
-def _reporter(mailbox: Any, **more: int) -> Report:
+def _reporter(mailbox: ActorHandle, **more: int) -> Report:
     def report(**values: Any) -> None:
         log.info("%s", {**more, **values})
         mailbox.report.remote({**more, **values})
@@ -96,7 +98,7 @@ def _reporter(mailbox: Any, **more: int) -> Report:
     return report
 
 
-def _stopper(mailbox: Any) -> Stop:
+def _stopper(mailbox: ActorHandle) -> Stop:
     """Whether the driver requests a stop; asks at most once a second, since a lone worker calls it at every step."""
     import ray
 
@@ -136,7 +138,7 @@ def ray_world(sharding: str) -> Any:
             with checkpoint.as_directory() as folder:
                 yield Path(folder)
 
-        def keep_checkpoint(self, scratch: Path, images: int, save: Save, record: dict[str, Any]) -> None:
+        def keep_checkpoint(self, scratch: Path, images: int, save: Save, record: Json) -> None:
             folder = Path(tempfile.mkdtemp(prefix="idgbr-checkpoint-"))
             save(folder)
             self._send({"images": images, **record}, folder, CheckpointUploadMode.ASYNC)  # Ray deletes the folder after the upload
@@ -150,7 +152,7 @@ def ray_world(sharding: str) -> Any:
                     shutil.copytree(out, Path(folder) / "out")
                 self._send({"finished": 1}, Path(folder), CheckpointUploadMode.SYNC)
 
-        def _send(self, metrics: dict[str, Any], folder: Path, mode: CheckpointUploadMode) -> None:
+        def _send(self, metrics: Json, folder: Path, mode: CheckpointUploadMode) -> None:
             """On every rank, the same number of times: Ray waits for all. Only rank 0 has something to upload."""
             if self.rank == 0:
                 rt.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_upload_mode=mode)

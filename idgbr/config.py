@@ -10,9 +10,10 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from idgbr.errors import BadRequest, nearest
+from idgbr.interfaces import Json
 from idgbr.refiner.settings import RefinerConfig, SamplerConfig
 from idgbr.settings import About, Section, When, about, cast, inherited, setting
 from idgbr.training.settings import TrainingConfig
@@ -156,8 +157,10 @@ class Runtime:
 
 # ---- dict and back -------------------------------------------------------------------------------------------------------
 
+S = TypeVar("S", bound=Section)
 
-def to_dict(experiment: Experiment) -> dict[str, Any]:
+
+def to_dict(experiment: Experiment) -> Json:
     """Plain values for JSON, with the version of the settings' format; `from_dict` reads them."""
     return {"version": CONFIG_VERSION, **dataclasses.asdict(experiment)}
 
@@ -173,7 +176,7 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
             allowed=str(CONFIG_VERSION),
             hint="resolve the recipe again with `idgbr config RECIPE`",
         )
-    values: dict[str, Any] = {}
+    values: Json = {}
     for name, value in data.items():
         if name in SECTIONS:
             values[name] = section_from_dict(SECTIONS[name], value)
@@ -184,7 +187,7 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
     return Experiment(**values)
 
 
-def section_from_dict(cls: type[Section], data: Mapping[str, Any]) -> Any:
+def section_from_dict(cls: type[S], data: Mapping[str, object]) -> S:
     """A section of the class `cls` from plain values; settings that are not named keep their defaults.
 
     Raises:
@@ -207,15 +210,15 @@ def apply(experiment: Experiment, overrides: Iterable[str] | Mapping[str, Any]) 
         BadRequest: unknown stage or field (names the nearest), a value of another type, out of range or not a choice.
     """
     if not isinstance(overrides, Mapping):
-        pairs: dict[str, Any] = {}
+        pairs: Json = {}
         for text in overrides:
             name, equals, value = text.partition("=")
             if not equals:
                 raise BadRequest("an override is written stage.field=value", value=text)
             pairs[name.strip()] = value.strip()
         overrides = pairs
-    changes: dict[str, dict[str, Any]] = {}
-    top: dict[str, Any] = {}
+    changes: dict[str, Json] = {}
+    top: Json = {}
     for name, value in overrides.items():
         if name == "seed":
             top["seed"] = cast(value, int, f"seed={value!r}")

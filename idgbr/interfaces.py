@@ -1,8 +1,10 @@
-"""What long work is handed so that it can be watched and stopped."""
+"""Types that many files share: how long work is watched and stopped, and JSON objects."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
+
+Json: TypeAlias = dict[str, Any]  # a JSON object: str, int, float, bool, None, lists and objects by name
 
 
 class Report(Protocol):

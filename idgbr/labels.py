@@ -247,7 +247,7 @@ def _read_codes(values: Any) -> tuple[Code, ...]:
     return tuple(_whole(v) if not isinstance(v, list | tuple) else _read_color(v) for v in values)
 
 
-def _whole(value: Any) -> int:
+def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"a code is a whole number or a colour [red, green, blue], not {value!r}")
     return value

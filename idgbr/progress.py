@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from idgbr.interfaces import Json
+
 PLAIN_EVERY_S = 10.0
 
 
@@ -20,7 +22,7 @@ class Progress:
         self.is_terminal = sys.stderr.isatty()
         self.last_plain = 0.0
         self.started = time.monotonic()
-        self.last: dict[str, Any] = {}
+        self.last: Json = {}
 
     def __enter__(self) -> Progress:
         if self.is_terminal:
@@ -46,12 +48,12 @@ class Progress:
             share = f"{done}/{total}" if total is not None else ""
             print(f"{self.title} {share} {beside}".rstrip(), file=sys.stderr, flush=True)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.is_terminal:
             self.bar.stop()
         if kind is None:
             print(f"{self.title}: done, {time.monotonic() - self.started:.1f} s", file=sys.stderr, flush=True)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from idgbr.errors import BadRequest, nearest
+from idgbr.interfaces import Json
 
 _METADATA = "setting"
 
@@ -31,9 +32,9 @@ class When:
     """A condition on a setting `stage.field`: it has one of `values`; without values: it is neither zero, empty nor false."""
 
     name: str
-    values: tuple[Any, ...] = ()
+    values: tuple[object, ...] = ()
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether the condition is met by this value of its setting."""
         return value in self.values if self.values else bool(value)
 
@@ -114,13 +115,13 @@ def settings(section: Section | type[Section]) -> tuple[tuple[str, About], ...]:
     return _known[cls]
 
 
-def identity(section: Section, *, paths: bool) -> dict[str, Any]:
+def identity(section: Section, *, paths: bool) -> Json:
     """Values that tell two results apart: without settings of speed, and without added ones that have their default.
 
     Args:
         paths: also settings that name a file or folder.
     """
-    values: dict[str, Any] = {}
+    values: Json = {}
     for name, a in settings(section):
         value = getattr(section, name)
         if a.speed_only or (a.path and not paths) or (not a.key_at_default and value == section.__dataclass_fields__[name].default):
@@ -129,7 +130,7 @@ def identity(section: Section, *, paths: bool) -> dict[str, Any]:
     return values
 
 
-def network_shape(section: Section) -> tuple[Any, ...]:
+def network_shape(section: Section) -> tuple[object, ...]:
     """Values of the settings that decide which network is built: equal for two sections that build the same one."""
     return tuple(getattr(section, name) for name, a in settings(section) if a.shapes_network)
 
@@ -139,7 +140,7 @@ def names_of_paths(section: Section | type[Section]) -> tuple[str, ...]:
     return tuple(name for name, a in settings(section) if a.path)
 
 
-def cast(value: Any, hint: Any, where: str) -> Any:
+def cast(value: object, hint: Any, where: str) -> Any:
     """`value` as type `hint` (bool, int, float, str, tuple of one of these); strings are parsed, nothing is guessed."""
     origin = typing.get_origin(hint)
     if origin is tuple:
@@ -191,11 +192,11 @@ def _check(value: Any, a: About, where: str) -> None:
             raise BadRequest(f"{where} is out of range", allowed=bounds)
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """One spelling for one value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """20 hex digits of sha256 over the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:20]

@@ -13,12 +13,12 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from idgbr.config import Experiment, Runtime, about_setting, is_read, to_dict
 from idgbr.errors import Missing
 from idgbr.files import require_variables
-from idgbr.interfaces import Report, Stop
+from idgbr.interfaces import Json, Report, Stop
 from idgbr.machine import expanded
 from idgbr.settings import Section, digest, identity
 from idgbr.store import Store
@@ -42,7 +42,7 @@ class Job:
     stage: str
     key: str
     name: str
-    config: dict[str, Any]
+    config: Json
     parents: dict[str, str]
     seed: int | None
     trains: bool = False
@@ -118,7 +118,7 @@ def run(
     report: Report | None = None,
     stop: Stop | None = None,
     fit: Trainer | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Make sure the job's artefact is in the store (its parents must be) and return its manifest; does nothing when it is there.
 
     Args:
@@ -193,7 +193,7 @@ def train_stage(
         scratch = Path(store.base if store.is_local else store.cache) / scratch_name(job)
         if not store.is_local:
             world.mirror = CheckpointMirror(store, scratch_name(job))
-    common: dict[str, Any] = {
+    common: Json = {
         "seed": job.seed or 0,
         "out": out,
         "scratch": scratch,
@@ -251,15 +251,15 @@ def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtim
 # ---- keys ---------------------------------------------------------------------------------------------------------------
 
 
-def _job(stage: str, name: str, config: dict[str, Any], parents: dict[str, str], seed: int | None, trains: bool = False) -> Job:
+def _job(stage: str, name: str, config: Json, parents: dict[str, str], seed: int | None, trains: bool = False) -> Job:
     key = digest({"stage": stage, "version": VERSIONS[stage], "config": config, "parents": parents, "seed": seed})
     return Job(stage, key, name, config, parents, seed, trains)
 
 
-def _settings(experiment: Experiment, name: str) -> dict[str, Any]:
+def _settings(experiment: Experiment, name: str) -> Json:
     """The settings of a section that decide the bytes, paths replaced by what they hold."""
     section: Section = getattr(experiment, name)
-    values: dict[str, Any] = {}
+    values: Json = {}
     for field, value in identity(section, paths=True).items():
         a = about_setting(f"{name}.{field}")
         if not a.in_key or not is_read(experiment, a.read_when):

@@ -24,6 +24,7 @@ from pyarrow import fs
 
 from idgbr.errors import IdgbrError, Missing, Outage
 from idgbr.files import sync, temporary_beside, unwritable, whole
+from idgbr.interfaces import Json
 from idgbr.machine import cache_folder, expanded
 from idgbr.retries import RetryPolicy, is_transient
 
@@ -206,7 +207,7 @@ class Store:
         """Where an artefact lies below the store's root."""
         return f"artifacts/{stage}/{key[:2]}/{key}"
 
-    def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
+    def manifest(self, stage: str, key: str) -> Json | None:
         """What is stored under the key, or None: the artefact is not there (or not complete, which is the same)."""
         data = self.read_bytes(f"{self.folder(stage, key)}/manifest.json")
         return json.loads(data) if data else None
@@ -215,7 +216,7 @@ class Store:
         """Whether the artefact is stored, and complete."""
         return self.manifest(stage, key) is not None
 
-    def put(self, stage: str, key: str, write: Callable[[Path], None], record: Mapping[str, Any]) -> dict[str, Any]:
+    def put(self, stage: str, key: str, write: Callable[[Path], None], record: Mapping[str, object]) -> Json:
         """Run `write(folder)`, then publish what it wrote under (stage, key). Returns the manifest.
 
         An exception leaves nothing behind. `record` (config, parents, ...) goes into the manifest.

@@ -102,6 +102,6 @@ def _guard_streams() -> None:
             continue  # closed (`>&-`), or somebody's own: a test, a notebook
         stream.flush()
         raw = _Output(stream.fileno(), name)
-        below: Any = raw if stream.write_through else io.BufferedWriter(raw)
+        below: io.RawIOBase | io.BufferedWriter = raw if stream.write_through else io.BufferedWriter(raw)
         lines, through = stream.line_buffering, stream.write_through
         setattr(sys, name, io.TextIOWrapper(below, stream.encoding, stream.errors, line_buffering=lines, write_through=through))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from idgbr.interfaces import Json
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -37,7 +39,7 @@ class Node:
 
     label: str
     ip: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Json = field(default_factory=dict)
     silent: str = ""
     skew_s: float = 0.0
     skew_error_s: float = 0.0

@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from cluster.doctor.checks import LIMITS, Check, Limits, Node, as_text, judge, rounds, skew, verdict
 from cluster.launch.spec import ClusterSpec
 from cluster.session import connected
 from idgbr.errors import BadRequest, Disagreement, Missing, SomeFailed
+from idgbr.interfaces import Json
 from idgbr.machine import expanded
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 __all__ = ["Check", "Limits", "as_text", "before", "examine", "verdict"]
 
@@ -162,14 +166,15 @@ def _examine(request: Request) -> list[Check]:
     return judge(list(nodes.values()), _reduce(nodes, probes, limits), limits, store, request.nodes)
 
 
-Ask = Callable[..., dict[str, Any]]
+Ask = Callable[..., Json]
+Probes: TypeAlias = "dict[str, ActorHandle]"  # a `probe.Probe` on each node, by the node's name
 
 
-def _asker(nodes: dict[str, Node], probes: dict[str, Any]) -> Ask:
+def _asker(nodes: dict[str, Node], probes: Probes) -> Ask:
     """A function that calls one method on all probes at once; a probe that does not answer is taken off, with the reason."""
     import ray
 
-    def ask(method: str, arguments: Callable[[str], tuple[Any, ...]], only: Sequence[str] | None = None) -> dict[str, Any]:
+    def ask(method: str, arguments: Callable[[str], tuple[object, ...]], only: Sequence[str] | None = None) -> Json:
         refs = {label: getattr(probes[label], method).remote(*arguments(label)) for label in (only or list(probes))}
         ray.wait(list(refs.values()), num_returns=len(refs), timeout=PATIENCE_S)
         answers = {}
@@ -204,10 +209,10 @@ def _compare_store(store: str, nodes: dict[str, Node], ask: Ask) -> None:
         ask("remove", lambda label: (store, list(names.values())), only=[label for label in wrote if not nodes[label].silent])
 
 
-def _reduce(nodes: dict[str, Node], probes: dict[str, Any], limits: Limits) -> dict[tuple[str, str], dict[str, Any]]:
+def _reduce(nodes: dict[str, Node], probes: Probes, limits: Limits) -> dict[tuple[str, str], Json]:
     import ray
 
-    results: dict[tuple[str, str], dict[str, Any]] = {}
+    results: dict[tuple[str, str], Json] = {}
     wait = 20.0
     for meeting in rounds(sorted(probes)):
         refs = {}

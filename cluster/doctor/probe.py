@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 GIGABYTE = 1e9
 PACKAGES = ("torch", "ray", "idgbr")
+
+Facts: TypeAlias = dict[str, Any]  # plain values by name
 
 
 class Probe:
@@ -24,7 +26,7 @@ class Probe:
         """The node's clock, seconds since 1970."""
         return time.time()
 
-    def facts(self, store: str, weights: list[str], folders: list[str]) -> dict[str, Any]:
+    def facts(self, store: str, weights: list[str], folders: list[str]) -> Facts:
         """Versions, GPUs, files and free space of this node."""
         return {
             "host": socket.gethostname(),
@@ -84,7 +86,7 @@ class Probe:
             probe.bind(("", 0))
             return int(probe.getsockname()[1])
 
-    def all_reduce(self, rank: int, host: str, port: int, seconds: float, wait: float) -> dict[str, Any]:
+    def all_reduce(self, rank: int, host: str, port: int, seconds: float, wait: float) -> Facts:
         """Sums 4 MB with one other node for `seconds`, over gloo, and checks every sum.
 
         Returns `gb_per_s` (bytes of the array a second, each way) and `rounds`, or `error`.
@@ -149,9 +151,9 @@ def _code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def _gpus() -> dict[str, Any]:
+def _gpus() -> Facts:
     """Names and driver by nvidia-smi (does not need torch), and how many torch can use."""
-    answer: dict[str, Any] = {"names": [], "driver": "", "usable": 0}
+    answer: Facts = {"names": [], "driver": "", "usable": 0}
     if shutil.which("nvidia-smi"):
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=60
@@ -186,7 +188,7 @@ def _file(path: str) -> str:
         return f"error: {error.strerror}"
 
 
-def _space(path: str) -> dict[str, Any]:
+def _space(path: str) -> Facts:
     """Free and total space of the file system that holds `path`, or would once it is made."""
     target = os.path.abspath(os.path.expanduser(path))
     while not os.path.exists(target):

@@ -13,12 +13,18 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cluster.node import check_token
 from cluster.ray_private import JobsError, jobs_error
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.interfaces import Json
 from idgbr.machine import expanded
+
+if TYPE_CHECKING:
+    import requests
+    from ray.dashboard.modules.job.pydantic_models import JobDetails
+    from ray.job_submission import JobSubmissionClient
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXCLUDES = [".git", ".venv", "store", "results", "__pycache__", "*.tif", "*.safetensors", ".cluster", "*.egg-info"]
@@ -69,7 +75,7 @@ class Cluster:
         if token_file is not None:
             self.headers["Authorization"] = f"Bearer {check_token(token_file).read_text().strip()}"
         self._check(open_cluster)
-        self._client: Any = None
+        self._client: JobSubmissionClient | None = None
 
     def _check(self, open_cluster: bool) -> None:
         bare = self._get("/api/version", {})
@@ -105,7 +111,7 @@ class Cluster:
                 hint=f"pip install ray=={there} here, or the image of this version there",
             )
 
-    def _get(self, path: str, headers: dict[str, str]) -> Any:
+    def _get(self, path: str, headers: dict[str, str]) -> requests.Response:
         import requests
 
         try:
@@ -117,7 +123,7 @@ class Cluster:
             ) from error
 
     @property
-    def client(self) -> Any:
+    def client(self) -> JobSubmissionClient:
         if self._client is None:
             import logging
 
@@ -137,7 +143,7 @@ class Cluster:
             BadRequest: no such working folder, or it is too large; the id is in use for another command.
             Missing: the cluster was lost in mid-submit.
         """
-        runtime_env: dict[str, Any] = {"env_vars": dict(env or {})}
+        runtime_env: Json = {"env_vars": dict(env or {})}
         if working_dir is not None:
             folder = expanded(working_dir).resolve()
             if not folder.is_dir():
@@ -162,7 +168,7 @@ class Cluster:
         except (ConnectionError, OSError) as error:
             raise self._lost(job_id, error) from error
 
-    def _submit(self, line: str, job_id: str, runtime_env: dict[str, Any]) -> str:
+    def _submit(self, line: str, job_id: str, runtime_env: Json) -> str:
         """The dashboard answers before the head's agent, which starts jobs, is up: until then it is asked again."""
         deadline = time.monotonic() + AGENT_S
         while True:
@@ -245,7 +251,7 @@ class Cluster:
         return self.wait(job_id, 30)
 
 
-def _job(details: Any) -> ClusterJob:
+def _job(details: JobDetails) -> ClusterJob:
     state = getattr(details.status, "value", str(details.status))
     begin, end = (details.start_time or 0) / 1000, (details.end_time or 0) / 1000
     seconds = max(0.0, (end or time.time()) - begin) if begin else 0.0

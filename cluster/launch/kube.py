@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from cluster.launch.slurm import SETTINGS
 from cluster.launch.spec import ClusterSpec, with_program
+from idgbr.interfaces import Json
 
 KUBERAY_VERSION = "1.6"
 RAY_VERSION = "2.60.0"
 LABEL = "idgbr/cluster"
 
 
-def dump(documents: Sequence[dict[str, Any]], heading: str) -> str:
+def dump(documents: Sequence[Json], heading: str) -> str:
     """YAML documents below a comment."""
     import yaml
 
@@ -25,11 +25,11 @@ def dump(documents: Sequence[dict[str, Any]], heading: str) -> str:
     return lines + yaml.safe_dump_all(list(documents), sort_keys=False, width=1000, allow_unicode=True, explicit_start=True)
 
 
-def ray_cluster_spec(spec: ClusterSpec) -> dict[str, Any]:
+def ray_cluster_spec(spec: ClusterSpec) -> Json:
     """`spec` of a RayCluster, and `rayClusterSpec` of a RayJob: a head that only directs, `nodes` workers that compute."""
     k = spec.kuberay
     most = max(k.max_nodes, spec.nodes)
-    cluster: dict[str, Any] = {"rayVersion": RAY_VERSION, "authOptions": {"mode": "token"}}
+    cluster: Json = {"rayVersion": RAY_VERSION, "authOptions": {"mode": "token"}}
     if most > spec.nodes:
         cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": {"upscalingMode": "Default", "idleTimeoutSeconds": 600}}
     # The operator and the service reach the dashboard on the pod's address, so it listens on all of the pod's; the network
@@ -65,7 +65,7 @@ def ray_cluster_spec(spec: ClusterSpec) -> dict[str, Any]:
     return cluster
 
 
-def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, ports: list[tuple[str, int]]) -> dict[str, Any]:
+def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, ports: list[tuple[str, int]]) -> Json:
     k = spec.kuberay
     amounts: dict[str, str] = {"cpu": str(cpus), "memory": f"{memory_gb}Gi"}
     if gpus:
@@ -73,7 +73,7 @@ def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, 
     variables = {**SETTINGS, "IDGBR_STORE": spec.store, **spec.env}
     if spec.network_interface:
         variables |= {"GLOO_SOCKET_IFNAME": spec.network_interface, "NCCL_SOCKET_IFNAME": spec.network_interface}
-    container: dict[str, Any] = {
+    container: Json = {
         "name": name,
         "image": k.image,
         "env": [{"name": n, "value": v} for n, v in variables.items()],
@@ -86,11 +86,11 @@ def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, 
     if spec.workdir:
         container["workingDir"] = spec.workdir
     # /dev/shm of a container is 64 MB by default, too little for Ray's object store
-    volumes: list[dict[str, Any]] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{k.shared_memory_gb}Gi"}}]
+    volumes: list[Json] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{k.shared_memory_gb}Gi"}}]
     if k.claim:
         container["volumeMounts"].append({"name": "store", "mountPath": spec.store if spec.store_is_path else "/store"})
         volumes.append({"name": "store", "persistentVolumeClaim": {"claimName": k.claim}})
-    pod: dict[str, Any] = {"containers": [container], "volumes": volumes}
+    pod: Json = {"containers": [container], "volumes": volumes}
     if k.service_account:
         pod["serviceAccountName"] = k.service_account
     if k.image_pull_secret:
@@ -100,14 +100,14 @@ def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, 
     return {"metadata": {"labels": {LABEL: spec.slug}}, "spec": pod}
 
 
-def _metadata(spec: ClusterSpec) -> dict[str, Any]:
+def _metadata(spec: ClusterSpec) -> Json:
     # the name as it was written: labels cannot hold it, annotations can
     return {"name": spec.slug, "namespace": spec.kuberay.namespace, "labels": {LABEL: spec.slug}, "annotations": {"idgbr/name": spec.name}}
 
 
-def network_policy(spec: ClusterSpec) -> dict[str, Any]:
+def network_policy(spec: ClusterSpec) -> Json:
     """Pods of the cluster reach each other; besides them only the KubeRay operator reaches the dashboard."""
-    operator: dict[str, Any] = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    operator: Json = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
     names = {"matchLabels": {"kubernetes.io/metadata.name": spec.kuberay.operator_namespace}} if spec.kuberay.operator_namespace else {}
     operator = {"namespaceSelector": names, **operator}
     return {
@@ -125,17 +125,17 @@ def network_policy(spec: ClusterSpec) -> dict[str, Any]:
     }
 
 
-def ray_cluster(spec: ClusterSpec) -> dict[str, Any]:
+def ray_cluster(spec: ClusterSpec) -> Json:
     """A cluster that stays until `down`."""
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": _metadata(spec), "spec": ray_cluster_spec(spec)}
 
 
-def ray_job(spec: ClusterSpec, command: Sequence[str]) -> dict[str, Any]:
+def ray_job(spec: ClusterSpec, command: Sequence[str]) -> Json:
     """One command on a cluster of its own, which goes when the command has ended.
 
     KubeRay splits `entrypoint` like a shell and the job runs it in one, so the words are quoted once, as a shell would want them.
     """
-    job: dict[str, Any] = {
+    job: Json = {
         "entrypoint": shlex.join(with_program(command, spec.python)),
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from cluster.launch.slurm import environment
 from cluster.launch.spec import ClusterSpec, temp_dir
+from idgbr.interfaces import Json
 
 # Any free port: by default every Ray's agent uses 52365, and where another user's Ray holds it, this head would take no jobs.
 AGENT = "--dashboard-agent-listen-port=0"
@@ -23,7 +23,7 @@ SKYPILOT = """\
 """
 
 
-def skypilot(spec: ClusterSpec) -> dict[str, Any]:
+def skypilot(spec: ClusterSpec) -> Json:
     """A SkyPilot task: its nodes run head.sh and worker.sh; the token is copied to them as a file."""
     launch = "~/idgbr-launch"
     start = [

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.launch.spec import KINDS, TEMP_DIR_LIMIT, ClusterSpec
 from idgbr.errors import BadRequest, Missing, nearest
+from idgbr.interfaces import Json
 
 
 def check_spec(spec: ClusterSpec) -> None:
@@ -70,7 +71,7 @@ def check_spec(spec: ClusterSpec) -> None:
 
 
 def _texts(spec: ClusterSpec) -> typing.Iterator[tuple[str, str]]:
-    def walk(where: str, value: Any) -> typing.Iterator[tuple[str, str]]:
+    def walk(where: str, value: object) -> typing.Iterator[tuple[str, str]]:
         if isinstance(value, str):
             yield where, value
         elif dataclasses.is_dataclass(value):
@@ -179,7 +180,7 @@ def load(path: str | Path) -> ClusterSpec:
     return parse(data, str(path))
 
 
-def parse(data: Mapping[str, Any], where: str = "spec") -> ClusterSpec:
+def parse(data: Mapping[str, object], where: str = "spec") -> ClusterSpec:
     """A spec from its plain form. `where` is named in errors."""
     for needed, example in (("name", 'name = "schedules"'), ("kind", 'kind = "slurm"'), ("store", 'store = "/shared/idgbr-store"')):
         if needed not in data:
@@ -194,9 +195,9 @@ def parse(data: Mapping[str, Any], where: str = "spec") -> ClusterSpec:
     return spec
 
 
-def _build(cls: type, data: Mapping[str, Any], where: str) -> Any:
+def _build(cls: type, data: Mapping[str, object], where: str) -> Any:
     hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
+    values: Json = {}
     for name, value in data.items():
         if name not in hints:
             raise BadRequest(f"{where}: unknown key {name!r}", allowed=", ".join(hints), hint=nearest(name, hints) or None)
@@ -204,7 +205,7 @@ def _build(cls: type, data: Mapping[str, Any], where: str) -> Any:
     return cls(**values)
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
+def _typed(value: object, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise BadRequest(f"{where} is a section", value=repr(value), hint=f"[{where.rpartition(': ')[2]}] on a line of its own")

@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.interfaces import Json
 
 if TYPE_CHECKING:
     from idgbr.rasters.grid import Grid
@@ -94,7 +95,7 @@ def _write(meaning: Meaning, grid: Grid, out: Path, same: bool, grids: str) -> N
     colours = {value: (r, g, b) for value, (r, g, b, _) in palette.items()}
     if declared is not None and colours:  # in a colour of its own, so that no reader takes it for a class
         colours[declared] = next(c for v in range(128, 0, -1) if (c := (v, v, v - 1)) not in colours.values())
-    profile: dict[str, Any] = {
+    profile: Json = {
         "nodata": nodata if turn is None or nodata is None else turn - nodata,
         "colours": colours or None, "tags": tags, "descriptions": names,
         "marks": [ColorInterp.gray if turn is not None else mark for mark in marks], "bits": None if colours else meaning.bits,

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from idgbr.config import Experiment
 from idgbr.errors import BadRequest
+from idgbr.interfaces import Json
 from idgbr.labels import ClassTable
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None, re
     return folder
 
 
-def warnings(dataset: Dataset, rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+def warnings(dataset: Dataset, rows: Sequence[Json], folder: Path) -> list[str]:
     """Lines about what may be wrong with the labels or the splits, measured on a sample of the rasters (`datasets.checks`)."""
     from idgbr.datasets import checks
 
@@ -85,7 +86,7 @@ def warnings(dataset: Dataset, rows: Sequence[dict[str, Any]], folder: Path) -> 
     return [*lines, *(f"warning: {text}" for text in (*found, *near_duplicates(rows, folder)))]
 
 
-def near_duplicates(rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+def near_duplicates(rows: Sequence[Json], folder: Path) -> list[str]:
     """Rasters of validation and test that look like a training raster."""
     from idgbr.datasets import looks
     from idgbr.datasets.folder import some
@@ -102,7 +103,7 @@ def near_duplicates(rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
     return out
 
 
-def summary(rows: Sequence[dict[str, Any]], table: ClassTable, facts: dict[str, Any]) -> str:
+def summary(rows: Sequence[Json], table: ClassTable, facts: Json) -> str:
     """Rasters, scenes, size, ground size and shares of the classes by split; notes of the reader; what will be slow."""
     below = f", below {facts['root']}" if facts["root"] else ""
     lines = [f"{facts['source']}: {len(rows)} rasters in {len({r['scene'] for r in rows})} scenes{below}"]

@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from idgbr.config import ScoreConfig
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.interfaces import Json
 from idgbr.labels import ClassTable
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
     from idgbr.rasters.grid import Grid
     from idgbr.scores.rasters import Pair
@@ -87,7 +90,7 @@ def score(
     if objects:
         _require_whole(inputs)
     counts, bands = _count(inputs, config, None if out is None else Path(out))
-    result: dict[str, Any] = {
+    result: Json = {
         "version": VERSION, "pred": str(pred), "target": str(target), "coarse": None if coarse is None else str(coarse),
         "classes": list(inputs.table.names), "ignore": ignore, "rasters": len(inputs.maps["pred"]), "settings": dataclasses.asdict(config),
         "widths": _widths(inputs.maps["pred"], config), "notes": list(inputs.notes), "label_sets": {},
@@ -119,13 +122,13 @@ def _require_whole(inputs: Inputs) -> None:
             )
 
 
-def _objects(inputs: Inputs, label_set: str) -> dict[str, Any]:
+def _objects(inputs: Inputs, label_set: str) -> Json:
     """Counts and scores of objects and shape of every map, summed over the rasters."""
     from idgbr.scores import objects
 
-    out: dict[str, Any] = {}
+    out: Json = {}
     for side, pairs in inputs.maps.items():
-        total: dict[str, Any] = {}
+        total: Json = {}
         for pair in pairs:
             window = (0, 0, pair.height, pair.width)
             objects.add(total, objects.count(pair.pred(*window), pair.targets[label_set](*window), pair.n_classes))
@@ -197,7 +200,7 @@ def open_inputs(
         ]
     reading = {side: side_of(side, files, table, masks[side], ignore) for side, files in values.items()}
 
-    def reader(side: str, path: Path) -> Callable[..., Any]:
+    def reader(side: str, path: Path) -> Callable[..., NDArray[np.uint8]]:
         return lambda *window: reading[side].read(path, *window)
 
     maps: dict[str, list[Pair]] = {side: [] for side in ("pred", "coarse") if side in values}
@@ -251,7 +254,7 @@ def _named(tiles: Iterator[tuple[list[dict], list[dict]]], trial: str) -> Iterat
         yield counts, bands
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """JSON has no NaN and no infinity: undefined is null."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}

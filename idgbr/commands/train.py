@@ -19,10 +19,10 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -32,6 +32,9 @@ from idgbr.interfaces import Report, Stop
 from idgbr.machine import allowed_cores
 from idgbr.stages import Job, scratch_name
 from idgbr.store import Store
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
 
 GRACE_S = 10.0  # for the others to end once one has; a lost peer wakes them
 LEAVE_S = 120.0  # to reach the next report and write a checkpoint after Ctrl-C
@@ -172,14 +175,17 @@ def check_batch(workers: int, batch_images: int) -> None:
 # ---- in the parent ----------------------------------------------------------------------------------------------------------
 
 
-def _attend(processes: Sequence[BaseProcess], ends: list[Any], leave: Any, report: Report | None, stop: Stop | None) -> IdgbrError | None:
-    """Reports out, wishes in, until all have ended, or one has failed and the others had their time. Returns what a rank found wrong."""
+def _attend(
+    processes: Sequence[BaseProcess], ends: Sequence[Connection], leave: Event, report: Report | None, stop: Stop | None
+) -> IdgbrError | None:
+    """Pass on progress and stop requests until all have ended, or `GRACE_S` after one has failed. Returns a rank's error."""
     error: IdgbrError | None = None
     ends = list(ends)
     deadline = float("inf")
     while time.monotonic() < deadline and (ends or any(p.is_alive() for p in processes)):
-        ready: list[Any] = wait(ends, timeout=1.0)
+        ready = wait(ends, timeout=1.0)
         for end in ready:
+            assert isinstance(end, Connection)
             try:
                 kind, value = end.recv()
             except EOFError:
@@ -212,7 +218,7 @@ def _end(processes: Sequence[BaseProcess]) -> None:
 # ---- in each process --------------------------------------------------------------------------------------------------------
 
 
-def _rank(rank: int, size: int, meeting: str, settings: tuple[Any, ...], pipe: Any, leave: Any) -> None:
+def _rank(rank: int, size: int, meeting: str, settings: tuple[Any, ...], pipe: Connection, leave: Event) -> None:
     """Ends with exit code 0 after success, 1 after an error, which has gone to the parent if it is one of ours."""
     job, store, experiment, runtime, sharding, kind, out, logs = settings
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all of us; the parent decides

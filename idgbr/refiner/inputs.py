@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,8 +14,11 @@ from torch import Tensor
 from idgbr.errors import Disagreement
 from idgbr.labels import ClassTable
 
+ArrayLike: TypeAlias = npt.ArrayLike | Tensor  # what may be given
+Array: TypeAlias = npt.NDArray[np.generic] | Tensor  # what is returned: of the kind that was given
 
-def read_image(image: Any, n_bands: int, valid: Any = None) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Any]]:
+
+def read_image(image: ArrayLike, n_bands: int, valid: ArrayLike | None = None) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Array]]:
     """[C,H,W] or [B,C,H,W] -> float32 [B,C,H,W] (0 where not valid), valid [B,H,W] or None, and the way back: it drops an added batch
     axis and gives the kind (and device) that was given.
 
@@ -39,14 +43,14 @@ def read_image(image: Any, n_bands: int, valid: Any = None) -> tuple[Tensor, Ten
         tensor = torch.where(mask[:, None], tensor, 0.0)
     _finite(tensor, "image")
 
-    def back(x: Tensor) -> Any:
+    def back(x: Tensor) -> Array:
         x = x if batched else x[0]
         return x.to(image.device) if isinstance(image, Tensor) else x.cpu().numpy()
 
     return tensor, mask, back
 
 
-def _read_valid(valid: Any, image: Tensor) -> Tensor:
+def _read_valid(valid: ArrayLike, image: Tensor) -> Tensor:
     mask = _tensor(valid, "valid mask").to(image.device)
     b, _, height, width = image.shape
     if mask.dtype != torch.bool or tuple(mask.shape) not in ((b, height, width), (height, width)) or (mask.ndim == 2 and b != 1):
@@ -59,7 +63,7 @@ def _read_valid(valid: Any, image: Tensor) -> Tensor:
     return mask.reshape(b, height, width)
 
 
-def read_coarse(coarse: Any, table: ClassTable, image_shape: tuple[int, ...]) -> Tensor:
+def read_coarse(coarse: ArrayLike, table: ClassTable, image_shape: tuple[int, ...]) -> Tensor:
     """Class indices [(B,)H,W] or probabilities [(B,)K,H,W] -> probabilities float32 [B,K,H,W].
 
     Raises:
@@ -111,12 +115,12 @@ def read_coarse(coarse: Any, table: ClassTable, image_shape: tuple[int, ...]) ->
     return F.one_hot(index, n).movedim(-1, 1).float()
 
 
-def is_probabilities(coarse: Any) -> bool:
+def is_probabilities(coarse: ArrayLike) -> bool:
     """Whether a coarse map holds probabilities, which say how sure it is, or class indices."""
     return _tensor(coarse, "coarse map").is_floating_point()
 
 
-def _tensor(value: Any, what: str) -> Tensor:
+def _tensor(value: ArrayLike, what: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     array = np.asarray(value)

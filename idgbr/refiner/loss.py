@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,11 @@ from idgbr.refiner.guidance import Condition
 from idgbr.refiner.process import Draw
 from idgbr.refiner.refiner import Refiner
 from idgbr.refiner.tuning import tuned_decision
+from idgbr.training.batches import Samples
+
+if TYPE_CHECKING:
+    from idgbr.datasets import Dataset
+    from idgbr.training.distributed import World
 
 BOUNDARY_PX = 3  # boundary weighting: pixels this near a target boundary ...
 BOUNDARY_WEIGHT = 5.0  # ... count this often
@@ -196,7 +201,7 @@ class Numbered(torch.utils.data.Dataset):
     A repeated crop keeps the seed of its own place in the stream: only what the codec and the teacher see repeats.
     """
 
-    def __init__(self, samples: Any, pool: int = 0, encode: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None):
+    def __init__(self, samples: Samples, pool: int = 0, encode: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None):
         self.samples, self.pool, self.encode = samples, pool, encode
         self.cache: dict[int, dict[str, Tensor]] = {}
 
@@ -219,13 +224,13 @@ class Numbered(torch.utils.data.Dataset):
 
 def fit(
     config: RefinerConfig,
-    dataset: Any,
+    dataset: Dataset,
     coarse_dir: Path,
     *,
     seed: int,
     out: Path,
     scratch: Path | None = None,
-    world: Any = None,
+    world: World | None = None,
     runtime: Runtime | None = None,
     report: Report | None = None,
     stop: Stop | None = None,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from idgbr.labels import ClassTable
 from idgbr.refiner import sampling, saved
 from idgbr.refiner.decisions import refuse_confidence, without_confidence
 from idgbr.refiner.guidance import Condition
-from idgbr.refiner.inputs import is_probabilities, read_coarse, read_image
+from idgbr.refiner.inputs import Array, ArrayLike, is_probabilities, read_coarse, read_image
 from idgbr.refiner.network import RefinerNetwork
 from idgbr.refiner.sampling import Refined
 from idgbr.refiner.stable_diffusion import Parts
@@ -77,15 +77,15 @@ class Refiner(RefinerNetwork):
 
     def refine(
         self,
-        image: Any,
-        coarse: Any,
+        image: ArrayLike,
+        coarse: ArrayLike,
         *,
-        valid: Any = None,
+        valid: ArrayLike | None = None,
         seeds: int | Sequence[int] = 0,
         config: SamplerConfig | None = None,
         return_probabilities: bool = False,
-        **settings: Any,
-    ) -> Any:
+        **settings: object,
+    ) -> Array | Refined[Array]:
         """Refine a coarse map.
 
         Args:

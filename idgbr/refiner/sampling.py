@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from idgbr.config import SamplerConfig, section_from_dict
 from idgbr.errors import BadRequest
+from idgbr.interfaces import Json
 from idgbr.rasters.edges import changeable
 from idgbr.refiner.decisions import decide
 from idgbr.refiner.diffusion import TileNoise
@@ -27,19 +28,21 @@ from idgbr.refiner.process import Estimate
 
 OF_SCENES = ("split", "tile_px", "overlap_px", "batch_tiles")  # settings that say how scenes are cut, which one call does not do
 
+A = TypeVar("A")
+
 
 @dataclass(frozen=True)
-class Refined:
+class Refined(Generic[A]):
     """A refined map with its uncertainty, in the kind (numpy or torch) and with the batch axis of the image given.
 
     index: class map uint8 [(B,)H,W]. probabilities: mean over samples [(B,)K,H,W]. agreement: share of samples that voted for the most
     frequent class [(B,)H,W]. entropy: of the mean probabilities, in units of log K, 0..1 [(B,)H,W].
     """
 
-    index: Any
-    probabilities: Any
-    agreement: Any
-    entropy: Any
+    index: A
+    probabilities: A
+    agreement: A
+    entropy: A
 
 
 @torch.no_grad()
@@ -78,7 +81,7 @@ def _draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[int], c
     return torch.stack(draws)
 
 
-def sampler_of(config: SamplerConfig, settings: dict[str, Any]) -> SamplerConfig:
+def sampler_of(config: SamplerConfig, settings: Json) -> SamplerConfig:
     """`config` with keyword settings of one call.
 
     Raises:
@@ -107,7 +110,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def decided(draws: Tensor, coarse: Tensor, valid: Tensor | None, config: SamplerConfig) -> Refined:
+def decided(draws: Tensor, coarse: Tensor, valid: Tensor | None, config: SamplerConfig) -> Refined[Tensor]:
     """What follows from all draws [S,B,K,H,W] where pixels may change; elsewhere the coarse probabilities [B,K,H,W] stay.
 
     valid: [B,H,W] bool, False where the image has no data; None: it has data everywhere.

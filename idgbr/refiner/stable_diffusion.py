@@ -19,6 +19,7 @@ from torch import Tensor
 
 from idgbr.config import RefinerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.interfaces import Json
 from idgbr.weights import header
 
 RENAMED = 0.9  # older folders call the few tensors of the autoencoder's attention otherwise; diffusers renames them when it loads
@@ -58,9 +59,9 @@ class Parts:
             return cls(vae)
         return cls(vae, read_module(base / "unet"), read_module(base / "unet"), empty_prompt(base))
 
-    def configs(self) -> dict[str, Any]:
+    def configs(self) -> Json:
         """JSON from which `from_configs` builds the same modules without weights."""
-        made: dict[str, Any] = {}
+        made: Json = {}
         for name in ("vae", "unet"):
             module = getattr(self, name)
             if module is not None:
@@ -74,7 +75,7 @@ class Parts:
         return made
 
     @classmethod
-    def from_configs(cls, configs: dict[str, Any]) -> Parts:
+    def from_configs(cls, configs: Json) -> Parts:
         """The parts with random weights, built as a saved refiner's config.json says."""
 
         def make(name: str) -> Any:
@@ -161,7 +162,7 @@ def empty_prompt(base: Path) -> Tensor:
     return clip_empty_prompt(load_file(str(weights[0])), config)
 
 
-def clip_empty_prompt(weights: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
+def clip_empty_prompt(weights: dict[str, Tensor], config: Json) -> Tensor:
     """CLIP's text transformer (arXiv 2103.00020: pre-norm, causal) on the empty prompt: start token, then end tokens. Last hidden state.
 
     Written out because it runs once, on one constant input, which does not justify a dependency on the library that holds the full model.

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from idgbr.config import SamplerConfig
 from idgbr.rasters.coarse_map import read_coarse
 from idgbr.rasters.read import read_labels
 from idgbr.refiner.decisions import Block, tune
 from idgbr.refiner.refiner import Refiner
+from idgbr.refiner.sampling import Refined
 from idgbr.training.held_out import BLOCK_PX, held_out_blocks
+
+if TYPE_CHECKING:
+    from idgbr.datasets import Dataset
 
 CONTEXT_PX = 32  # on every side of a block, seen and not scored
 STEPS, SAMPLES = 4, 4
@@ -24,7 +30,7 @@ def default_sampler(refiner: Refiner) -> SamplerConfig:
     return SamplerConfig(sampler="renoise" if renewed else "ddim", steps=STEPS, samples=SAMPLES)
 
 
-def tuned_decision(refiner: Refiner, dataset: Any, coarse_dir: Path, share: float) -> SamplerConfig:
+def tuned_decision(refiner: Refiner, dataset: Dataset, coarse_dir: Path, share: float) -> SamplerConfig:
     """The sampler of `default_sampler` with the guard that is best on the blocks held out of training (see `decisions.tune`).
 
     Args:
@@ -34,7 +40,7 @@ def tuned_decision(refiner: Refiner, dataset: Any, coarse_dir: Path, share: floa
     return tune(list(_blocks(refiner, sampler, dataset, coarse_dir, share))).apply(sampler)
 
 
-def _blocks(refiner: Refiner, sampler: SamplerConfig, dataset: Any, coarse_dir: Path, share: float) -> Iterator[Block]:
+def _blocks(refiner: Refiner, sampler: SamplerConfig, dataset: Dataset, coarse_dir: Path, share: float) -> Iterator[Block]:
     rasters = dataset.of("train")
     held_out = held_out_blocks(rasters, share)
     for raster in rasters:
@@ -45,7 +51,10 @@ def _blocks(refiner: Refiner, sampler: SamplerConfig, dataset: Any, coarse_dir: 
             width = min(left + BLOCK_PX + CONTEXT_PX, raster.width) - col
             image, valid = reader.read(row, col, height, width)
             coarse = read_coarse(coarse_dir, raster.id, (row, col, height, width))
+            assert raster.label is not None
             target = read_labels(raster.label, dataset.table, row, col, height, width)
-            refined = refiner.refine(image, coarse, valid=valid, config=sampler, return_probabilities=True).probabilities
+            refined = refiner.refine(image, coarse, valid=valid, config=sampler, return_probabilities=True)
+            assert isinstance(refined, Refined)
+            probabilities = np.asarray(refined.probabilities, np.float32)
             inner = (slice(top - row, top - row + BLOCK_PX), slice(left - col, left - col + BLOCK_PX))
-            yield Block(refined[:, *inner], coarse[:, *inner], target[inner])
+            yield Block(probabilities[:, *inner], coarse[:, *inner], target[inner])

@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from idgbr.config import SamplerConfig
 from idgbr.errors import IdgbrError, NoSpace, Outage
 from idgbr.files import temporary_beside
-from idgbr.interfaces import Report
+from idgbr.interfaces import Json, Report
 from idgbr.labels import ClassTable
 from idgbr.rasters.beside import files_beside
 from idgbr.rasters.read import require_placed
@@ -95,7 +95,7 @@ def refine_scene(
         print(f"{coarse.name} holds classes without probabilities: of the model's decision only the reach is used", file=sys.stderr)
         sampler = plain
     bands = request.confidence or request.polygons is not None
-    decides: dict[str, Any] = {
+    decides: Json = {
         "scene": _stamps(scene), "coarse": _stamps(coarse), "model": model.name, "seed": request.seed, "bands": bands,
         "sampler": sampler_tag(sampler), **model.runs,
     }  # fmt: skip

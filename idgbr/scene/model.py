@@ -14,6 +14,7 @@ from typing import Any
 
 from idgbr.config import Experiment, Runtime, SamplerConfig, from_dict
 from idgbr.errors import BadRequest, Missing
+from idgbr.interfaces import Json
 from idgbr.labels import ClassTable
 from idgbr.machine import expanded
 from idgbr.scene.strips import TileRefiner
@@ -127,7 +128,7 @@ def find_model(model: str, root: str) -> tuple[Path, Experiment | None]:
     folder = expanded(model)
     if folder.is_dir():
         manifest = folder.parent / "manifest.json"
-        record: dict[str, Any] = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        record: Json = json.loads(manifest.read_text()) if manifest.is_file() else {}
     else:
         store = Store(root)
         found = [key for key in store.keys("refiner") if key.startswith(model)]

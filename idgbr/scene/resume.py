@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Parts:
         request: everything that decides the result (inputs, model, settings); parts of another request are never mixed in.
     """
 
-    def __init__(self, out: Path, request: Mapping[str, Any]):
+    def __init__(self, out: Path, request: Mapping[str, object]):
         self.out = out
         self.folder = out.with_name(f".{out.name}.parts")
         self.request = json.loads(json.dumps(request))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from idgbr.config import Runtime, SamplerConfig
-from idgbr.interfaces import Report
+from idgbr.interfaces import Json, Report
 from idgbr.rasters.coarse_map import CoarseMap
 from idgbr.scene.strips import TileRefiner, refine_raster
+
+if TYPE_CHECKING:
+    from idgbr.datasets import Dataset
 
 
 def refine_split(
     sampler: SamplerConfig,
     refiner_dir: Path | None,
-    dataset: Any,
+    dataset: Dataset,
     coarse_dir: Path,
     split: str,
     *,
@@ -38,7 +41,7 @@ def refine_split(
         from idgbr.scene.tiles import tiles_of
 
         tiles = tiles_of(refiner_dir, runtime)
-    done: dict[str, Any] = {}
+    done: Json = {}
     for i, raster in enumerate(rasters):
         image = raster.reader(dataset.bands)
         coarse = CoarseMap(Path(coarse_dir) / f"{raster.id}.tif", dataset.table)

@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.config import SamplerConfig
-from idgbr.interfaces import Report
+from idgbr.interfaces import Json, Report
 from idgbr.labels import ClassTable
 from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
 from idgbr.rasters.edges import changeable
@@ -29,16 +29,19 @@ from idgbr.rasters.tiling import Strip, Window, starts
 from idgbr.rasters.write import class_colours, class_tags, quantise
 from idgbr.refiner.decisions import decide, refuse_confidence
 
+if TYPE_CHECKING:
+    from idgbr.refiner.guidance import Condition
+
 MAX_OPEN_ROWS = 4  # rows of tiles kept while a batch fills up
 
 
 class TileRefiner(Protocol):
     """What computes tiles. `TorchTiles` wraps the trained refiner; tests bring their own."""
 
-    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Condition:
         """Image raw [B,C,T,T], coarse probabilities [B,K,T,T], valid [B,T,T] -> what `draw` needs, computed once for all samples."""
 
-    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+    def draw(self, condition: Condition, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
         """All samples of all tiles: probabilities [S,B,K,T,T]. `seeds` has one number a tile."""
 
 
@@ -256,7 +259,7 @@ def refine_raster(
     require_same_grid(image.grid, coarse.grid, str(image.path), str(getattr(coarse, "path", "coarse map")))
     tally, started = Tally(), time.perf_counter()
     bands = confidence is not None
-    settings: Any = {"raster_id": raster_id, "seed": seed, "bands": bands, "mask_nodata": mask_nodata}
+    settings: Json = {"raster_id": raster_id, "seed": seed, "bands": bands, "mask_nodata": mask_nodata}
     rows = refine_rows(tiles, sampler, image, coarse, table.n_classes, **settings, tally=tally, report=report)
     write_rows(rows, out, image.grid, table, confidence=confidence, samples=sampler.samples, tags=tags, cog=cog)
     tally.seconds = time.perf_counter() - started

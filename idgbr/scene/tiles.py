@@ -10,12 +10,16 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.config import Runtime, SamplerConfig
+
+if TYPE_CHECKING:
+    from idgbr.refiner.guidance import Condition
+    from idgbr.refiner.refiner import Refiner
 
 KEEP_BYTES = 512 * 2**20  # of features, on the model's device; later tiles are computed each time
 
@@ -23,7 +27,7 @@ KEEP_BYTES = 512 * 2**20  # of features, on the model's device; later tiles are 
 class TorchTiles:
     """The trained refiner behind the `TileRefiner` interface: numpy in, numpy out, on one device."""
 
-    def __init__(self, refiner: Any, runtime: Runtime | None = None):
+    def __init__(self, refiner: Refiner, runtime: Runtime | None = None):
         from idgbr.training.distributed import device_of, use_threads
 
         runtime = runtime or Runtime()
@@ -32,14 +36,14 @@ class TorchTiles:
         self.bf16 = runtime.precision == "bf16"
         self.refiner = refiner.to(self.device).eval()
 
-    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Condition:
         """Image float32 [B,C,h,w], coarse probabilities [B,K,h,w], valid [B,h,w] -> the condition of `draw`."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.refiner.condition(*(torch.from_numpy(x).to(self.device) for x in (image, coarse, valid)))
 
-    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+    def draw(self, condition: Condition, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
         """One row of probabilities float32 [B,K,h,w], by one seed a tile."""
         import torch
 
@@ -51,12 +55,12 @@ class TorchTiles:
 class KeptTiles(TorchTiles):
     """`TorchTiles` that remembers conditions. `encoded` counts the batches that were computed, `reused` those that were not."""
 
-    def __init__(self, refiner: Any, runtime: Runtime):
+    def __init__(self, refiner: Refiner, runtime: Runtime):
         super().__init__(refiner, runtime)
-        self.kept: dict[bytes, Any] = {}
+        self.kept: dict[bytes, Condition] = {}
         self.bytes = self.encoded = self.reused = 0
 
-    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Condition:
         """As `TorchTiles.condition`, computed once for equal arrays."""
         digest = hashlib.blake2b(digest_size=16)
         for array in (image, coarse, valid):
@@ -74,7 +78,7 @@ class KeptTiles(TorchTiles):
         return found
 
 
-_last: tuple[Any, KeptTiles] | None = None
+_last: tuple[object, KeptTiles] | None = None
 
 
 def tiles_of(folder: Path, runtime: Runtime | None = None) -> KeptTiles:

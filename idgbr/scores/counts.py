@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
@@ -57,7 +57,7 @@ class TablesWriter:
             raise unwritable(str(self.paths[0][0]), error) from error
         waiting.clear()
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
         try:
             if kind is None:
                 for waiting, writer, (_, schema) in zip(self.waiting, self.writers, self.paths):

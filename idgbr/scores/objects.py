@@ -13,12 +13,12 @@ is two objects, so rasters are read whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from idgbr.interfaces import Json
 from idgbr.labels import IGNORE
 from idgbr.scores.boundary import boundary_iou
 from idgbr.scores.formulas import f1, ratio
@@ -103,6 +103,6 @@ def add(total: dict[str, Counts], one: Mapping[str, Counts]) -> None:
         total[name] = total[name] + values if name in total else values
 
 
-def summary(total: Mapping[str, Counts]) -> dict[str, Any]:
+def summary(total: Mapping[str, Counts]) -> Json:
     """`{"counts": {name: [K]}, "scores": {name: [K]}}` for JSON."""
     return {"counts": {name: values.tolist() for name, values in total.items()}, "scores": scores(total)}

@@ -30,6 +30,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
+from idgbr.interfaces import Json
 from idgbr.scores.formulas import (
     Array,
     Columns,
@@ -324,7 +325,7 @@ def score_table(frame: pl.DataFrame, names: Iterable[str] = ()) -> dict[str, Val
     return {name: evaluate(frame, name) for name in (names or METRICS)}
 
 
-def distance_curve(bands: pl.DataFrame) -> list[dict[str, Any]]:
+def distance_curve(bands: pl.DataFrame) -> list[Json]:
     """Scores against distance to the target's boundary: one entry a band, pooled over tiles.
 
     Keys: low_px, high_px, valid, accuracy, iou [K], miou, and with a coarse map kept, repaired, damaged, still_wrong, net_gain.
@@ -336,7 +337,7 @@ def distance_curve(bands: pl.DataFrame) -> list[dict[str, Any]]:
     for (low, high), part in table.sort("low_px", "class").group_by("low_px", "high_px", maintain_order=True):
         classes, whole = part.filter(pl.col("class") >= 0), part.filter(pl.col("class") == -1).row(0, named=True)
         values = iou(*(classes[n].to_numpy() for n in RATES))
-        entry: dict[str, Any] = {
+        entry: Json = {
             "low_px": low,
             "high_px": high,
             "valid": whole["valid"],

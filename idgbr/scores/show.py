@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+from idgbr.interfaces import Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 PER_CLASS = {
     "miou": "IoU", "f1": "F1", "precision": "prec.", "recall": "recall", "boundary_iou": "b. IoU", "boundary_f": "b. F",
@@ -12,7 +18,7 @@ PER_CLASS = {
 }  # fmt: skip
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Json) -> None:
     """Print to stdout. `result` as `idgbr score --json` gives it."""
     from rich.console import Console
 
@@ -41,7 +47,7 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def _heading(result: dict[str, Any], label_set: str, found: dict[str, Any]) -> Any:
+def _heading(result: Json, label_set: str, found: Json) -> Text:
     from rich.text import Text
 
     pixels = found["pixels"]
@@ -62,7 +68,7 @@ def _widths(widths: dict[str, list[float]]) -> str:
             f"fine structures below {px('band_px')}, tiles of {px('tile_px')}")  # fmt: skip
 
 
-def _table(title: str, *columns: str) -> Any:
+def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -74,7 +80,7 @@ def _table(title: str, *columns: str) -> Any:
     return table
 
 
-def _scores(found: dict[str, Any], width: int) -> Any:
+def _scores(found: Json, width: int) -> Table:
     entries = found["scores"]
     has_coarse = any("coarse" in e for e in entries.values())
     undefined = any(_undefined(e) for e in entries.values())
@@ -96,12 +102,12 @@ def _scores(found: dict[str, Any], width: int) -> Any:
     return table
 
 
-def _left_out(entries: dict[str, Any], names: list[str]) -> str:
+def _left_out(entries: Json, names: list[str]) -> str:
     counts = ", ".join(f"{name} {entries[name]['gain_left_out']} left out, {entries[name]['gain_of']} compared" for name in names)
     return f"* gain over what is defined in both maps, not the difference of the two columns: {counts}"
 
 
-def _undefined(entry: dict[str, Any]) -> str:
+def _undefined(entry: Json) -> str:
     """The largest number of rasters (or tiles) without a value, over the classes."""
     most = max(entry["undefined"], default=0)
     unit = "raster" if entry["how"] == "pooled" else "tile"
@@ -112,7 +118,7 @@ def _signed(value: float | None, digits: int = 4) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}"
 
 
-def _classes(names: list[str], found: dict[str, Any], width: int) -> Iterator[Any]:
+def _classes(names: list[str], found: Json, width: int) -> Iterator[Table]:
     """As many tables as it takes for no number to be cut."""
     from rich.cells import cell_len  # a Chinese letter takes two columns
 
@@ -134,7 +140,7 @@ def _classes(names: list[str], found: dict[str, Any], width: int) -> Iterator[An
             part = []
 
 
-def _objects(names: list[str], found: dict[str, Any]) -> Any:
+def _objects(names: list[str], found: Json) -> Table:
     """One row a score, one column a class and map."""
     sides = list(found)
     titles = [name if side == "pred" else f"{name} ({side})" for name in names for side in sides]
@@ -145,7 +151,7 @@ def _objects(names: list[str], found: dict[str, Any]) -> Any:
     return table
 
 
-def _distance(curve: list[dict[str, Any]]) -> Any:
+def _distance(curve: list[Json]) -> Table:
     has_coarse = any("kept" in e for e in curve)
     ledger = ("repaired", "damaged", "net gain") if has_coarse else ()
     table = _table("by distance to the target's boundary", "distance in px", "pixels", "accuracy", "mIoU", *ledger)
@@ -156,7 +162,7 @@ def _distance(curve: list[dict[str, Any]]) -> Any:
     return table
 
 
-def _frequency(found: dict[str, Any]) -> str:
+def _frequency(found: Json) -> str:
     lines = []
     for name in ("pred", "coarse"):
         if name in found and found[name]["s"]:
@@ -171,7 +177,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:+.1f} %" if math.isfinite(value) else "-"
 
 
-def _ledger(found: dict[str, Any]) -> str:
+def _ledger(found: Json) -> str:
     ledger, gain = found["ledger"], found["scores"].get("net_gain", {}).get("score")
     cells = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in ledger.items())
     return f"ledger in px: {cells}; net gain {_percent(float('nan') if gain is None else gain)} of the coarse map's errors"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import polars as pl
 
 from idgbr.config import ScoreConfig
+from idgbr.interfaces import Json
 from idgbr.scores import formulas
 from idgbr.scores.read import METRICS, Metric, Value, arrays, distance_curve, evaluate, gain
 from idgbr.scores.schema import JOINT, LEDGER, MAX_LEVELS, PER_CLASS_VALUES, PER_TILE_VALUES
 
 
-def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, config: ScoreConfig, iou_imp_k: float = 1.0) -> dict[str, Any]:
+def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, config: ScoreConfig, iou_imp_k: float = 1.0) -> Json:
     """Of the trials pred and (if there) coarse.
 
     Keys: pixels, scores {name: {score, per_class, undefined, of, how, higher_is_better, doc, coarse, gain, gain_of, gain_left_out}},
@@ -26,7 +25,7 @@ def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, config:
     after, before = (counts.filter(pl.col("trial") == trial) for trial in ("pred", "coarse"))
     has_coarse = len(before) > 0
     whole = after.filter(pl.col("class") == -1)
-    out: dict[str, Any] = {
+    out: Json = {
         "pixels": {name: int(whole[name].sum()) for name in ("valid", "correct", "ignored", "outside")},
         "tiles": len(whole),
         "scores": {},
@@ -67,7 +66,7 @@ def _asked_for(wanted: Metric, config: ScoreConfig, has_coarse: bool) -> bool:
     return has_coarse or not _needs_coarse(wanted)
 
 
-def _entry(value: Value, wanted: Metric) -> dict[str, Any]:
+def _entry(value: Value, wanted: Metric) -> Json:
     return {
         "score": value.score,
         "per_class": list(value.per_class),
@@ -91,7 +90,7 @@ def _per_class(counts: pl.DataFrame, names: tuple[str, ...]) -> list[dict[str, i
     return table.drop("class").to_dicts()
 
 
-def improvement(counts: pl.DataFrame, k: float) -> dict[str, Any]:
+def improvement(counts: pl.DataFrame, k: float) -> Json:
     """IoU_RT, IoU_RF and IoU_imp with weight k, one class against the rest, beside the net gain that does see new false positives."""
     per_class = []
     for row in _per_class(counts, JOINT):
@@ -105,9 +104,9 @@ def improvement(counts: pl.DataFrame, k: float) -> dict[str, Any]:
     return {"k": k, "per_class": per_class}
 
 
-def frequency(after: pl.DataFrame, before: pl.DataFrame | None) -> dict[str, Any]:
+def frequency(after: pl.DataFrame, before: pl.DataFrame | None) -> Json:
     """Error energy by structure size. S: energy left in boxes of 2^j px; bands: S_j - S_{j+1}; low: the last S. bands + low = error."""
-    out: dict[str, Any] = {}
+    out: Json = {}
     for name, frame in (("pred", after), ("coarse", before)):
         if frame is None:
             continue

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Samples(Protocol):
+    """`samples[i]` is the i-th image ever seen: a dict of tensors of one shape."""
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]: ...
+
+    def __len__(self) -> int: ...
 
 
 def slice_of(step: int, batch: int, rank: int, size: int) -> range:
@@ -17,16 +25,16 @@ def slice_of(step: int, batch: int, rank: int, size: int) -> range:
 def micro_batches(batch: int, size: int, accumulate: int, micro_images: int = 0) -> int:
     """Micro-batches of a step, the same on all ranks: at least `accumulate`, and so many that none has more than `micro_images` (0: any).
 
-    Never more than the images of the rank that has fewest: FSDP and batch norm talk in every micro-batch.
+    Never more than the images of the rank that has fewest: FSDP and batch norm run collectives in every micro-batch.
     """
     largest = -(-batch // size)
     return min(max(accumulate, -(-largest // micro_images) if micro_images else 1), max(1, batch // size))
 
 
-def batches(samples: Any, plan: Plan, seed: int, workers: int, pin_memory: bool) -> Iterator[list[dict[str, Tensor]]]:
+def batches(samples: Samples, plan: Plan, seed: int, workers: int, pin_memory: bool) -> Iterator[list[dict[str, Tensor]]]:
     """Per step: the rank's micro-batches, from this process or from `workers` loader processes."""
-    loader = torch.utils.data.DataLoader(
-        samples,
+    loader: torch.utils.data.DataLoader[dict[str, Tensor]] = torch.utils.data.DataLoader(
+        samples,  # type: ignore[arg-type]  # a torch Dataset in all but name
         batch_sampler=plan,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,  # rasterio and CUDA do not survive a fork

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from idgbr.errors import Missing
 from idgbr.files import replacing
+from idgbr.interfaces import Json
 
 NAME = "curve.jsonl"
 
 
-def write_curve(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+def write_curve(folder: Path, lines: Iterable[Mapping[str, object]]) -> None:
     """
     Raises:
         NoSpace, Outage, Missing: as `files.unwritable`.
@@ -22,7 +22,7 @@ def write_curve(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def read_curve(folder: Path) -> list[dict[str, Any]]:
+def read_curve(folder: Path) -> list[Json]:
     """Lines of the curve in a folder, each with `images` and the values of the report.
 
     Raises:

@@ -12,7 +12,7 @@ import shutil
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from idgbr.config import Runtime
 from idgbr.errors import BadRequest, Missing
 from idgbr.files import publish, temporary_beside
+from idgbr.interfaces import Json
 from idgbr.machine import allowed_cores
 from idgbr.training.mirror import CheckpointMirror
 
@@ -49,6 +50,9 @@ def use_threads(runtime: Runtime) -> None:
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), allowed_cores()))
 
 
+Value = TypeVar("Value")
+
+
 class World:
     """One process. The methods are what `train` needs of several."""
 
@@ -70,13 +74,13 @@ class World:
         """The callable of the training step; `module` stays the owner of names and weights."""
         return module
 
-    def last_micro_batch(self, wrapped: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    def last_micro_batch(self, wrapped: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are exchanged in the last micro-batch only."""
         return contextlib.nullcontext()
 
     # ---- talk --------------------------------------------------------------------------------------------------------
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Value) -> Value:
         """Rank 0's value, on every rank."""
         return value
 
@@ -103,7 +107,7 @@ class World:
         found = sorted(scratch.glob("checkpoint-*")) if scratch.is_dir() else []
         yield found[-1] if found else None
 
-    def keep_checkpoint(self, scratch: Path, images: int, save: Save, record: dict[str, Any]) -> None:
+    def keep_checkpoint(self, scratch: Path, images: int, save: Save, record: Json) -> None:
         """`save(folder)` writes it (called on every rank; only rank 0's folder is kept). Atomic: a complete name or nothing."""
         if self.rank == 0:
             scratch.mkdir(parents=True, exist_ok=True)
@@ -165,13 +169,13 @@ class DistributedWorld(World):
             module, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True, forward_sync_buffers=False
         )
 
-    def last_micro_batch(self, wrapped: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    def last_micro_batch(self, wrapped: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
         if self.sharding == "fsdp":
             wrapped.set_requires_gradient_sync(is_last)  # type: ignore[operator]
             return contextlib.nullcontext()
         return contextlib.nullcontext() if is_last or self.size == 1 else wrapped.no_sync()  # type: ignore[operator]
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Value) -> Value:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
@@ -265,7 +269,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
         return y, mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: object) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, weight, mean, scale, count = ctx.saved_tensors
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from idgbr.config import Runtime, TrainingConfig
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Interrupted
 from idgbr.files import replacing, unwritable, write_tensors
-from idgbr.interfaces import Report, Stop
-from idgbr.training.batches import Plan, batches, micro_batches
+from idgbr.interfaces import Json, Report, Stop
+from idgbr.training.batches import Plan, Samples, batches, micro_batches
 from idgbr.training.checkpoint import copy_whole, full_state, gathered, load_full_state, local
 from idgbr.training.curve import write_curve
 from idgbr.training.distributed import World, use_threads
@@ -44,7 +44,7 @@ class NotFinite(IdgbrError):
 
 def train(
     module: nn.Module,
-    samples: Any,
+    samples: Samples,
     settings: TrainingConfig,
     *,
     seed: int,
@@ -114,7 +114,7 @@ class _Run:
     """What lives from step to step."""
 
     def __init__(
-        self, module: nn.Module, samples: Any, settings: TrainingConfig, seed: int, world: World, runtime: Runtime, device: torch.device
+        self, module: nn.Module, samples: Samples, settings: TrainingConfig, seed: int, world: World, runtime: Runtime, device: torch.device
     ):
         self.module, self.samples, self.settings, self.seed, self.world, self.runtime, self.device = (
             module, samples, settings, seed, world, runtime, device)  # fmt: skip
@@ -129,7 +129,7 @@ class _Run:
         self.steps = math.ceil(settings.train_images / self.batch)
         self.step = 0
         self.report_steps = max(1, self.steps // REPORTS)
-        self.curve: list[dict[str, Any]] = []
+        self.curve: list[Json] = []
         self.seconds = 0.0  # of training before the last resume
         module.to(device).train()
         if world.sharding != "fsdp":
@@ -231,7 +231,7 @@ class _Run:
 
     # ---- housekeeping --------------------------------------------------------------------------------------------------
 
-    def line(self, seconds: float, steps: int) -> dict[str, Any]:
+    def line(self, seconds: float, steps: int) -> Json:
         """One line of the curve: means over the images since the last one."""
         sums = (self.world.sum(self.sums) / (steps * self.batch)).tolist()
         values = dict(zip(self.names, sums))
