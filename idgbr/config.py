@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from idgbr.errors import BadRequest, nearest
+from idgbr.errors import BadRequest, Disagreement, nearest
 from idgbr.interfaces import Json
 from idgbr.refiner.settings import RefinerConfig, SamplerConfig
 from idgbr.settings import About, Section, When, about, cast, inherited, setting
@@ -166,11 +166,15 @@ def to_dict(experiment: Experiment) -> Json:
 
 
 def from_dict(data: Mapping[str, Any]) -> Experiment:
-    """Strict: unknown sections, unknown fields and another `version` are `BadRequest`s that name the nearest right one."""
+    """Settings from plain values, as `to_dict` gives them.
+
+    Raises:
+        Disagreement: written by another version. BadRequest: an unknown section or setting; names the nearest right one.
+    """
     data = dict(data)
     version = data.pop("version", None)
     if version != CONFIG_VERSION:
-        raise BadRequest(
+        raise Disagreement(
             "config of another version",
             value=version,
             allowed=str(CONFIG_VERSION),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from idgbr.config import SECTIONS, Experiment, apply, from_dict, to_dict
-from idgbr.errors import BadRequest, Missing
+from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.recipes import BUILT_IN, recipe
 from idgbr.settings import canonical_json
 
@@ -59,7 +59,7 @@ def test_overrides_are_typed() -> None:
 
 def test_config_of_another_version_or_with_unknown_names_is_refused() -> None:
     data = to_dict(Experiment())
-    with pytest.raises(BadRequest, match="another version"):
+    with pytest.raises(Disagreement, match="another version"):
         from_dict(data | {"version": 0})
     with pytest.raises(BadRequest, match="unknown section"):
         from_dict(data | {"sampling": {}})

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from small_refiner import TINY, band_stats, class_table
 from torch import Tensor
 
-from idgbr.config import RefinerConfig
+from idgbr import datasets
+from idgbr.config import CoarseConfig, DataConfig, RefinerConfig
+from idgbr.datasets import Dataset
 from idgbr.refiner.refiner import Refiner
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "data"))  # small_stable_diffusion
 
 
 @pytest.fixture
@@ -54,3 +60,17 @@ def stir() -> Callable[[Refiner], Refiner]:
         return refiner
 
     return make
+
+
+@pytest.fixture(scope="package")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path]:
+    """Synthetic scenes and simulated coarse maps of them."""
+    from idgbr.coarse import stage as coarse
+
+    folder = tmp_path_factory.mktemp("scenes")
+    config = DataConfig(train_scenes=2, val_scenes=0, test_scenes=0, scene_px=96)
+    (folder / "data").mkdir()
+    datasets.prepare(config, folder / "data")
+    dataset = datasets.load(folder / "data", config)
+    coarse.write(CoarseConfig(source="simulated"), dataset, {}, seed=0, out=folder / "coarse")
+    return dataset, folder / "coarse"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from small_refiner import TINY
 from torch import Tensor
 
-from idgbr.config import CoarseConfig, DataConfig, RefinerConfig, SamplerConfig
+from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest
 from idgbr.refiner.diffusion import Diffusion, TimestepLaw, betas, scaled, trailing
 from idgbr.refiner.loss import RefinerTraining, edge_difference
@@ -395,21 +395,6 @@ def test_a_first_step_from_zeros_is_refused_by_samplers_that_carry_noise_on(buil
     one = refiner.refine(sample["image"], sample["coarse"], steps=1, samples=4, return_probabilities=True)
     again = refiner.refine(sample["image"], sample["coarse"], steps=1, seeds=9, return_probabilities=True)
     assert torch.equal(one.probabilities, again.probabilities)  # there is nothing random in it
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory):
-    """Synthetic scenes and simulated coarse maps of them."""
-    from idgbr import datasets
-    from idgbr.coarse import stage as coarse
-
-    folder = tmp_path_factory.mktemp("scenes")
-    config = DataConfig(train_scenes=2, val_scenes=0, test_scenes=0, scene_px=96)
-    (folder / "data").mkdir()
-    datasets.prepare(config, folder / "data")
-    dataset = datasets.load(folder / "data", config)
-    coarse.write(CoarseConfig(source="simulated"), dataset, {}, seed=0, out=folder / "coarse")
-    return dataset, folder / "coarse"
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "cascade"])

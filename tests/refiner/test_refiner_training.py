@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from small_refiner import TINY
 from torch import Tensor
 
-from idgbr.config import CoarseConfig, DataConfig, RefinerConfig
+from idgbr.config import RefinerConfig
 from idgbr.errors import BadRequest
 from idgbr.refiner.loss import Numbered, RefinerTraining
 from idgbr.refiner.refiner import Refiner
@@ -164,21 +164,6 @@ def test_repeated_crops_get_new_noise(batch: Batch) -> None:
     assert len({int(s["seed"]) for s in seen}) == 9
     assert int(Numbered(Samples(), pool=3)[7]["seed"]) == int(seen[7]["seed"])
     assert [int(Numbered(Samples())[i]["seed"]) for i in range(3)] == [1000, 1001, 1002]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory):
-    """Synthetic scenes and simulated coarse maps of them."""
-    from idgbr import datasets
-    from idgbr.coarse import stage as coarse
-
-    folder = tmp_path_factory.mktemp("scenes")
-    config = DataConfig(train_scenes=2, val_scenes=0, test_scenes=0, scene_px=96)
-    (folder / "data").mkdir()
-    datasets.prepare(config, folder / "data")
-    dataset = datasets.load(folder / "data", config)
-    coarse.write(CoarseConfig(source="simulated"), dataset, {}, seed=0, out=folder / "coarse")
-    return dataset, folder / "coarse"
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "one_pass"])
