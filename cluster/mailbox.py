@@ -12,7 +12,8 @@ log = logging.getLogger("ray.train")
 
 
 class Mailbox:
-    """A Ray actor: the latest progress of the workers, the driver's request to stop, the first error that ends the training."""
+    """A Ray actor: the latest progress of the workers, the driver's request to stop, the first error that ends the
+    training."""
 
     def __init__(self) -> None:
         self.progress: Json | None = None

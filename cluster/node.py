@@ -60,8 +60,9 @@ def interfaces() -> dict[str, str]:
 
 
 def address(interface: str = "") -> str:
-    """IPv4 address the other nodes reach this one at: that of `interface`, else of the host name, else of the first interface that is
-    not loopback. A host name that resolves to 127.* (Debian's habit) would make gloo connect every node to itself.
+    """IPv4 address the other nodes reach this one at: that of `interface`, else of the host name, else of the first
+    interface that is not loopback. A host name that resolves to 127.* (Debian's habit) would make gloo connect every
+    node to itself.
 
     Raises:
         Missing: no such interface, or none with an address.
@@ -101,10 +102,11 @@ def interface_of(ip: str) -> str:
 
 
 def free_ports(seed: int, low: int, high: int) -> int:
-    """First port of a block of 16 free ports in [low, high): block `seed` modulo the number of blocks, or another that is free.
+    """First port of a block of 16 free ports in [low, high): block `seed` modulo the number of blocks, or another
+    that is free.
 
-    Jobs whose numbers differ by less than the number of blocks begin with blocks of their own. Where one is in use the search goes on far
-    away: the next block is that of the next job, which may be starting at this moment.
+    Jobs whose numbers differ by less than the number of blocks begin with blocks of their own. Where one is in use
+    the search goes on far away: the next block is that of the next job, which may be starting at this moment.
 
     Raises:
         Missing: every block has a port in use.

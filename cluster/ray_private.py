@@ -1,4 +1,5 @@
-"""Every use of a part of Ray that Ray does not promise to keep. Tested with Ray 2.60.0; each function says what happens without it.
+"""Every use of a part of Ray that Ray does not promise to keep. Tested with Ray 2.60.0; each function says what
+happens without it.
 
 tests/cluster_launch/test_own_ray.py fails when an upgrade of Ray changes one of them.
 """
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 def refusal(address: str) -> str:
     """Why the Ray at `address` (IP:PORT) refuses our token, or "" if it does not or nothing answers.
 
-    `ray.init` would try for 20 s and then report only that it could not connect. Without `GcsClient`: "", and `ray.init` reports.
+    `ray.init` would try for 20 s and then report only that it could not connect. Without `GcsClient`: "", and
+    `ray.init` reports.
     """
     import ray
 
@@ -41,7 +43,8 @@ def refusal(address: str) -> str:
 
 
 def is_version_mismatch(error: BaseException) -> bool:
-    """Whether `ray.init` failed because the cluster runs another Ray or Python: a bare RuntimeError, known by its text only."""
+    """Whether `ray.init` failed because the cluster runs another Ray or Python: a bare RuntimeError, known by its
+    text only."""
     return "ersion mismatch" in str(error) or "Python version" in str(error)
 
 
@@ -58,7 +61,8 @@ class JobsError(enum.Enum):
 def jobs_error(error: RuntimeError) -> JobsError:
     """The kind of an error of `JobSubmissionClient`.
 
-    It raises a bare RuntimeError for every status but 200, the answer's status and text in its message: only the text tells them apart.
+    It raises a bare RuntimeError for every status but 200, the answer's status and text in its message: only the text
+    tells them apart.
     """
     text = str(error)
     if "already exists" in text:
@@ -88,8 +92,9 @@ def read_authentication_again() -> None:
 def loopback_only() -> Iterator[None]:
     """A Ray that is started inside the block listens on 127.0.0.1 alone.
 
-    This is Ray's default on macOS and Windows. On Linux Ray would listen on all addresses, whatever `_node_ip_address` says. Without the
-    switch the token alone protects the cluster; `cluster.session.connected` warns.
+    This is Ray's default on macOS and Windows. On Linux Ray would listen on all addresses, whatever
+    `_node_ip_address` says. Without the switch the token alone protects the cluster; `cluster.session.connected`
+    warns.
     """
     from ray._private import ray_constants
 
@@ -106,7 +111,8 @@ def loopback_only() -> Iterator[None]:
 
 
 class RayletDied(Exception):
-    """The raylet ended while its node was starting: Ray 2.60 gives its agents 15 s to report their ports, then aborts. Start it again."""
+    """The raylet ended while its node was starting: Ray 2.60 gives its agents 15 s to report their ports, then
+    aborts. Start it again."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""`ray start` that gives a node 90 s to register, where Ray gives 30 s: too few on a busy machine or a slow file system.
+"""`ray start` that gives a node 90 s to register, where Ray gives 30 s: too few on a busy machine or a slow file
+system.
 
     python -m cluster.ray_start --head --port=6379 ... --block
 

@@ -3,8 +3,9 @@
     python -m cluster refine scenes.csv -o refined/ --model KEY|DIR            columns: scene, coarse[, out]
     python -m cluster refine SCENES/ --coarse COARSE/ -o refined/ --model DIR  files matched by name
 
-A scene is refined by one worker; its result does not depend on which one, nor on their number. Run the same command again to go on:
-finished scenes are skipped, interrupted ones continue with their finished rows. One scene's error does not stop the others.
+A scene is refined by one worker; its result does not depend on which one, nor on their number. Run the same command
+again to go on: finished scenes are skipped, interrupted ones continue with their finished rows. One scene's error
+does not stop the others.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Order:
 
 
 def orders(source: Path, coarse: Path | None, out: Path) -> list[Order]:
-    """The scenes of a folder (with a folder of coarse maps of the same names) or of a CSV list with columns scene, coarse and perhaps out.
+    """The scenes of a folder (with a folder of coarse maps of the same names) or of a CSV list with columns scene,
+    coarse and perhaps out.
 
     Paths in a list are taken from the list's folder; outputs without a path go to `out`.
 
@@ -149,7 +151,8 @@ def refine_scenes(
     runtime: Runtime | None = None,
     codes: ClassTable | None = None,
 ) -> Iterator[tuple[Order, bool, str]]:
-    """Refine all scenes on the connected Ray cluster; yields each as it ends: (order, whether it went well, what to say).
+    """Refine all scenes on the connected Ray cluster; yields each as it ends: (order, whether it went well, what to
+    say).
 
     Args:
         workers: at most so many at a time; 0: as many as the cluster has room for. cpus, gpus: of one worker.

@@ -52,8 +52,9 @@ class NodeInfo(TypedDict):
 def connected(address: str = "", *, cpus: int | None = None, dashboard: bool = False, log_level: str = "ERROR") -> Iterator[None]:
     """Connect this process to Ray for the time of the block.
 
-    The cluster is, in this order: the one this process is connected to; the one at `address`; the one at `RAY_ADDRESS`; one started on
-    this machine, which listens on 127.0.0.1, requires the token of a file only its owner can read, and ends with the block.
+    The cluster is, in this order: the one this process is connected to; the one at `address`; the one at
+    `RAY_ADDRESS`; one started on this machine, which listens on 127.0.0.1, requires the token of a file only its
+    owner can read, and ends with the block.
 
     Args:
         address: IP:PORT of the head, or "auto".
@@ -250,7 +251,8 @@ def check_room(workers: int, cpus: float, gpus: float) -> None:
 
 
 def check_nodes(store: Store, versions: str = "") -> None:
-    """On a cluster of several nodes: every node reads what this process wrote in the store, and this process reads what they wrote.
+    """On a cluster of several nodes: every node reads what this process wrote in the store, and this process reads
+    what they wrote.
 
     Args:
         versions: of packages, as JSON; nodes with others are refused. Default: this process's.

@@ -1,11 +1,13 @@
 """One stage's training over N workers of Ray Train, DDP or FSDP, that survives the loss of workers, nodes and drivers.
 
-The training itself is `idgbr.training`, unchanged; `train_worker.py` is what runs in each worker. The run's name is the stage's key, so
-the same command continues from its own last checkpoint. Checkpoints hold whole tensors by name: any number of workers, DDP or FSDP, can
-continue from them. They are uploaded beside the training, every `Runtime.checkpoint_seconds` or `checkpoint_images`.
+The training itself is `idgbr.training`, unchanged; `train_worker.py` is what runs in each worker. The run's name is
+the stage's key, so the same command continues from its own last checkpoint. Checkpoints hold whole tensors by name:
+any number of workers, DDP or FSDP, can continue from them. They are uploaded beside the training, every
+`Runtime.checkpoint_seconds` or `checkpoint_images`.
 
-What Ray 2.60 needs: a limit on controller failures (its default is none); absolute paths (workers change their folder); a check that all
-nodes share the store (Ray would notice at the first checkpoint); frequent polls (`report` waits for the controller's next one).
+What Ray 2.60 needs: a limit on controller failures (its default is none); absolute paths (workers change their
+folder); a check that all nodes share the store (Ray would notice at the first checkpoint); frequent polls (`report`
+waits for the controller's next one).
 """
 
 from __future__ import annotations
@@ -48,13 +50,15 @@ USES_GPU = ("backbone", "coarse", "refiner", "refined")  # stages that run a net
 class RayTraining:
     """A `Trainer` for `stages.run`: one stage over several workers of Ray.
 
-    The global batch is the stage's `batch_images`, whatever the number of workers, so the loss curve is that of one process.
+    The global batch is the stage's `batch_images`, whatever the number of workers, so the loss curve is that of one
+    process.
 
     Args:
         workers: that train together, one process each.
-        min_workers: above 0, Ray continues with fewer when nodes are lost, down to this many, and grows back when they return.
-        sharding: "ddp": whole copies of the model; "fsdp": parameters, gradients and moments spread (`fully_shard`); empty: what the
-            stage's settings say.
+        min_workers: above 0, Ray continues with fewer when nodes are lost, down to this many, and grows back when
+            they return.
+        sharding: "ddp": whole copies of the model; "fsdp": parameters, gradients and moments spread (`fully_shard`);
+            empty: what the stage's settings say.
         cpus, gpus: of one worker. nccl with GPUs, gloo without. cpus is also the number of torch threads on a CPU.
         max_failures: how often workers or nodes may be lost; each time costs the steps since the last checkpoint.
         start_timeout_s: for all workers to be placed.
@@ -107,8 +111,8 @@ class RayTraining:
         """Train, and copy the result to `out`.
 
         Args:
-            store: one place for all nodes, a shared folder or a URI. Ray keeps checkpoints in the stage's scratch folder there, which
-                `stages.run` deletes once the artefact is stored.
+            store: one place for all nodes, a shared folder or a URI. Ray keeps checkpoints in the stage's scratch
+                folder there, which `stages.run` deletes once the artefact is stored.
             stop: asked once a second; true ends the run with `Interrupted` at the next report, its checkpoint kept.
 
         Raises:
@@ -164,7 +168,8 @@ class RayTraining:
             ),
             run_config=RunConfig(
                 name=work.job.key,  # the same training always, another never
-                # file system and path apart: a URI with a query (s3://...?endpoint_override=) cannot be extended by a path
+                # file system and path apart: a URI with a query (s3://...?endpoint_override=) cannot be extended by a
+                # path
                 storage_filesystem=None if store.is_local else store.fs,
                 storage_path=f"{store.base}/scratch/{work.job.stage}",
                 failure_config=FailureConfig(max_failures=self.max_failures, controller_failure_limit=CONTROLLER_FAILURES),
@@ -177,7 +182,8 @@ class RayTraining:
         """Raise our own error if a worker sent one, else Ray's `error` in one sentence; nothing if there is neither.
 
         Raises:
-            IdgbrError: from a worker. Missing: the workers could not be placed. SomeFailed: workers were lost too often.
+            IdgbrError: from a worker. Missing: the workers could not be placed. SomeFailed: workers were lost too
+                often.
         """
         from ray.train import ControllerError
 
@@ -201,8 +207,8 @@ class RayTraining:
 def train_up_to(stage: str, recipe: str, overrides: Sequence[str], root: str, training: RayTraining, *, bf16: bool = False) -> Path:
     """Make one stage of a recipe, and what it needs, on the cluster. Returns the folder of its files.
 
-    Trainings run over the workers of `training`; any other stage is a Ray task with the CPUs of one worker, and its GPUs if it runs a
-    network: the driver's machine, which may be a head without a GPU, computes nothing.
+    Trainings run over the workers of `training`; any other stage is a Ray task with the CPUs of one worker, and its
+    GPUs if it runs a network: the driver's machine, which may be a head without a GPU, computes nothing.
     """
     from idgbr import stages
     from idgbr.config import apply
@@ -230,7 +236,8 @@ def train_up_to(stage: str, recipe: str, overrides: Sequence[str], root: str, tr
 def run_on_cluster(
     job: Job, store: Store, experiment: Experiment, runtime: Runtime, shape: RayTraining, report: Report | None = None
 ) -> None:
-    """A stage that does not train, as a Ray task with the CPUs and (where it runs a network) GPUs of one worker of `shape`.
+    """A stage that does not train, as a Ray task with the CPUs and (where it runs a network) GPUs of one worker of
+    `shape`.
 
     Raises:
         Missing: no node has room for it. IdgbrError: what the stage found wrong.
@@ -268,7 +275,8 @@ def _relay(mailbox: ActorHandle, report: Report | None, stop: Stop | None) -> Re
 
 
 def absolute_paths(experiment: Experiment) -> Experiment:
-    """`experiment` with absolute paths, since Ray's workers run in folders of their own. An empty path means "none" and stays empty."""
+    """`experiment` with absolute paths, since Ray's workers run in folders of their own. An empty path means "none"
+    and stays empty."""
     changed: Json = {}
     for name in SECTIONS:
         section: Section = getattr(experiment, name)

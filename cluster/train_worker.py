@@ -114,7 +114,8 @@ def _stopper(mailbox: ActorHandle) -> Stop:
 
 
 def ray_world(sharding: str) -> Any:
-    """The `World` of this Ray Train worker, with `report_result` (a class made here, because torch and ray are imported late)."""
+    """The `World` of this Ray Train worker, with `report_result` (a class made here, because torch and ray are
+    imported late)."""
     import ray.train as rt
     import torch
     from ray.train import Checkpoint, CheckpointUploadMode

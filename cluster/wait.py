@@ -18,7 +18,8 @@ POLL_S = 0.5
 
 
 def wait_for_nodes(address: str, nodes: int, seconds: float) -> int:
-    """Block until `nodes` nodes are alive at `address` (IP:PORT), whose head may itself still be starting. Returns how many are alive.
+    """Block until `nodes` nodes are alive at `address` (IP:PORT), whose head may itself still be starting. Returns
+    how many are alive.
 
     Raises:
         Missing: fewer have joined in time, or nothing answers there.

@@ -1,4 +1,5 @@
-"""The `idgbr` command: thin verbs, heavy imports inside them. Results go to stdout, messages to stderr; exit codes as in `errors.py`."""
+"""The `idgbr` command: thin verbs, heavy imports inside them. Results go to stdout, messages to stderr; exit codes as
+in `errors.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ StorePath = Annotated[str, arg(help="folder or URI of the store")]
 
 
 def demo(*, store: StorePath = "") -> None:
-    """Real fields, both stages small on the CPU: scores of coarse, one-pass and refined maps, a picture, what to run on your own scene."""
+    """Real fields, both stages small on the CPU: scores of coarse, one-pass and refined maps, a picture, what to run
+    on your own scene."""
     from idgbr.commands import demo as demo_
 
     demo_.demo(store or default_root())
@@ -158,7 +160,8 @@ def score(
     out: Annotated[Path | None, arg(help="write the counts as Parquet")] = None,
     overwrite: bool = False,
 ) -> None:
-    """Scores of any two class maps (files, or folders matched by name): IoU, boundaries, frequency bands, repair ledger."""
+    """Scores of any two class maps (files, or folders matched by name): IoU, boundaries, frequency bands, repair
+    ledger."""
     from idgbr.commands.score import score as run
 
     run(
@@ -175,7 +178,8 @@ VERBS: dict[str, Callable[..., None]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 part failed, 2 bad request, 3 missing, 4 disagreement, 130 stopped by the user."""
+    """Entry point. Exit codes: 0 done, 1 part failed, 2 bad request, 3 missing, 4 disagreement, 130 stopped by the
+    user."""
     leave(run_verbs(VERBS, "idgbr", EXAMPLES, argv))
 
 

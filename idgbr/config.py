@@ -169,7 +169,8 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
     """Settings from plain values, as `to_dict` gives them.
 
     Raises:
-        Disagreement: written by another version. BadRequest: an unknown section or setting; names the nearest right one.
+        Disagreement: written by another version. BadRequest: an unknown section or setting; names the nearest right
+            one.
     """
     data = dict(data)
     version = data.pop("version", None)

@@ -1,8 +1,9 @@
-"""What training and running a network costs, counted on torch's meta device: FLOPs, parameters, memory. No data, no weights, no GPU.
+"""What training and running a network costs, counted on torch's meta device: FLOPs, parameters, memory. No data, no
+weights, no GPU.
 
-FLOPs are those of `torch.utils.flop_counter`, 2 a multiply-add. Memory is what a step holds at its fullest, at the end of the forward pass:
-weights, gradients, moments, average, and every tensor that autograd keeps, under the casts that CUDA autocast makes in bf16. Attention is
-counted as the fused kernels keep it, without the matrix of weights.
+FLOPs are those of `torch.utils.flop_counter`, 2 a multiply-add. Memory is what a step holds at its fullest, at the
+end of the forward pass: weights, gradients, moments, average, and every tensor that autograd keeps, under the casts
+that CUDA autocast makes in bf16. Attention is counted as the fused kernels keep it, without the matrix of weights.
 
 B batch, C bands, K classes.
 """
@@ -43,9 +44,9 @@ class NetworkCost:
     Attributes:
         train_flop: forward and backward pass of one image, with the frozen encodings that every image needs.
         run_flop: what one tile needs once. step_flop: and again for every denoising step (0: there are none).
-        parameters: all. trained: those with gradients. apart: of a frozen teacher, which is not averaged and not saved.
-        kept_bytes: activations that one image keeps for the backward pass.
-        precision: that `kept_bytes` is for.
+        parameters: all. trained: those with gradients. apart: of a frozen teacher, which is not averaged and not
+        saved. kept_bytes: activations that one image keeps for the backward pass. precision: that `kept_bytes` is
+        for.
     """
 
     train_flop: float
@@ -58,7 +59,8 @@ class NetworkCost:
     precision: str
 
     def memory_bytes(self, images: int, *, workers: int = 1, sharding: str = "ddp") -> float:
-        """Of one GPU in training, `images` a forward pass: fp32 weights, gradients, two moments, average; activations; what is reserved."""
+        """Of one GPU in training, `images` a forward pass: fp32 weights, gradients, two moments, average;
+        activations; what is reserved."""
         states = 4.0 * (2 * self.parameters + 3 * self.trained) / (workers if sharding == "fsdp" else 1)
         return FRAGMENTS * (states + 4.0 * self.apart + images * self.kept_bytes) + RESERVED_GB * GB
 
@@ -91,10 +93,12 @@ def _of_backbone(config: BackboneConfig, n_bands: int, n_classes: int, precision
 
 
 def of_refiner(config: RefinerConfig, n_bands: int, n_classes: int, precision: str = "bf16") -> NetworkCost:
-    """Cost of a refiner. No weights are read; of a Stable Diffusion folder its config files, and which tensors it holds.
+    """Cost of a refiner. No weights are read; of a Stable Diffusion folder its config files, and which tensors it
+    holds.
 
     Raises:
-        BadRequest: settings that contradict each other. Missing, Disagreement: folders that are not there or do not fit.
+        BadRequest: settings that contradict each other. Missing, Disagreement: folders that are not there or do not
+            fit.
     """
     shape = dataclasses.replace(config, lr=1e-3, train_images=1, warmup_images=0, ema_images=0.0, batch_images=16, accumulate=1)
     shape = dataclasses.replace(shape, timestep_law="cubic", boundary_share=0.0, alignment=float(bool(config.alignment)))
@@ -108,7 +112,8 @@ def of_refiner(config: RefinerConfig, n_bands: int, n_classes: int, precision: s
 def _of_refiner(config: RefinerConfig, n_bands: int, n_classes: int, precision: str) -> NetworkCost:
     if not config.gradient_checkpointing:
         return _counted_refiner(config, n_bands, n_classes, precision)
-    # The pass that is done again would leave the casts: it is one step more. While it runs, one block's activations are there.
+    # The pass that is done again would leave the casts: it is one step more. While it runs, one block's activations
+    # are there.
     plain = _of_refiner(dataclasses.replace(config, gradient_checkpointing=False), n_bands, n_classes, precision)
     lean = _counted_refiner(config, n_bands, n_classes, precision, backward=False)
     return dataclasses.replace(
@@ -305,8 +310,8 @@ def plan_memory(
 ) -> int:
     """Images of one forward pass with which a training fits its GPUs; the global batch stays what it is.
 
-    A refiner's step is cut into micro-batches, which change nothing but rounding, unless `refiner.micro_images` says how. A network of
-    stage I has batch norm, whose statistics depend on them: it fits as it is, or not.
+    A refiner's step is cut into micro-batches, which change nothing but rounding, unless `refiner.micro_images` says
+    how. A network of stage I has batch norm, whose statistics depend on them: it fits as it is, or not.
 
     Args:
         gpu_gb: memory of one GPU. workers: GPUs of the training.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 
 class IdgbrError(Exception):
-    """Base of all errors that are the user's to mend. `exit_code` is the process's exit status."""
+    """Base of all errors that the user can fix. `exit_code` is the process's exit status."""
 
     exit_code = 1
 

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A hidden name in the same folder, with the same suffix, that nobody else has."""
+    """A hidden name in the same folder, with the same suffix, that no other process uses."""
     return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a complete file or folder its name: on the disk first, so that after a power cut the name means the whole content.
+    """Give a complete file or folder its name: on the disk first, so that after a power cut the name means the whole
+    content.
 
     Raises:
         OSError: no space, no permission; for a folder also, `path` is there and not empty.
@@ -121,7 +122,8 @@ def unwritable(path: str, error: OSError, *, remote: bool = False) -> IdgbrError
 
 
 def data_path(name: str) -> str:
-    """`name` below the folder IDGBR_DATA; where that is not set, a path that is refused when it is first used, with what to set."""
+    """`name` below the folder IDGBR_DATA; where that is not set, a path that is refused when it is first used, with
+    what to set."""
     return str(Path(os.environ.get("IDGBR_DATA") or "$IDGBR_DATA") / name)
 
 
@@ -129,7 +131,8 @@ def require_variables(path: str, where: str) -> None:
     """Refuse a path that begins with an environment variable which is not set.
 
     Raises:
-        Missing: `path` begins with `$NAME`; recipes write this where the user has not said yet in which folder the data are.
+        Missing: `path` begins with `$NAME`; recipes write this where the user has not said yet in which folder the
+            data are.
     """
     if path.startswith("$"):
         name = path[1:].split("/")[0]
@@ -137,8 +140,8 @@ def require_variables(path: str, where: str) -> None:
 
 
 def check_output(path: Path, overwrite: bool = True) -> None:
-    """Raises:
-    BadRequest: not a GeoTIFF name, or it exists and may not be overwritten. Missing: its folder is not there or cannot be written.
+    """Raises: BadRequest: not a GeoTIFF name, or it exists and may not be overwritten. Missing: its folder is not
+    there or cannot be written.
     """
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise BadRequest(
@@ -185,7 +188,8 @@ def check_apart(out: Path, *inputs: Path) -> None:
 
 
 def remove_beginning(folder: Path, start: str) -> None:
-    """Remove the files of a folder whose names begin with `start`, whatever characters it has: a name is never a pattern."""
+    """Remove the files of a folder whose names begin with `start`, whatever characters it has: a name is never a
+    pattern."""
     for left in folder.glob(f"{glob.escape(start)}*"):
         left.unlink(missing_ok=True)
 

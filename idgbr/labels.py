@@ -1,7 +1,7 @@
 """Class tables: names, raw codes, colours, ignore.
 
-A class index is a uint8 position in the table; `IGNORE` (255) marks pixels without a class: unlabelled, eroded rim, nodata.
-`idgbr.rasters.codes` decides which codes the samples of a file stand for.
+A class index is a uint8 position in the table; `IGNORE` (255) marks pixels without a class: unlabelled, eroded rim,
+nodata. `idgbr.rasters.codes` decides which codes the samples of a file stand for.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def binary(
 
 
 def look_up(raw: NDArray[Any], codes: Mapping[int, int]) -> NDArray[np.uint8]:
-    """The value of every code, uint8 in the shape of `raw`; `UNKNOWN` where `codes` lacks it (NaN and fractions included)."""
+    """The value of every code, uint8 in the shape of `raw`; `UNKNOWN` where `codes` lacks it (NaN and fractions
+    included)."""
     if raw.dtype == np.bool_:
         raw = raw.view(np.uint8)
     if raw.dtype in (np.uint8, np.uint16):

@@ -12,8 +12,8 @@ from idgbr.errors import Missing
 
 
 def allowed_cores() -> int:
-    """How many cores this process may use: the smallest of the CPU affinity (taskset, cpusets), the CPU quota of its control groups
-    (containers, systemd) rounded down, and SLURM_CPUS_PER_TASK; at least 1."""
+    """How many cores this process may use: the smallest of the CPU affinity (taskset, cpusets), the CPU quota of its
+    control groups (containers, systemd) rounded down, and SLURM_CPUS_PER_TASK; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     limits = [float(affinity), *cgroup_quotas(), *([float(slurm)] if slurm.isdigit() else [])]
@@ -21,10 +21,12 @@ def allowed_cores() -> int:
 
 
 def cgroup_quotas(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[float]:
-    """CPU quotas in cores of the control groups that hold this process, and of all groups above them; [] without a quota.
+    """CPU quotas in cores of the control groups that hold this process, and of all groups above them; [] without a
+    quota.
 
     Args:
-        own: which groups the process is in, lines `number:controllers:path`. mount: where the groups lie, version 1 or 2.
+        own: which groups the process is in, lines `number:controllers:path`. mount: where the groups lie, version 1
+            or 2.
     """
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
@@ -68,7 +70,8 @@ def expanded(path: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where copies that can be made again are kept: IDGBR_CACHE, else ~/.cache/idgbr; for a user without a home a temporary folder."""
+    """Where copies that can be made again are kept: IDGBR_CACHE, else ~/.cache/idgbr; for a user without a home a
+    temporary folder."""
     named = os.environ.get("IDGBR_CACHE")
     if named:
         return Path(named)

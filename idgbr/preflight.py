@@ -1,4 +1,5 @@
-"""What can be known before anything trains: networks that cannot be built, files of another model, GPUs that are too small.
+"""What can be known before anything trains: networks that cannot be built, files of another model, GPUs that are too
+small.
 
 Networks are built on torch's meta device, which holds no memory; of weights files the headers are read.
 """
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def check_backbone(experiment: Experiment, n_bands: int, n_classes: int) -> None:
-    """Raises:
-    BadRequest: encoder, decoder and sizes that do not go together. Missing, Disagreement: a weights file that is not there, or another's.
+    """Raises: BadRequest: encoder, decoder and sizes that do not go together. Missing, Disagreement: a weights file
+    that is not there, or another's.
     """
     from idgbr.coarse.encoders import check
 
@@ -30,7 +31,8 @@ def check_refiner(experiment: Experiment, n_bands: int, n_classes: int) -> None:
     """The network, the folders it is built from, and the teacher of its alignment.
 
     Raises:
-        BadRequest: settings that contradict each other. Missing, Disagreement: files that are not there, or another model's.
+        BadRequest: settings that contradict each other. Missing, Disagreement: files that are not there, or another
+            model's.
     """
     import torch
 
@@ -92,7 +94,8 @@ def gpu_runtime(settings: TrainingConfig, runtime: Runtime, cores: int) -> Runti
 
 
 def training_runtime(experiment: Experiment, stage: str, n_classes: int, runtime: Runtime, world: World) -> Runtime:
-    """The runtime of one training: on a GPU with what its settings choose, and as many images a forward pass as its memory holds.
+    """The runtime of one training: on a GPU with what its settings choose, and as many images a forward pass as its
+    memory holds.
 
     Raises:
         BadRequest: it does not fit the GPU.

@@ -14,7 +14,8 @@ PLAIN_EVERY_S = 10.0
 class Progress:
     """Call it with keyword arguments: `done` and `total` move the bar, everything else is shown beside it.
 
-    A stage calls `report(stage=..., done=..., total=..., loss=..., images_per_s=...)`; unknown names are shown as name=value.
+    A stage calls `report(stage=..., done=..., total=..., loss=..., images_per_s=...)`; unknown names are shown as
+    name=value.
     """
 
     def __init__(self, title: str):

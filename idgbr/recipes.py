@@ -39,16 +39,18 @@ def synthetic() -> Experiment:
 def naip_fields() -> Experiment:
     """Farm fields in aerial images of 34 places, installed with idgbr: no download, no weights file.
 
-    `idgbr train-refiner naip_fields`: a few minutes on two cores. The encoder starts from random weights. For a pretrained one set
-    `backbone.encoder` and `backbone.weights`, or take the recipe `naip_fields_pretrained`. Expected on the validation places: docs/log.md.
+    `idgbr train-refiner naip_fields`: a few minutes on two cores. The encoder starts from random weights. For a
+    pretrained one set `backbone.encoder` and `backbone.weights`, or take the recipe `naip_fields_pretrained`.
+    Expected on the validation places: docs/log.md.
     """
     return Experiment(
         data=DataConfig(source="naip_fields"),
         backbone=BackboneConfig(
             encoder="test_efficientnet", decoder="pan", crop_px=160, train_images=2400, lr=3e-3, warmup_images=80, ema_images=200
         ),
-        # PAN pools over its whole input: it is run on windows of about the size that it was trained on. Simulated coarse maps train the
-        # refiner: the backbone's own maps of its training places are so good that the refiner would learn to copy them (docs/log.md).
+        # PAN pools over its whole input: it is run on windows of about the size that it was trained on. Simulated
+        # coarse maps train the refiner: the backbone's own maps of its training places are so good that the refiner
+        # would learn to copy them (docs/log.md).
         coarse=CoarseConfig(source="simulated", tile_px=192, overlap_px=32),
         refiner=RefinerConfig(
             channels=(24, 48),
@@ -66,13 +68,14 @@ def naip_fields() -> Experiment:
 
 
 def demo() -> Experiment:
-    """`naip_fields`, refined and scored on the middle 512 x 512 px of every validation place: `idgbr demo` and `make demo`."""
+    """`naip_fields`, refined and scored on the middle 512 x 512 px of every validation place: `idgbr demo` and `make
+    demo`."""
     return dataclasses.replace(naip_fields(), data=DataConfig(source="naip_fields", split_table="demo.csv"))
 
 
 def naip_fields_pretrained() -> Experiment:
-    """`naip_fields` with an encoder pretrained on ImageNet: its weights file lies below IDGBR_DATA, or set `backbone.weights` and
-    `refiner.condition_weights`.
+    """`naip_fields` with an encoder pretrained on ImageNet: its weights file lies below IDGBR_DATA, or set
+    `backbone.weights` and `refiner.condition_weights`.
     """
     return Experiment(
         data=DataConfig(source="naip_fields"),
@@ -85,10 +88,11 @@ def naip_fields_pretrained() -> Experiment:
 
 
 def oam_buildings() -> Experiment:
-    """Buildings from drones, zoom 20 (about 0.14 m), sized for two cores: `python -m sweeps run oam`, about 70 minutes.
+    """Buildings from drones, zoom 20 (about 0.14 m), sized for two cores: `python -m sweeps run oam`, about 70
+    minutes.
 
-    Data and ImageNet weights lie in the folder IDGBR_DATA, or set `data.root`, `backbone.weights` and `refiner.condition_weights`.
-    Expected on the validation scene: docs/log.md.
+    Data and ImageNet weights lie in the folder IDGBR_DATA, or set `data.root`, `backbone.weights` and
+    `refiner.condition_weights`. Expected on the validation scene: docs/log.md.
     """
     return Experiment(
         data=DataConfig(source="oam_buildings", root=data_path("oam-buildings"), where="zoom == 20"),
@@ -101,10 +105,11 @@ def oam_buildings() -> Experiment:
 
 
 def dubai_landcover() -> Experiment:
-    """Five classes of land cover from space, sized for two cores: `idgbr train-refiner dubai_landcover`, about 25 minutes.
+    """Five classes of land cover from space, sized for two cores: `idgbr train-refiner dubai_landcover`, about 25
+    minutes.
 
-    Folders as for `oam_buildings`. Folds are by ground block: by scene, four fifths of the training area would be in one fold.
-    Expected on the validation tile: docs/log.md.
+    Folders as for `oam_buildings`. Folds are by ground block: by scene, four fifths of the training area would be in
+    one fold. Expected on the validation tile: docs/log.md.
     """
     return Experiment(
         data=DataConfig(source="dubai_landcover", root=data_path("dubai-landcover")),
@@ -117,7 +122,8 @@ def dubai_landcover() -> Experiment:
 
 
 def buildings_world() -> Experiment:
-    """Buildings of 20 places, for measuring on places never trained on; chips whose masks fit the image within 2 px (grades A and B).
+    """Buildings of 20 places, for measuring on places never trained on; chips whose masks fit the image within 2 px
+    (grades A and B).
 
     Folders as for `oam_buildings`. Few chips a place: intervals resample places.
     """

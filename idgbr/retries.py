@@ -22,7 +22,8 @@ PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryEr
 
 
 def is_transient(error: OSError, remote: bool = False) -> bool:
-    """Whether trying again may help. Object stores give errors without a number: all of them count as transient but the named kinds."""
+    """Whether trying again may help. Object stores give errors without a number: all of them count as transient but
+    the named kinds."""
     if isinstance(error, PERMANENT):
         return False
     return error.errno in TRANSIENT_ERRNOS or (remote and error.errno is None)

@@ -29,7 +29,8 @@ _METADATA = "setting"
 
 @dataclass(frozen=True)
 class When:
-    """A condition on a setting `stage.field`: it has one of `values`; without values: it is neither zero, empty nor false."""
+    """A condition on a setting `stage.field`: it has one of `values`; without values: it is neither zero, empty nor
+    false."""
 
     name: str
     values: tuple[object, ...] = ()
@@ -141,7 +142,8 @@ def names_of_paths(section: Section | type[Section]) -> tuple[str, ...]:
 
 
 def cast(value: object, hint: Any, where: str) -> Any:
-    """`value` as type `hint` (bool, int, float, str, tuple of one of these); strings are parsed, nothing is guessed."""
+    """`value` as type `hint` (bool, int, float, str, tuple of one of these); strings are parsed, nothing is
+    guessed."""
     origin = typing.get_origin(hint)
     if origin is tuple:
         item = typing.get_args(hint)[0]

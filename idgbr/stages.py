@@ -2,8 +2,9 @@
 
     data -> backbone (full, and one a fold) -> coarse -> refiner -> refined -> counts
 
-A key holds everything that changes the bytes and nothing else: settings that the stage really reads (a one-pass refiner reads no noise
-schedule), contents of files and not their paths, and the replicate seed from the stage that `Experiment.reseed` names.
+A key holds everything that changes the bytes and nothing else: settings that the stage really reads (a one-pass
+refiner reads no noise schedule), contents of files and not their paths, and the replicate seed from the stage that
+`Experiment.reseed` names.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ VERSIONS = {"data": 1, "backbone": 1, "coarse": 1, "refiner": 1, "refined": 1, "
 class Job:
     """One unit of work: finished exactly when (stage, key) is in the store.
 
-    `name` tells fold backbones apart ("full", "fold0", ...); `parents` maps names to keys; `trains` says whether it trains a network.
+    `name` tells fold backbones apart ("full", "fold0", ...); `parents` maps names to keys; `trains` says whether it
+    trains a network.
     """
 
     stage: str
@@ -119,10 +121,11 @@ def run(
     stop: Stop | None = None,
     fit: Trainer | None = None,
 ) -> Json:
-    """Make sure the job's artefact is in the store (its parents must be) and return its manifest; does nothing when it is there.
+    """Make sure the job's artefact is in the store (its parents must be) and return its manifest; does nothing when
+    it is there.
 
     Args:
-        report: called with keyword arguments while it works (stage, done, total, and what the stage has to tell).
+        report: called with keyword arguments while it works (stage, done, total, and figures of the stage).
         stop: asked between steps; True ends the job with `Interrupted`, its checkpoint kept.
         fit: takes over the training stages, e.g. `cluster.train.RayTraining`.
 
@@ -271,7 +274,8 @@ def _settings(experiment: Experiment, name: str) -> Json:
 
 
 def content_digest(path: str, where: str) -> str:
-    """sha256 of a file, or of all files of a folder with their names; remembered while size and time of change stay the same.
+    """sha256 of a file, or of all files of a folder with their names; remembered while size and time of change stay
+    the same.
 
     Raises:
         Missing: nothing is there.

@@ -3,8 +3,9 @@
     artifacts/<stage>/<2 hex>/<key>/   files ..., manifest.json written last
     runs/<stage>/<key>-<uuid>.json     one record for every time a stage was really computed (proof of what was not redone)
 
-One writer per attempt; the manifest names the attempt's folder, so two writers of one key are both complete and the last manifest wins.
-No manifest = not there. On object stores `rename` is not atomic, so the manifest itself is one small put.
+One writer per attempt; the manifest names the attempt's folder, so two writers of one key are both complete and the
+last manifest wins. No manifest = not there. On object stores `rename` is not atomic, so the manifest itself is one
+small put.
 """
 
 from __future__ import annotations
@@ -50,12 +51,13 @@ def open_filesystem(root: str | Path) -> tuple[fs.FileSystem, str]:
 class Store:
     """Artefacts by (stage, key).
 
-    Every access is tried again with growing waits while the file system or object store throttles, times out or is away
-    (`retries`): for 5 s until it has answered once, for two minutes after that. What still fails is an `Outage`.
+    Every access is tried again with growing waits while the file system or object store throttles, times out or is
+    away (`retries`): for 5 s until it has answered once, for two minutes after that. What still fails is an `Outage`.
 
     Args:
         root: folder or URI; made when missing.
-        cache: local folder where artefacts of a remote store are fetched to (default: `machine.cache_folder`); a local store needs none.
+        cache: local folder where artefacts of a remote store are fetched to (default: `machine.cache_folder`); a
+            local store needs none.
     """
 
     def __init__(self, root: str | Path, cache: str | Path | None = None):
@@ -86,7 +88,7 @@ class Store:
         return is_transient(error, remote=not self.is_local)
 
     def __reduce__(self) -> Any:
-        """Absolute: a worker that unpacks this may stand in another folder."""
+        """Absolute: a worker that unpacks this may run in another folder."""
         return Store, (self.base if self.is_local else self.root, self._cache)
 
     @property
@@ -294,7 +296,8 @@ class Store:
             yield name.split("/")[3]
 
     def runs(self, stage: str) -> list[str]:
-        """Keys in the order of `runs/`, one entry for every computation of this stage: the counter that proves reuse."""
+        """Keys in the order of `runs/`, one entry for every computation of this stage: the counter that proves
+        reuse."""
         return [name.rpartition("/")[2].rpartition("-")[0] for name in self.names(f"runs/{stage}", suffix=".json")]
 
     def check_writable(self) -> None:

@@ -19,7 +19,8 @@ STOPPED = "stopped; nothing half-written is left, the same command goes on"
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. After a Ctrl-C, another while the interpreter ends would put death by signal in the place of exit code 130."""
+    """End the process. After a Ctrl-C, another while the interpreter ends would put death by signal in the place of
+    exit code 130."""
     if code == Interrupted.exit_code:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
@@ -42,9 +43,11 @@ def run_verbs(
 
 
 def exit_code_of(work: Callable[[], int | None], prog: str, stopped: str) -> int:
-    """Run a command to its end and give its exit code; what went wrong is one line on stderr, after Ctrl-C it is `stopped`.
+    """Run a command to its end and give its exit code; what went wrong is one line on stderr, after Ctrl-C it is
+    `stopped`.
 
-    A reader of stdout or stderr that has gone (`| head`) is no error, and the work goes on; output that cannot be written (a full disk) is.
+    A reader of stdout or stderr that has gone (`| head`) is no error, and the work goes on; output that cannot be
+    written (a full disk) is.
     """
     code = 0
     try:
@@ -64,11 +67,12 @@ def exit_code_of(work: Callable[[], int | None], prog: str, stopped: str) -> int
     return code
 
 
-# ---- standard streams whose reader has gone -------------------------------------------------------------------------------------
+# ---- standard streams whose reader has closed -------------------------------------------------------------------------------------
 
 
 class _Output(io.RawIOBase):
-    """A standard stream. Once its reader has gone, or an error of it was raised, it takes everything and keeps nothing."""
+    """A standard stream. Once its reader has gone, or an error of it was raised, it takes everything and keeps
+    nothing."""
 
     def __init__(self, descriptor: int, name: str):
         self.descriptor, self.name, self.is_gone = descriptor, name, False

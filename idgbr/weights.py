@@ -1,7 +1,9 @@
-"""Whether a safetensors file holds the weights of a network: names and shapes from the file's header, before anything trains.
+"""Whether a safetensors file holds the weights of a network: names and shapes from the file's header, before anything
+trains.
 
-No tensor is read, so gigabytes are checked in milliseconds. timm renames and resamples some tensors when it loads them: names are compared
-without dots, and tensors that depend on the input's size or bands are compared by name alone.
+No tensor is read, so gigabytes are checked in milliseconds. timm renames and resamples some tensors when it loads
+them: names are compared without dots, and tensors that depend on the input's size or bands are compared by name
+alone.
 """
 
 from __future__ import annotations

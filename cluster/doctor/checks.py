@@ -1,4 +1,5 @@
-"""What the doctor found, judged: pure functions from facts to checks, so that every one is tested without a cluster."""
+"""What the doctor found, judged: pure functions from facts to checks, so that every one is tested without a
+cluster."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Check:
 
 @dataclass
 class Node:
-    """What is known of a node. `seen` are the store probes it can read; `skew_s` its clock against ours, `skew_error_s` the doubt."""
+    """What is known of a node. `seen` are the store probes it can read; `skew_s` its clock against ours,
+    `skew_error_s` the doubt."""
 
     label: str
     ip: str
@@ -256,7 +258,8 @@ def _pairs(pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -> Check:
 
 
 def rounds(labels: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """All pairs in rounds of disjoint pairs (circle method): n - 1 rounds for an even number of nodes, n for an odd one."""
+    """All pairs in rounds of disjoint pairs (circle method): n - 1 rounds for an even number of nodes, n for an odd
+    one."""
     circle: list[str | None] = [*labels, *([None] if len(labels) % 2 else [])]
     n = len(circle)
     plan = []
@@ -268,7 +271,8 @@ def rounds(labels: Sequence[str]) -> list[list[tuple[str, str]]]:
 
 
 def skew(samples: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """(offset, doubt) in seconds from samples (asked, theirs, answered): the quickest answer is the surest (Cristian's algorithm)."""
+    """(offset, doubt) in seconds from samples (asked, theirs, answered): the quickest answer is the surest
+    (Cristian's algorithm)."""
     asked, theirs, answered = min(samples, key=lambda s: s[2] - s[0])
     return theirs - (asked + answered) / 2, (answered - asked) / 2
 

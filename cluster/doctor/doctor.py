@@ -171,7 +171,8 @@ Probes: TypeAlias = "dict[str, ActorHandle]"  # a `probe.Probe` on each node, by
 
 
 def _asker(nodes: dict[str, Node], probes: Probes) -> Ask:
-    """A function that calls one method on all probes at once; a probe that does not answer is taken off, with the reason."""
+    """A function that calls one method on all probes at once; a probe that does not answer is taken off, with the
+    reason."""
     import ray
 
     def ask(method: str, arguments: Callable[[str], tuple[object, ...]], only: Sequence[str] | None = None) -> Json:
@@ -193,7 +194,7 @@ def _asker(nodes: dict[str, Node], probes: Probes) -> Ask:
 
 
 def _compare_store(store: str, nodes: dict[str, Node], ask: Ask) -> None:
-    """Each node writes a file with a text of its own, then reads everybody's: only then is it one place."""
+    """Each node writes a file with a text of its own, then reads those of all nodes: if all are there, the store is one place."""
     mark = secrets.token_hex(6)
     names = {label: f"_doctor-{mark}-{i}" for i, label in enumerate(nodes)}
     for label, error in ask("write", lambda label: (store, names[label], f"{mark} {label}")).items():

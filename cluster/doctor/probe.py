@@ -20,7 +20,8 @@ Facts: TypeAlias = dict[str, Any]  # plain values by name
 
 
 class Probe:
-    """One a node. Every method returns plain values and raises nothing of this node's making: a failure is part of the answer."""
+    """One a node. Every method returns plain values and raises nothing of this node's making: a failure is part of
+    the answer."""
 
     def ping(self) -> float:
         """The node's clock, seconds since 1970."""

@@ -6,15 +6,16 @@ import json
 
 from cluster.launch.spec import ClusterSpec
 
-# The CUDA libraries come with torch's wheels and the driver from the host's NVIDIA runtime, so no CUDA image is needed. Python 3.11
-# as in constraints.txt: Ray refuses nodes whose Python differs from the driver's.
+# The CUDA libraries come with torch's wheels and the driver from the host's NVIDIA runtime, so no CUDA image is
+# needed. Python 3.11 as in constraints.txt: Ray refuses nodes whose Python differs from the driver's.
 BASE = "python:3.11-slim-bookworm"
 
 
 def dockerfile(spec: ClusterSpec) -> str:
     """Build it in the repository's root: `docker build -t IMAGE -f Dockerfile .`
 
-    Versions are those of constraints.txt, so every node holds the same ones. The program runs as a user without rights.
+    Versions are those of constraints.txt, so every node holds the same ones. The program runs as a user without
+    rights.
     """
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONUNBUFFERED": "1"}
     if spec.gpus_per_node:

@@ -1,7 +1,8 @@
-"""Jobs on a running cluster, through Ray's Jobs API (the dashboard's port). Tokens travel in a header and appear nowhere else.
+"""Jobs on a running cluster, through Ray's Jobs API (the dashboard's port). Tokens travel in a header and appear
+nowhere else.
 
-The job's id is chosen here, before anything is sent: if the connection is lost in mid-submit, `status` shows whether the job exists,
-and submitting again under the same id cannot run it twice.
+The job's id is chosen here, before anything is sent: if the connection is lost in mid-submit, `status` shows whether
+the job exists, and submitting again under the same id cannot run it twice.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Cluster:
     """The Jobs API at `address` (http://HOST:PORT of the dashboard).
 
     Args:
-        address: of the dashboard; it listens on the head's loopback, so from elsewhere this is the near end of a tunnel.
+        address: of the dashboard; it listens on the head's loopback, so from elsewhere this is the near end of a
+            tunnel.
         token_file: the cluster's token, mode 0600; None for a cluster without authentication.
         open_cluster: accept a cluster that asks for no token. Off by default: on a shared machine it may be anybody's.
 
@@ -136,8 +138,8 @@ class Cluster:
     def submit(
         self, command: Sequence[str], *, job_id: str, working_dir: str | Path | None = None, env: dict[str, str] | None = None
     ) -> str:
-        """Start `command` (words, quoted here once); returns the job's id. `working_dir` is packed and becomes the job's folder (at most
-        512 MB); without it the nodes' installed package is used.
+        """Start `command` (words, quoted here once); returns the job's id. `working_dir` is packed and becomes the
+        job's folder (at most 512 MB); without it the nodes' installed package is used.
 
         Raises:
             BadRequest: no such working folder, or it is too large; the id is in use for another command.

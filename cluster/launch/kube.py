@@ -1,6 +1,7 @@
 """KubeRay manifests of a `ClusterSpec`: a RayCluster, a RayJob, and the network policy that keeps others out.
 
-Fields of `ray.io/v1` as of KubeRay 1.6 (`authOptions` came with 1.5.1). Values go through a YAML writer, never into a text template.
+Fields of `ray.io/v1` as of KubeRay 1.6 (`authOptions` came with 1.5.1). Values go through a YAML writer, never into a
+text template.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ def dump(documents: Sequence[Json], heading: str) -> str:
 
 
 def ray_cluster_spec(spec: ClusterSpec) -> Json:
-    """`spec` of a RayCluster, and `rayClusterSpec` of a RayJob: a head that only directs, `nodes` workers that compute."""
+    """`spec` of a RayCluster, and `rayClusterSpec` of a RayJob: a head that only directs, `nodes` workers that
+    compute."""
     k = spec.kuberay
     most = max(k.max_nodes, spec.nodes)
     cluster: Json = {"rayVersion": RAY_VERSION, "authOptions": {"mode": "token"}}
     if most > spec.nodes:
         cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": {"upscalingMode": "Default", "idleTimeoutSeconds": 600}}
-    # The operator and the service reach the dashboard on the pod's address, so it listens on all of the pod's; the network
-    # policy and the token keep others out. num-cpus 0: no training lands on the head.
+    # The operator and the service reach the dashboard on the pod's address, so it listens on all of the pod's; the
+    # network policy and the token keep others out. num-cpus 0: no training lands on the head.
     cluster["headGroupSpec"] = {
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
         "template": _pod(
@@ -131,9 +133,10 @@ def ray_cluster(spec: ClusterSpec) -> Json:
 
 
 def ray_job(spec: ClusterSpec, command: Sequence[str]) -> Json:
-    """One command on a cluster of its own, which goes when the command has ended.
+    """One command on a cluster of its own, which is deleted when the command has ended.
 
-    KubeRay splits `entrypoint` like a shell and the job runs it in one, so the words are quoted once, as a shell would want them.
+    KubeRay splits `entrypoint` like a shell and the job runs it in one, so the words are quoted once, as a shell
+    would want them.
     """
     job: Json = {
         "entrypoint": shlex.join(with_program(command, spec.python)),

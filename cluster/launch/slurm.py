@@ -1,12 +1,15 @@
-"""A Slurm batch script of a `ClusterSpec`: one Ray head and workers by srun, the command on the head, all gone at its end.
+"""A Slurm batch script of a `ClusterSpec`: one Ray head and workers by srun, the command on the head, all gone at its
+end.
 
-Nothing here depends on the site: the job's number gives the ports (`cluster.node ports`) and the temporary folder, shared storage
-carries the token (0600) and the addresses, and the address is always explicit, so jobs that share a node never meet.
+Nothing here depends on the site: the job's number gives the ports (`cluster.node ports`) and the temporary folder,
+shared storage carries the token (0600) and the addresses, and the address is always explicit, so jobs that share a
+node never meet.
 
-Signals. Slurm sends USR1 to the script `warn_s` (and up to 30 s more) before the wall time: the command is interrupted, has half of
-`warn_s` to save, then is killed; the job is queued again before the limit. `down` sends USR2: the same, without the queue. TERM comes at
-the limit and from scancel, with KillWait (30 s by default) until KILL. srun answers TERM by killing its step at once, so steps are ended
-by USR2, which srun forwards; Slurm sends it to every process of the step.
+Signals. Slurm sends USR1 to the script `warn_s` (and up to 30 s more) before the wall time: the command is
+interrupted, has half of `warn_s` to save, then is killed; the job is queued again before the limit. `down` sends
+USR2: the same, without the queue. TERM comes at the limit and from scancel, with KillWait (30 s by default) until
+KILL. srun answers TERM by killing its step at once, so steps are ended by USR2, which srun forwards; Slurm sends it
+to every process of the step.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from collections.abc import Sequence
 
 from cluster.launch.spec import ClusterSpec, with_program
 
-# For every process of Ray. The waits are Ray's own, lengthened: from a busy shared file system Python alone may take minutes to start.
+# For every process of Ray. The waits are Ray's own, lengthened: from a busy shared file system Python alone may take
+# minutes to start.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -30,7 +34,8 @@ SETTINGS = {
 
 
 def directive(option: str, value: object = None) -> str:
-    """One `#SBATCH` line. sbatch reads these itself, no shell does: double quotes group, a backslash takes the next character as it is."""
+    """One `#SBATCH` line. sbatch reads these itself, no shell does: double quotes group, a backslash takes the next
+    character as it is."""
     if value is None:
         return f"#SBATCH --{option}"
     text = str(value)

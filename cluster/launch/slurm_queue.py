@@ -49,7 +49,8 @@ def _ask(*words: str, stdin: str | None = None) -> str:
 
 
 def _is_unknown_job(error: ToolFailed) -> bool:
-    """Slurm's commands end with the same exit code whatever is wrong; that Slurm has forgotten a job stands in the text only."""
+    """Slurm's commands end with the same exit code whatever is wrong; that Slurm has forgotten a job stands in the
+    text only."""
     return "Invalid job id" in error.said
 
 
@@ -89,7 +90,8 @@ class SlurmQueue:
         return number
 
     def job(self, job_id: str) -> ClusterJob:
-        """From the queue; for a job that has left it, from the record the script wrote, then what Slurm remembers, then its accounting.
+        """From the queue; for a job that has left it, from the record the script wrote, then what Slurm remembers,
+        then its accounting.
 
         Raises:
             Missing: none of them knows the job. NoAnswer, ToolFailed: Slurm does not answer.
@@ -181,7 +183,8 @@ class SlurmQueue:
             time.sleep(0 if ended else POLL_S)
 
     def down(self, job_id: str | None) -> str:
-        """Stop the job in order: the command saves, Ray ends on every node. What is still there after that is cancelled."""
+        """Stop the job in order: the command saves, Ray ends on every node. What is still there after that is
+        cancelled."""
         if job_id is None:
             raise BadRequest("which job?", hint="--job NUMBER")
         job = self.job(job_id)
@@ -196,7 +199,8 @@ class SlurmQueue:
         return f"job {job_id} is stopped" if job.state in ENDED else f"job {job_id} cancelled"
 
     def _drop_tokens(self) -> None:
-        """Delete tokens of jobs that have left the queue: a time limit or a lost node leaves them, and they open nothing any more."""
+        """Delete tokens of jobs that have left the queue: a time limit or a lost node leaves them, and they open
+        nothing any more."""
         tokens = list(self.folder.glob("*/*/token"))
         if not tokens:
             return

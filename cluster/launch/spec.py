@@ -25,7 +25,8 @@ from idgbr.errors import BadRequest
 
 @dataclass(frozen=True)
 class Ports:
-    """Ports of the head. On Slurm every job takes a block of 16 between `low` and `high`, so that two jobs on a node never meet."""
+    """Ports of the head. On Slurm every job takes a block of 16 between `low` and `high`, so that two jobs on a node
+    never meet."""
 
     low: int = 20000
     high: int = 32000
@@ -133,7 +134,8 @@ class ClusterSpec:
 
 
 def slug(name: str) -> str:
-    """`name` as a DNS label of at most 40 characters; two names that differ get two slugs (a digest is added where text was lost)."""
+    """`name` as a DNS label of at most 40 characters; two names that differ get two slugs (a digest is added where
+    text was lost)."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if plain == name and len(plain) <= 40 and plain[0].isalpha():
         return plain
@@ -171,6 +173,6 @@ def with_program(command: typing.Sequence[str], python: str) -> list[str]:
 KINDS = ("slurm", "kuberay", "script")
 
 
-# Ray puts its sockets at <temporary folder>/ray/session_<date>_<pid>/sockets/plasma_store; a Unix socket's path ends at
-# 107 bytes, which leaves 36 for the folder (measured with Ray 2.60).
+# Ray puts its sockets at <temporary folder>/ray/session_<date>_<pid>/sockets/plasma_store; a Unix socket's path ends
+# at 107 bytes, which leaves 36 for the folder (measured with Ray 2.60).
 TEMP_DIR_LIMIT = 36

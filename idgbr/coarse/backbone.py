@@ -132,7 +132,8 @@ def fit(
     report: Report | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """Train on `rasters`; leaves `model.safetensors`, `backbone.json`, `curve.jsonl` in `out`. See `train.train` for the rest."""
+    """Train on `rasters`; leaves `model.safetensors`, `backbone.json`, `curve.jsonl` in `out`. See `train.train` for
+    the rest."""
     from idgbr.training.samples import TrainSamples
 
     if not rasters:

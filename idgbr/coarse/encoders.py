@@ -1,4 +1,5 @@
-"""Encoders come in families that want different things; here every timm encoder meets every smp decoder, or says why not.
+"""Encoders come in families that want different things; here every timm encoder meets every smp decoder, or says why
+not.
 
 Nothing is ever fetched: weights come from a file or are random.
 """
@@ -27,7 +28,8 @@ from idgbr.weights import header, misfit
 
 @dataclass(frozen=True)
 class Family:
-    """What encoders of one timm module want: keyword arguments from the input side, and the multiple that sides must keep."""
+    """What encoders of one timm module want: keyword arguments from the input side, and the multiple that sides must
+    keep."""
 
     kwargs: Callable[[int], dict[str, Any]]
     multiple: Callable[[int], int] = lambda side: 1
@@ -36,7 +38,8 @@ class Family:
 _ANY_SIDE = Family(lambda side: {})
 # Position embeddings are resampled to the input: any multiple of the patch.
 _VIT = Family(lambda side: {"img_size": side, "dynamic_img_size": True})
-# Attention windows are side/32 wide and high at every level, so the input divides into windows only at multiples of the side.
+# Attention windows are side/32 wide and high at every level, so the input divides into windows only at multiples of
+# the side.
 _MAXVIT = Family(lambda side: {"img_size": _up(side, 32)}, multiple=lambda side: _up(side, 32))
 # Windows are padded where the feature map does not divide; the side only sets the buffers that are made in advance.
 _SWIN = Family(lambda side: {"img_size": side, "strict_img_size": False})
@@ -122,7 +125,8 @@ def attempt(config: BackboneConfig, side: int, n_bands: int, n_classes: int) -> 
     return frozenset(name for name, p in body.named_parameters() if p.grad is None)
 
 
-# SegFormer's encoder (Xie et al., NeurIPS 2021) is in segmentation-models-pytorch and not in timm; its weights have the authors' keys.
+# SegFormer's encoder (Xie et al., NeurIPS 2021) is in segmentation-models-pytorch and not in timm; its weights have
+# the authors' keys.
 MIX_TRANSFORMERS = tuple(f"mit_b{i}" for i in range(6))
 
 
@@ -136,7 +140,8 @@ def _up(value: int, multiple: int) -> int:
 
 
 def _module_of(encoder: str) -> str:
-    """timm's module that holds the encoder, e.g. `swin_transformer`; `mix_transformer` for those of `MIX_TRANSFORMERS`.
+    """timm's module that holds the encoder, e.g. `swin_transformer`; `mix_transformer` for those of
+    `MIX_TRANSFORMERS`.
 
     Raises:
         BadRequest: no such encoder.
@@ -188,7 +193,7 @@ def build_body(config: BackboneConfig, side: int, n_bands: int, n_classes: int, 
         options["encoder_output_stride"] = 32
     if load:
         kwargs["pretrained_cfg_overlay"] = {"file": str(_weights(config))}
-    with warnings.catch_warnings(), quiet("timm.models._builder"):  # it tells of unused heads; `_check_file` tells of what is missing
+    with warnings.catch_warnings(), quiet("timm.models._builder"):  # it reports unused heads; `_check_file` reports what is missing
         warnings.filterwarnings("ignore", message=".*encoder_weights.*")
         arguments = {"encoder_name": f"tu-{config.encoder}", "encoder_weights": True if load else None, "in_channels": n_bands,
                      "classes": n_classes, **options, **kwargs}  # fmt: skip
@@ -260,7 +265,8 @@ def _dilates(encoder: str) -> bool:
 
 
 class _UndilatedDeepLab(nn.Module):
-    """DeepLabV3+ on the encoder's own stride-16 level, for encoders whose last stage cannot be dilated: one stage fewer."""
+    """DeepLabV3+ on the encoder's own stride-16 level, for encoders whose last stage cannot be dilated: one stage
+    fewer."""
 
     def __init__(self, encoder_name: str, encoder_weights: Any, in_channels: int, classes: int, decoder_aspp_dropout: float, **kwargs: Any):
         super().__init__()
@@ -302,7 +308,8 @@ def _weights(config: BackboneConfig) -> Path:
 
 
 def _check_file(config: BackboneConfig, body: nn.Module) -> None:
-    """Every tensor of the encoder is in the weights file: timm loads feature extractors leniently, and preflights load nothing.
+    """Every tensor of the encoder is in the weights file: timm loads feature extractors leniently, and preflights
+    load nothing.
 
     Raises:
         Disagreement: weights of another encoder, or no whole safetensors file.

@@ -1,7 +1,8 @@
 """Coarse maps without a backbone: targets corrupted to a wanted IoU per class, with the errors that networks make.
 
-First a map with realistic errors of about the right amount (one severity dial, found by bisection), then an exact correction:
-errors are taken back, blob by blob, for classes that came out too low, and boundaries are moved for those that came out too high.
+First a map with realistic errors of about the right amount (one severity dial, found by bisection), then an exact
+correction: errors are taken back, blob by blob, for classes that came out too low, and boundaries are moved for those
+that came out too high.
 
 IoU of a class: TP / (TP + FP + FN) over pixels that are not ignored.
 
@@ -30,18 +31,20 @@ Field = NDArray[np.float32]
 def corrupt(target: Index, n_classes: int, iou: float | Sequence[float], modes: Sequence[str], rng: np.random.Generator) -> Index:
     """A class map whose IoU against `target` is `iou`, for every class there but the largest (usually background).
 
-    The largest class takes part in the errors of all others, so its IoU follows from theirs and cannot be chosen with them.
+    The largest class takes part in the errors of all others, so its IoU follows from theirs and cannot be chosen with
+    them.
 
     Args:
         target: uint8 [H, W], 255 ignored; these pixels stay 255.
         n_classes: K.
         iou: wanted, in (0, 1]; one for all or one for each class.
-        modes: resample (coarse logits blown up), jitter (wavy outlines), holes, missed (objects), false (objects), shift.
+        modes: resample (coarse logits blown up), jitter (wavy outlines), holes, missed (objects), false (objects),
+            shift.
         rng: numpy generator; the only source of randomness.
 
     Returns:
-        uint8 [H, W]. Within one point of the wanted IoU, or one pixel for classes of fewer than a hundred. A target of one class comes
-        back as it is: no error would leave the IoU of an absent class defined.
+        uint8 [H, W]. Within one point of the wanted IoU, or one pixel for classes of fewer than a hundred. A target
+        of one class comes back as it is: no error would leave the IoU of an absent class defined.
 
     Raises:
         BadRequest: unknown mode, none at all, or an IoU outside (0, 1].
@@ -106,7 +109,8 @@ def soften(index: Index, n_classes: int, rng: np.random.Generator, blur_px: floa
 
 
 class _Errors:
-    """`self(severity)`: the target with errors; severity 0 none, 1 far too many. All randomness is drawn once, here."""
+    """`self(severity)`: the target with errors; severity 0 none, 1 far too many. All randomness is drawn once,
+    here."""
 
     def __init__(self, target: Index, n_classes: int, classes: list[int], largest: int, modes: Sequence[str], rng: np.random.Generator):
         self.target, self.n_classes, self.largest, self.modes = _filled(target), n_classes, largest, modes
@@ -194,7 +198,8 @@ def _counts(index: Index, target: Index, c: int) -> tuple[int, int]:
 def _take_back(
     found: Index, target: Index, n_classes: int, classes: list[int], largest: int, wanted: NDArray[np.float64], order: Field
 ) -> None:
-    """Undo errors of classes below the wanted IoU, in blobs, those shared with the largest class first. In place. No IoU falls."""
+    """Undo errors of classes below the wanted IoU, in blobs, those shared with the largest class first. In place. No
+    IoU falls."""
     for c in classes:
         right, either = _counts(found, target, c)
         if either == 0 or right / either >= wanted[c]:
@@ -216,8 +221,8 @@ def _move_boundaries(
 ) -> None:
     """Add errors between a class above the wanted IoU and the largest class, along the class's outline. In place.
 
-    Right pixels of the class are given away where the smooth field is high, right pixels of the largest class taken where it is low:
-    the outline bends in and out. Touches no third class.
+    Right pixels of the class are given away where the smooth field is high, right pixels of the largest class taken
+    where it is low: the outline bends in and out. Touches no third class.
     """
     for c in classes:
         right, either = _counts(found, target, c)

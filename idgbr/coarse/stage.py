@@ -1,8 +1,8 @@
 """Coarse maps of all rasters: what the refiner sees, in training and after.
 
-Held-out splits: by the backbone trained on all training rasters ("full"). Training rasters: by the backbone of the fold that never saw
-them, so that the refiner learns on errors like those it will meet; or by "full" (in_fold), by corruption of the target (simulated), by
-both (mixed), or from a folder of another model's maps (external).
+Held-out splits: by the backbone trained on all training rasters ("full"). Training rasters: by the backbone of the
+fold that never saw them, so that the refiner learns on errors like those it will meet; or by "full" (in_fold), by
+corruption of the target (simulated), by both (mixed), or from a folder of another model's maps (external).
 
     <raster id>.tif   K bands uint8, 255 for probability 1, tiled, deflate
 
@@ -49,7 +49,8 @@ def write(
     """Write `<raster id>.tif` of every raster of the data set.
 
     Args:
-        backbones: folders by name: "full", and "fold0" ... where `source` is out_of_fold or mixed; empty where it is external.
+        backbones: folders by name: "full", and "fold0" ... where `source` is out_of_fold or mixed; empty where it is
+            external.
         seed: of simulated errors.
         report: called with done, total, raster and source after each raster.
 
@@ -181,7 +182,8 @@ class _Rows:
 
 
 def _field_rows(raster_id: str, grid: Grid, seed: int, row: int, height: int) -> NDArray[np.float32]:
-    """Rows of a smooth random field over the whole raster, made block row by block row so that memory follows the width."""
+    """Rows of a smooth random field over the whole raster, made block row by block row so that memory follows the
+    width."""
     rows = []
     for block in range(row // SIMULATED_PX, (row + height - 1) // SIMULATED_PX + 1):
         field = smooth((SIMULATED_PX, grid.width), 32, _generator(seed, raster_id, block, 0, "mixed"))

@@ -1,4 +1,5 @@
-"""The contact sheet of `idgbr prepare --sheet`: a few rasters of every split as image, label edges on the image, and label."""
+"""The contact sheet of `idgbr prepare --sheet`: a few rasters of every split as image, label edges on the image, and
+label."""
 
 from __future__ import annotations
 

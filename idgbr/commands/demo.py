@@ -1,5 +1,5 @@
-"""`idgbr demo`: both stages on the CPU, without Ray; scores of the coarse, one-pass and refined maps, a picture, and the lines that refine
-a scene of the user's own.
+"""`idgbr demo`: both stages on the CPU, without Ray; scores of the coarse, one-pass and refined maps, a picture, and
+the lines that refine a scene of the user's own.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def _run(experiment: Experiment, store: Store, shown: str) -> dict[str, str]:
 
 
 def picture(experiment: Experiment, store: Store, done: dict[str, dict[str, str]], path: Path) -> list[str]:
-    """PNG of two windows, coarse, refined and true boundaries drawn over the image: where the refiner corrects most, and a typical one.
+    """PNG of two windows, coarse, refined and true boundaries drawn over the image: where the refiner corrects most,
+    and a typical one.
 
     The typical window is the median by gain (pixels corrected minus pixels spoilt) of those that hold a boundary.
 
@@ -108,14 +109,14 @@ def picture(experiment: Experiment, store: Store, done: dict[str, dict[str, str]
         windows += [(gain, raster.id, row, col) for gain, row, col in _gains(maps[raster.id])]
     windows.sort()
     rasters = {r.id: r for r in dataset.rasters}
-    rows, told = [], []
+    rows, lines = [], []
     for name, (gain, key, row, col) in (("largest gain", windows[-1]), ("median gain", windows[len(windows) // 2])):
         image, _ = rasters[key].reader(dataset.bands).read(row, col, WINDOW_PX, WINDOW_PX)
         cut = {kind: index[row : row + WINDOW_PX, col : col + WINDOW_PX] for kind, index in maps[key].items()}
         rows.append((image, cut))
-        told.append(f"{name}: {key} at row {row}, column {col}, {gain:+d} px")
+        lines.append(f"{name}: {key} at row {row}, column {col}, {gain:+d} px")
     write_bytes(path, _panels(rows, dataset.stats.low, dataset.stats.high))
-    return told
+    return lines
 
 
 def _gains(maps: dict[str, Map]) -> list[tuple[int, int, int]]:

@@ -1,4 +1,5 @@
-"""`idgbr doctor`: what is installed, missing, reachable on this machine. Cluster-wide checks: `python -m cluster doctor`."""
+"""`idgbr doctor`: what is installed, missing, reachable on this machine. Cluster-wide checks: `python -m cluster
+doctor`."""
 
 from __future__ import annotations
 

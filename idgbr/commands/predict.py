@@ -27,7 +27,8 @@ def predict(
     device: str = "auto",
     precision: str = "fp32",
 ) -> None:
-    """Write the class map of `scene` (or, with `probabilities`, one uint8 band a class, 255 for 1) by the experiment's full backbone.
+    """Write the class map of `scene` (or, with `probabilities`, one uint8 band a class, 255 for 1) by the
+    experiment's full backbone.
 
     Nothing is trained here. Prints the output's path.
 

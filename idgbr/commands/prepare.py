@@ -71,7 +71,8 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None, re
 
 
 def warnings(dataset: Dataset, rows: Sequence[Json], folder: Path) -> list[str]:
-    """Lines about what may be wrong with the labels or the splits, measured on a sample of the rasters (`datasets.checks`)."""
+    """Lines about what may be wrong with the labels or the splits, measured on a sample of the rasters
+    (`datasets.checks`)."""
     from idgbr.datasets import checks
 
     seen = list(checks.look(dataset))
@@ -104,7 +105,8 @@ def near_duplicates(rows: Sequence[Json], folder: Path) -> list[str]:
 
 
 def summary(rows: Sequence[Json], table: ClassTable, facts: Json) -> str:
-    """Rasters, scenes, size, ground size and shares of the classes by split; notes of the reader; what will be slow."""
+    """Rasters, scenes, size, ground size and shares of the classes by split; notes of the reader; what will be
+    slow."""
     below = f", below {facts['root']}" if facts["root"] else ""
     lines = [f"{facts['source']}: {len(rows)} rasters in {len({r['scene'] for r in rows})} scenes{below}"]
     head = ["split", "scenes", "rasters", "Mpx", "px (m)", "ignored", *table.names]

@@ -48,8 +48,8 @@ def refine(
     The confidence bands go beside the map, as `OUT_confidence.tif`.
 
     Args:
-        classes: what the codes or colours of the coarse map mean, where they are not the model's: a class table (JSON) with the model's
-            class names.
+        classes: what the codes or colours of the coarse map mean, where they are not the model's: a class table
+            (JSON) with the model's class names.
 
     Raises:
         BadRequest: an output exists, is an input or has a wrong name, a setting is out of range, metres without a CRS.

@@ -70,7 +70,8 @@ def score(
         classes: class table (JSON); without it the values decide (indices, or 0/255 masks).
         ignore: target value that is not scored.
         objects: also match objects and compare outlines and topology (`idgbr.scores.objects`); rasters are read whole.
-        out: also write the counts here (Parquet, both label sets, `trial` pred or coarse) and the bands beside it (`<name>.bands.parquet`).
+        out: also write the counts here (Parquet, both label sets, `trial` pred or coarse) and the bands beside it
+            (`<name>.bands.parquet`).
 
     Raises:
         BadRequest: a setting out of range, a file against a folder, an output that is there already.

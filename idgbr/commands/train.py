@@ -1,8 +1,8 @@
 """One training over several processes of this machine, without Ray: `idgbr train-refiner RECIPE --workers 2`.
 
-They speak gloo on CPUs and NCCL on GPUs (one each), over loopback. The global batch is the stage's, whatever their number, so the loss
-curve is that of one process; checkpoints are those of one process too, so any number goes on from them. Each writes a log of its own,
-`rank-N.log` beside the checkpoints. Several machines: `python -m cluster train`.
+They use gloo on CPUs and NCCL on GPUs (one each), over loopback. The global batch is the stage's, whatever their
+number, so the loss curve is that of one process; checkpoints are those of one process too, so any number goes on from
+them. Each writes a log of its own, `rank-N.log` beside the checkpoints. Several machines: `python -m cluster train`.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ def fit_processes(
     """Train one stage over `workers` processes of this machine.
 
     Args:
-        job, store, experiment, out, runtime, report: as `train_stage`. threads 0: the cores are shared out among the processes.
+        job, store, experiment, out, runtime, report: as `train_stage`. threads 0: the cores are shared out among the
+        processes.
         stop: asked once a second; true ends the run with `Interrupted`, its checkpoint kept. Ctrl-C does the same.
         workers: processes; with CUDA one GPU each. sharding: "ddp" or "fsdp"; empty: what the stage's settings say.
 
     Raises:
-        BadRequest: more workers than images of a batch or than GPUs; unknown sharding. Interrupted: `stop` said so.
+        BadRequest: more workers than images of a batch or than GPUs; unknown sharding. Interrupted: `stop` returned true.
         SomeFailed: a process died; the same call goes on from the last checkpoint.
         IdgbrError: what the training itself found wrong.
     """
@@ -178,7 +179,8 @@ def check_batch(workers: int, batch_images: int) -> None:
 def _attend(
     processes: Sequence[BaseProcess], ends: Sequence[Connection], leave: Event, report: Report | None, stop: Stop | None
 ) -> IdgbrError | None:
-    """Pass on progress and stop requests until all have ended, or `GRACE_S` after one has failed. Returns a rank's error."""
+    """Pass on progress and stop requests until all have ended, or `GRACE_S` after one has failed. Returns a rank's
+    error."""
     error: IdgbrError | None = None
     ends = list(ends)
     deadline = float("inf")
@@ -221,7 +223,7 @@ def _end(processes: Sequence[BaseProcess]) -> None:
 def _rank(rank: int, size: int, meeting: str, settings: tuple[Any, ...], pipe: Connection, leave: Event) -> None:
     """Ends with exit code 0 after success, 1 after an error, which has gone to the parent if it is one of ours."""
     job, store, experiment, runtime, sharding, kind, out, logs = settings
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all of us; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals every process; the parent decides
     parent = os.getppid()
     log = os.open(f"{logs}/rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -252,7 +254,7 @@ def _rank(rank: int, size: int, meeting: str, settings: tuple[Any, ...], pipe: C
         )  # fmt: skip
     except IdgbrError as error:
         print(f"rank {rank}: {error}", flush=True)
-        with contextlib.suppress(OSError):  # the parent has gone
+        with contextlib.suppress(OSError):  # the parent has ended
             pipe.send(("error", error))
         sys.exit(1)
     except BaseException:

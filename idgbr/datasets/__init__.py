@@ -1,4 +1,5 @@
-"""Data sets as they are unpacked from their publishers, own folders, and synthetic scenes: all of them become `Dataset`."""
+"""Data sets as they are unpacked from their publishers, own folders, and synthetic scenes: all of them become
+`Dataset`."""
 
 from idgbr.datasets.index import BandStats, Dataset, Raster, load
 from idgbr.datasets.scan import input_digest, prepare, rehash

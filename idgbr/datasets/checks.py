@@ -1,4 +1,5 @@
-"""What may be wrong with a data set although every file can be read: measured on a sample of its rasters, reported by `idgbr prepare`.
+"""What may be wrong with a data set although every file can be read: measured on a sample of its rasters, reported by
+`idgbr prepare`.
 
 Shape letters: C bands, H, W pixels, K classes.
 """
@@ -56,10 +57,11 @@ class Shift:
 
 
 def edge_shift(image: NDArray[np.float32], label: NDArray[np.uint8], n_classes: int, reach_px: int = REACH_PX) -> Shift | None:
-    """The shift of `label` [H,W] (255 ignored) at which its class edges lie on the largest gradients of `image` [C,H,W].
+    """The shift of `label` [H,W] (255 ignored) at which its class edges lie on the largest gradients of `image`
+    [C,H,W].
 
-    Every shift of up to `reach_px` in both axes is tried. Gradients (Scharr, after a blur of 1 px) are compressed by a square root,
-    so that a few strong edges do not decide. None where the label has too few edges.
+    Every shift of up to `reach_px` in both axes is tried. Gradients (Scharr, after a blur of 1 px) are compressed by
+    a square root, so that a few strong edges do not decide. None where the label has too few edges.
     """
     rows, cols = np.nonzero(label_edges(label, n_classes))
     inside = (rows >= reach_px) & (rows < label.shape[0] - reach_px) & (cols >= reach_px) & (cols < label.shape[1] - reach_px)
@@ -92,7 +94,8 @@ def edge_shift(image: NDArray[np.float32], label: NDArray[np.uint8], n_classes: 
 def rim_shares(label: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]:
     """[K, 2]: pixels of each class that have two other classes within 2 px (chessboard), and all its pixels.
 
-    Interpolated and lossily compressed masks have a rim of in-between values, so a class all of whose pixels lie between two others.
+    Interpolated and lossily compressed masks have a rim of in-between values, so a class all of whose pixels lie
+    between two others.
     """
     kernel = np.ones((5, 5), np.uint8)
     masks = [(label == c).view(np.uint8) for c in range(n_classes)]
@@ -104,10 +107,11 @@ def rim_shares(label: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]:
 
 
 def grey_rims(path: Path, table: ClassTable) -> str | None:
-    """What to do about a mask whose unknown codes are in-between values at the borders of classes; None where they are something else.
+    """What to do about a mask whose unknown codes are in-between values at the borders of classes; None where they
+    are something else.
 
-    Looks at the raw values in the middle of the file: unknown codes must be the smaller part, and nine tenths of them within 8 px
-    (a JPEG block) of a border between known classes.
+    Looks at the raw values in the middle of the file: unknown codes must be the smaller part, and nine tenths of them
+    within 8 px (a JPEG block) of a border between known classes.
     """
     from rasterio.windows import Window
 
@@ -144,7 +148,8 @@ def grey_rims(path: Path, table: ClassTable) -> str | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """One raster that was looked at: the part [row, col, side], its shift (None: too few edges) and the rims of its classes [K, 2]."""
+    """One raster that was looked at: the part [row, col, side], its shift (None: too few edges) and the rims of its
+    classes [K, 2]."""
 
     raster: Raster
     shift: Shift | None
@@ -152,7 +157,8 @@ class Seen:
 
 
 def look(dataset: Dataset, most: int = RASTERS) -> Iterator[Seen]:
-    """Up to `most` labelled rasters, spread over the data set, each with the first part that has enough class edges."""
+    """Up to `most` labelled rasters, spread over the data set, each with the first part that has enough class
+    edges."""
     labelled = [r for r in dataset.rasters if r.label is not None]
     for raster in spread(labelled, most):
         yield look_at(dataset, raster)

@@ -1,9 +1,9 @@
 """What files contain, as a digest that is computed once for a given size and times of change.
 
-Digests are kept in one SQLite file in the user's cache (`IDGBR_CACHE`, else `~/.cache/idgbr`), so that planning a study over 30 GB of
-imagery does not read it again. A cache that cannot be written costs time only: the digest is then computed again. Programs that keep
-a file's modification time (`cp -p`, `rsync -t`, `touch -r`) still change its status time, which counts as well; where a file system
-keeps neither, `idgbr prepare --rehash` reads the files again.
+Digests are kept in one SQLite file in the user's cache (`IDGBR_CACHE`, else `~/.cache/idgbr`), so that planning a
+study over 30 GB of imagery does not read it again. A cache that cannot be written costs time only: the digest is then
+computed again. Programs that keep a file's modification time (`cp -p`, `rsync -t`, `touch -r`) still change its
+status time, which counts as well; where a file system keeps neither, `idgbr prepare --rehash` reads the files again.
 """
 
 from __future__ import annotations

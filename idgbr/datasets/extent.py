@@ -1,4 +1,5 @@
-"""How large a data set is, before it is prepared: classes as its reader finds them, pixels from the headers of its images."""
+"""How large a data set is, before it is prepared: classes as its reader finds them, pixels from the headers of its
+images."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Own folders: images, masks and a split table.
 
     ROOT/splits.csv       columns `image`, `mask` (paths below ROOT), `split` (train, val, test); or `name` instead of the two paths:
-                          ROOT/images/NAME.* and ROOT/masks/NAME.*
-                          optional: `scene` (kept together in folds; default: the name), `gsd_m`, `x_m`, `y_m`, `mask_eroded`; any other
-                          column may be used in `data.where`
+                          ROOT/images/NAME.* and ROOT/masks/NAME.* optional: `scene` (kept together in folds; default:
+                          the name), `gsd_m`, `x_m`, `y_m`, `mask_eroded`; any other column may be used in
+                          `data.where`
     ROOT/classes.json     class table, unless `data.classes` names one
 
 A test scene may come without a mask: leave the field empty.
@@ -117,7 +117,8 @@ def slashes(text: str) -> str:
 
 
 def place(root: Path, text: str) -> Path:
-    """The file that a table names: with backslashes for slashes, and in the form of Unicode that the file system has, if need be."""
+    """The file that a table names: with backslashes for slashes, and in the form of Unicode that the file system has,
+    if need be."""
     path = root / slashes(text)
     if not path.is_file():
         for form in ("NFC", "NFD"):
@@ -135,7 +136,8 @@ def find_rows(root: Path, config: DataConfig, derive: Callable[[Row], Mapping[st
     """Entries of the split table. `derive` may add Entry fields that the publisher's names tell.
 
     Raises:
-        Missing: table, folder or files not there ("found 12 of 38; missing ..."). Disagreement: the table is not as described above.
+        Missing: table, folder or files not there ("found 12 of 38; missing ..."). Disagreement: the table is not as
+            described above.
     """
     path = root / (config.split_table or "splits.csv")
     rows = select(read_split_table(path, root), config.where, path)

@@ -16,9 +16,11 @@ MOST_BYTES = 210  # of an id in UTF-8: file names end at 255, and outputs add a 
 
 
 def safe_id(name: str) -> str:
-    """An id for a file name: letters, marks and digits of every script (in NFC), `.`, `_` and `-`; anything else becomes `_`.
+    """An id for a file name: letters, marks and digits of every script (in NFC), `.`, `_` and `-`; anything else
+    becomes `_`.
 
-    Where nothing would be left, or a sign outside ASCII was lost, or the id would be too long, a digest of the name makes it unique.
+    Where nothing would be left, or a sign outside ASCII was lost, or the id would be too long, a digest of the name
+    makes it unique.
     """
     kept = "".join(c if _fits(c) else "\0" for c in unicodedata.normalize("NFC", name))
     lost = any(ord(c) > 127 and not _fits(c) for c in unicodedata.normalize("NFC", name))
@@ -39,8 +41,8 @@ def _digest(text: str) -> str:
 
 
 def told_apart(entries: Sequence[Entry], root: Path) -> tuple[Entry, ...]:
-    """The same entries; where different files have one id (`a b.tif` and `a_b.tif`), those whose own name it is not get a digest of their
-    path below `root`. Two entries of one file keep their id: that is for the caller to refuse.
+    """The same entries; where different files have one id (`a b.tif` and `a_b.tif`), those whose own name it is not
+    get a digest of their path below `root`. Two entries of one file keep their id: that is for the caller to refuse.
     """
     files: dict[str, set[Path]] = defaultdict(set)
     for entry in entries:

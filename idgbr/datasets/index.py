@@ -1,4 +1,5 @@
-"""The index of a data set: which rasters, of which scenes, in which split; folds; band statistics. Light: no pixels, no torch, no GDAL."""
+"""The index of a data set: which rasters, of which scenes, in which split; folds; band statistics. Light: no pixels,
+no torch, no GDAL."""
 
 from __future__ import annotations
 
@@ -59,9 +60,9 @@ SCHEMA = pa.schema(
 class Raster:
     """One image file with (perhaps) a label file.
 
-    `label` is the full ground truth; `label_eroded` the variant whose object borders are ignore (ISPRS).
-    `x_m`, `y_m` are the place of the upper left corner within the scene, x to the right and y downwards, in metres; where the ground
-    size of a pixel is unknown (`gsd_m` None) a pixel counts as one metre; 0 where the place is unknown.
+    `label` is the full ground truth; `label_eroded` the variant whose object borders are ignore (ISPRS). `x_m`, `y_m`
+    are the place of the upper left corner within the scene, x to the right and y downwards, in metres; where the
+    ground size of a pixel is unknown (`gsd_m` None) a pixel counts as one metre; 0 where the place is unknown.
     """
 
     id: str
@@ -86,7 +87,8 @@ class Raster:
 
 @dataclass(frozen=True)
 class BandStats:
-    """Of the valid pixels of the training rasters, one number a band read: mean, standard deviation, 1st and 99th percentile."""
+    """Of the valid pixels of the training rasters, one number a band read: mean, standard deviation, 1st and 99th
+    percentile."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -96,7 +98,8 @@ class BandStats:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rasters of all splits, the classes, the statistics of the bands used, and the side in metres of a fold's ground block."""
+    """The rasters of all splits, the classes, the statistics of the bands used, and the side in metres of a fold's
+    ground block."""
 
     rasters: tuple[Raster, ...]
     table: ClassTable
@@ -123,10 +126,10 @@ class Dataset:
     def folds(self, k: int) -> list[tuple[str, ...]]:
         """Ids of the training rasters held out in each of k folds; every training raster is in exactly one.
 
-        By scene, where there are at least k scenes and none has more than 2/k (for k > 4: 1/2) of the area (else one fold's network
-        would be trained on next to nothing); by ground block of side `block_m` (the block of the raster's middle) otherwise; by raster
-        where blocks are too few.
-        Groups go, largest first, to the fold that has the smallest area so far.
+        By scene, where there are at least k scenes and none has more than 2/k (for k > 4: 1/2) of the area (else one
+        fold's network would be trained on next to nothing); by ground block of side `block_m` (the block of the
+        raster's middle) otherwise; by raster where blocks are too few. Groups go, largest first, to the fold that has
+        the smallest area so far.
 
         Raises:
             BadRequest: fewer training rasters than folds.
@@ -175,7 +178,8 @@ def grouped_folds(rasters: Sequence[Raster], k: int, block_m: float) -> tuple[st
 
 
 def save(folder: Path, rows: Sequence[Mapping[str, Any]], table: ClassTable, stats: BandStats, facts: Mapping[str, Any]) -> None:
-    """Write scenes.parquet, classes.json and stats.json. `facts` (root, source, bands, notes, ...) go into stats.json."""
+    """Write scenes.parquet, classes.json and stats.json. `facts` (root, source, bands, notes, ...) go into
+    stats.json."""
     columns = pa.Table.from_pylist(list(rows), schema=SCHEMA).replace_schema_metadata({"idgbr_index_version": str(INDEX_VERSION)})
     (folder / "classes.json").write_text(table.to_json())
     (folder / "stats.json").write_text(json.dumps({**facts, **dataclasses.asdict(stats)}, indent=1))
@@ -204,8 +208,8 @@ def load(folder: Path, config: DataConfig | None = None) -> Dataset:
     """The data set prepared in `folder`.
 
     Args:
-        config: its `root` is where the files are now (an index is the same for every copy of the data) and its `block_m` the side of
-            ground blocks; None: as when it was prepared.
+        config: its `root` is where the files are now (an index is the same for every copy of the data) and its
+            `block_m` the side of ground blocks; None: as when it was prepared.
 
     Raises:
         Missing: nothing prepared there, or the data are not at the root any more.

@@ -1,7 +1,8 @@
-"""Near-duplicates: images that show the same although their bytes differ (re-encoded, brightened, flipped or turned copies).
+"""Near-duplicates: images that show the same although their bytes differ (re-encoded, brightened, flipped or turned
+copies).
 
-Every raster is reduced to a grey picture of 32 x 32 px while it is read. Two rasters look alike where these pictures correlate in one of
-the eight symmetries. Crops that overlap in part are not found.
+Every raster is reduced to a grey picture of 32 x 32 px while it is read. Two rasters look alike where these pictures
+correlate in one of the eight symmetries. Crops that overlap in part are not found.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def alike(first: dict[str, NDArray[np.float32]], second: dict[str, NDArray[np.fl
 
 
 def _detail(pictures: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """[n, SIDE * SIDE] of mean 0 and length 1; `sigma` > 0: without what is smooth at that many px; a flat picture is all 0."""
+    """[n, SIDE * SIDE] of mean 0 and length 1; `sigma` > 0: without what is smooth at that many px; a flat picture is
+    all 0."""
     rows = np.stack([p - cv2.GaussianBlur(np.ascontiguousarray(p), (0, 0), sigma) if sigma else p for p in pictures])
     flat = rows.reshape(len(rows), -1) - rows.reshape(len(rows), -1).mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)

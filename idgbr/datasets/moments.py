@@ -1,5 +1,5 @@
-"""Mean, spread and percentiles of bands, gathered raster by raster: exact counts of values for 8- and 16-bit images, sums and a regular
-sample of pixels for others."""
+"""Mean, spread and percentiles of bands, gathered raster by raster: exact counts of values for 8- and 16-bit images,
+sums and a regular sample of pixels for others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ QUANTILES = (0.01, 0.99)
 
 @dataclass
 class Moments:
-    """Of one raster or several. `counts` [C, 256 or 65536] for unsigned integers, else None and `total`, `squares` [C], `samples`."""
+    """Of one raster or several. `counts` [C, 256 or 65536] for unsigned integers, else None and `total`, `squares`
+    [C], `samples`."""
 
     n: int
     counts: NDArray[np.int64] | None

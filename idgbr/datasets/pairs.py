@@ -21,7 +21,8 @@ NOT_DATA = ("__MACOSX",)  # a shadow tree of ._NAME files that macOS packs into 
 
 @dataclass(frozen=True)
 class Part:
-    """One folder of images with its folder of labels. Each name is a list of alternatives, compared without case; "a/b" are two levels.
+    """One folder of images with its folder of labels. Each name is a list of alternatives, compared without case;
+    "a/b" are two levels.
 
     `labels` empty: images without labels (a test set whose labels the publisher keeps).
     """
@@ -34,7 +35,8 @@ class Part:
 
 
 def base_folder(root: Path, parts: Sequence[Part]) -> Path:
-    """`root`, or the one folder up to three levels below it in which images or labels of a part are: archives unpack with wrapping folders.
+    """`root`, or the one folder up to three levels below it in which images or labels of a part are: archives unpack
+    with wrapping folders.
 
     Raises:
         Missing: neither; says what was looked for and what is there.
@@ -93,7 +95,8 @@ def find_parts(root: Path, parts: Sequence[Part], key: Key = str, gsd_m: float |
     A split whose folder is not there at all is left out.
 
     Raises:
-        Missing: no split, a folder of a split, or the label of an image is not there ("found 12 of 38 pairs; missing ...").
+        Missing: no split, a folder of a split, or the label of an image is not there ("found 12 of 38 pairs; missing
+            ...").
         Disagreement: two files with one name.
     """
     entries: list[Entry] = []
@@ -139,7 +142,8 @@ def find_parts(root: Path, parts: Sequence[Part], key: Key = str, gsd_m: float |
 
 
 def unique(entries: Sequence[Entry], groups: Sequence[str]) -> list[Entry]:
-    """The same entries; where names are used again in another folder, all of them are told apart by the folder's name."""
+    """The same entries; where names are used again in another folder, all of them are told apart by the folder's
+    name."""
     folders = {(e.id, group) for e, group in zip(entries, groups, strict=True)}
     if max(Counter(name for name, _ in folders).values(), default=0) < 2:
         return list(entries)

@@ -12,7 +12,8 @@ from idgbr.datasets.layout import Layout
 from idgbr.labels import binary
 
 # ---- naip_fields: 34 places in the US Midwest, 1024 x 1024 px at 1 or 2 m, fields outlined by hand -------------------------------
-# Images: USDA NAIP 2017-2020 (public domain); outlines: agoro-field-boundary-detector (MIT). naip_fields/README.md says what was changed.
+# Images: USDA NAIP 2017-2020 (public domain); outlines: agoro-field-boundary-detector (MIT). naip_fields/README.md
+# says what was changed.
 
 NAIP_FIELDS = Layout(
     name="naip_fields",

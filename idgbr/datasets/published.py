@@ -1,7 +1,7 @@
 """Readers of published layouts: the download, unpacked, nothing moved. Facts and sources stand with each data set.
 
-What publishers leave open is decided here and told in the notes of `idgbr prepare`: a validation split is taken from the training tiles
-where the publisher has none, never from test tiles.
+What publishers leave open is decided here and told in the notes of `idgbr prepare`: a validation split is taken from
+the training tiles where the publisher has none, never from test tiles.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def _chn6(root: Path, config: DataConfig) -> Found:
-    """The publisher's "val" is what papers test on: here it is test, and the last tenth (by name) of each city's training tiles is val."""
+    """The publisher's "val" is what papers test on: here it is test, and the last tenth (by name) of each city's
+    training tiles is val."""
     parts = [
         Part("train", ("train/images",), ("train/gt", "train/labels")),
         Part("test", ("val/images", "test/images"), ("val/gt", "test/labels")),
@@ -142,7 +143,8 @@ INRIA = Layout("inria", "INRIA aerial image labeling", binary("building", others
 
 
 def _loveda(root: Path, config: DataConfig) -> Found:
-    """As published, Urban or Rural or both; or as mmsegmentation's converter leaves it: all in img_dir/{train,val,test} and ann_dir."""
+    """As published, Urban or Rural or both; or as mmsegmentation's converter leaves it: all in
+    img_dir/{train,val,test} and ann_dir."""
     converted = find_converted(root)
     if converted is not None:
         entries = tuple(dataclasses.replace(e, gsd_m=0.3) for e in converted.entries)
@@ -188,7 +190,8 @@ LOVEDA = Layout(
 
 
 def _landcover(root: Path, config: DataConfig) -> Found:
-    """With output/ (the publisher's split.py was run): the official chips and lists. Without: the orthophotos, split by orthophoto."""
+    """With output/ (the publisher's split.py was run): the official chips and lists. Without: the orthophotos, split
+    by orthophoto."""
     base = base_folder(root, [Part("train", ("images", "output"))])
     output = child(base, ("output",))
     if output is None:
@@ -243,8 +246,8 @@ _DUBAI_SPLITS = {"train": ("5", "6", "7", "8"), "val": ("3",), "test": ("1",)}
 
 
 def _dubai(root: Path, config: DataConfig) -> Found:
-    """Tiles overlap on the ground: 7 and 8 are one scene, tile 1 part 1 (in tile 3) and tiles 2 and 4 are left out. splits.csv, where there
-    is one (columns tile, part, split), takes the place of this list."""
+    """Tiles overlap on the ground: 7 and 8 are one scene, tile 1 part 1 (in tile 3) and tiles 2 and 4 are left out.
+    splits.csv, where there is one (columns tile, part, split), takes the place of this list."""
     parts = [Part("train", ("Tile 5/images",))]
     base = base_folder(root, parts)
     table = base / (config.split_table or "splits.csv")

@@ -1,4 +1,5 @@
-"""Stage "data": opens every pair once, checks it, measures the bands, and writes the index. Pixels of user data are never copied.
+"""Stage "data": opens every pair once, checks it, measures the bands, and writes the index. Pixels of user data are
+never copied.
 
 out/scenes.parquet    one row a raster (index.SCHEMA)
 out/classes.json      the class table
@@ -52,7 +53,8 @@ def prepare(config: DataConfig, out: Path, report: Report | None = None) -> None
 
     Raises:
         Missing: root, files or class table not there; says what was expected and found.
-        Disagreement: unreadable or truncated file, image and label of different size, unknown codes, one scene or one image in two splits.
+        Disagreement: unreadable or truncated file, image and label of different size, unknown codes, one scene or one
+            image in two splits.
         BadRequest: unknown source, wrong filter.
     """
     from idgbr.rasters.codes import settled
@@ -121,9 +123,11 @@ def _paths(found: Found) -> list[Path]:
 
 
 def input_digest(config: DataConfig) -> str:
-    """Digest of everything the files contribute to stage "data": names, splits, contents, class table. Paths above the root do not count.
+    """Digest of everything the files contribute to stage "data": names, splits, contents, class table. Paths above
+    the root do not count.
 
-    Files beside an image or a label that decide what it says (`rasters.beside`) count too; a set without any keeps its digest.
+    Files beside an image or a label that decide what it says (`rasters.beside`) count too; a set without any keeps
+    its digest.
 
     Raises:
         Missing, Disagreement, BadRequest: as `prepare`, as far as names tell.
@@ -348,8 +352,9 @@ def _told(results: Iterator[Any], total: int, report: Report | None) -> Iterator
 def _place(rows: list[dict[str, Any]]) -> None:
     """x_m, y_m: by the names, else by the georeference relative to the scene's upper left, else 0.
 
-    One scale for all rasters of a scene: a degree of longitude is 0.01 % shorter a kilometre farther from the equator, and coordinates are
-    large. Where a pixel is not square on the ground, the corner is put such that the raster's middle is where it is: `index.block` asks.
+    One scale for all rasters of a scene: a degree of longitude is 0.01 % shorter a kilometre farther from the
+    equator, and coordinates are large. Where a pixel is not square on the ground, the corner is put such that the
+    raster's middle is where it is: `index.block` asks.
     """
     corners = defaultdict(list)
     for row in rows:

@@ -1,10 +1,11 @@
 """Synthetic aerial scenes with known truth: the embedded default.
 
-Plots of a village on a rotated lattice: rectangular and L-shaped roofs with ridges, chimneys and cast shadows; roads with cars; ploughed
-fields, yards and bare ground in colours that roofs have too; trees, some over the eaves; broad and fine texture, sensor blur and noise;
-another light, palette and direction in every scene. Every object is drawn from its signed distance `d` (in px, negative inside):
-pixels are mixed by the area it covers, about clip(1/2 - d, 0, 1), and labelled where the pixel's centre is inside (d < 0). So the label has
-no grey rims, and the image carries the evidence for every border to a fraction of a pixel (the lens blur has sigma 0.6 px).
+Plots of a village on a rotated lattice: rectangular and L-shaped roofs with ridges, chimneys and cast shadows; roads
+with cars; ploughed fields, yards and bare ground in colours that roofs have too; trees, some over the eaves; broad
+and fine texture, sensor blur and noise; another light, palette and direction in every scene. Every object is drawn
+from its signed distance `d` (in px, negative inside): pixels are mixed by the area it covers, about clip(1/2 - d, 0,
+1), and labelled where the pixel's centre is inside (d < 0). So the label has no grey rims, and the image carries the
+evidence for every border to a fraction of a pixel (the lens blur has sigma 0.6 px).
 
 Deterministic in (layout_seed, scene number, side): numpy's Philox, nothing from the clock.
 """
@@ -31,7 +32,8 @@ TABLE4 = ClassTable((*TABLE2.classes, LabelClass("road", (2,), (240, 220, 90)), 
 TABLE3 = ClassTable(TABLE4.classes[:3])
 _BUILDING, _ROAD, _FIELD = 1, 2, 3
 
-# RGB digital numbers before light and palette shift; roofs share tiles' reds with ploughed soil, greys with roads and yards
+# RGB digital numbers before light and palette shift; roofs share tiles' reds with ploughed soil, greys with roads and
+# yards
 _ROOFS = np.array(
     [(150, 84, 66), (128, 92, 72), (112, 110, 108), (156, 150, 142), (92, 88, 90), (176, 168, 150), (120, 122, 104)], np.float32
 )
@@ -46,7 +48,8 @@ def table(n_classes: int) -> ClassTable:
 
 
 def scene(seed: int, number: int, side_px: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One scene: image [3,H,W] uint8 and label [H,W] uint8 (0 background, 1 building, 2 road, 3 field), H = W = side_px, 0.3 m a pixel."""
+    """One scene: image [3,H,W] uint8 and label [H,W] uint8 (0 background, 1 building, 2 road, 3 field), H = W =
+    side_px, 0.3 m a pixel."""
     canvas = _Canvas(np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number]))), side_px)
     canvas.draw_plots()
     canvas.draw_trees(int(side_px * side_px / 5200))
@@ -212,7 +215,8 @@ class _Canvas:
         return self.rng.standard_normal(shape, np.float32) * np.float32(scale)
 
     def draw_trees(self, n: int) -> None:
-        """Irregular crowns with shadows. What a crown hides is background in the label: the label is true to the image."""
+        """Irregular crowns with shadows. What a crown hides is background in the label: the label is true to the
+        image."""
         rng = self.rng
         for _ in range(n):
             center = rng.uniform(0, self.side, 2).astype(np.float32)
@@ -247,7 +251,8 @@ class _Canvas:
 
 
 def _rectangle(u: Floats, v: Floats, half: NDArray[np.floating]) -> Floats:
-    """Signed distance of (u, v) to an axis-parallel rectangle about 0 with half sides `half` (exact inside and beside the sides)."""
+    """Signed distance of (u, v) to an axis-parallel rectangle about 0 with half sides `half` (exact inside and beside
+    the sides)."""
     return np.maximum(np.abs(u) - half[0], np.abs(v) - half[1]).astype(np.float32)
 
 

@@ -5,7 +5,8 @@
     ROOT/{split}/{images}/NAME.*  ROOT/{split}/{masks}/NAME.*
     ROOT/NAME.png                 ROOT/NAME_gt.png                 in one folder (or ROOT/{split}/); the image may have a suffix too
 
-{split} is train, val or test (or training, valid, validation, testing). Where no folder names a split, everything is train.
+{split} is train, val or test (or training, valid, validation, testing). Where no folder names a split, everything is
+train.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class _Side:
 
 
 def find_unlisted(root: Path) -> Found | None:
-    """Pairs below `root` (or below its only folder, up to three levels down); None where no arrangement of the above is there.
+    """Pairs below `root` (or below its only folder, up to three levels down); None where no arrangement of the above
+    is there.
 
     Raises:
         Missing: images without masks or masks without images ("found 3 of 5 pairs; missing ...").
@@ -87,7 +89,8 @@ def find_own(root: Path, config: DataConfig) -> Found:
     """By the split table, where there is one; by the names of folders and files otherwise.
 
     Raises:
-        Missing: neither is there, or part of the files. Disagreement: a table that is no split table, names that are not clear.
+        Missing: neither is there, or part of the files. Disagreement: a table that is no split table, names that are
+            not clear.
     """
     if not config.split_table and not any(_is_split_table(path) for path in sorted(root.glob("*.csv"))):
         found = find_unlisted(root)
@@ -135,7 +138,8 @@ def _folder(base: Path, names: Iterable[str], what: str) -> Path | None:
 
 
 def _rasters(folder: Path, split: str) -> Iterator[tuple[Where, Path]]:
-    """All raster files below a folder; a folder at the top that is called like a split tells it, where `split` is empty."""
+    """All raster files below a folder; a folder at the top that is called like a split tells it, where `split` is
+    empty."""
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder).parent.parts
         if not _is_raster(path) or any(part.startswith(".") or part in NOT_DATA for part in below):

@@ -26,7 +26,8 @@ _DEPTH = 8  # of virtual rasters in virtual rasters
 
 
 def files_beside(paths: Iterable[Path]) -> dict[Path, list[Path]]:
-    """For every file those that belong to it, sorted; files that have none are left out. Each folder is listed once."""
+    """For every file those that belong to it, sorted; files that have none are left out. Each folder is listed
+    once."""
     folders: dict[Path, dict[str, list[Path]]] = {}
     found = {path: sorted(_of(path, folders, _DEPTH)) for path in paths}
     return {path: others for path, others in found.items() if others}
@@ -53,12 +54,14 @@ def _of(path: Path, folders: dict[Path, dict[str, list[Path]]], depth: int) -> s
 
 
 def is_world_file(path: Path) -> bool:
+    """Whether the name is that of a world file (.wld, .tfw, .pgw, ...) or of a CRS (.prj)."""
     suffix = path.suffix.lower()
     return suffix in (".wld", ".prj") or (suffix.endswith("w") and len(suffix) > 2)
 
 
 def vrt_sources(path: Path) -> list[Path]:
-    """Files of the file system that a virtual raster names; empty if it is no XML. Not: GDAL's own file systems, parts of containers."""
+    """Files of the file system that a virtual raster names; empty if it is no XML. Not: GDAL's own file systems,
+    parts of containers."""
     try:
         tree = ElementTree.fromstring(path.read_bytes())
     except (ElementTree.ParseError, OSError):
@@ -72,7 +75,8 @@ def vrt_sources(path: Path) -> list[Path]:
 
 
 def aux_digest(path: Path) -> str | None:
-    """Digest of what an .aux.xml says but for statistics and histograms, which viewers add; None if it says nothing else.
+    """Digest of what an .aux.xml says but for statistics and histograms, which viewers add; None if it says nothing
+    else.
 
     Raises:
         Missing: it may not be read.

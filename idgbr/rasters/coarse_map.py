@@ -35,7 +35,8 @@ class CoarseStrip:
         return CoarseStrip(self.n_classes, self.index[start:stop], None if self.values is None else self.values[:, start:stop])
 
     def probabilities(self, row: int, col: int, height: int, width: int) -> NDArray[np.float32]:
-        """[K, height, width]; a class map is one-hot, alike for all classes at 255; beyond the strip the edge is repeated."""
+        """[K, height, width]; a class map is one-hot, alike for all classes at 255; beyond the strip the edge is
+        repeated."""
         index = self.index[row : row + height, col : col + width]
         if self.values is not None:
             out = self.values[:, row : row + height, col : col + width]
@@ -54,17 +55,19 @@ class CoarseStrip:
 class CoarseMap:
     """A file with class codes, class colours, or K probability bands.
 
-    A file written by this program says in its tags what it is. Otherwise one data band, a palette, or three bands with the table's colours
-    are a class map, read as `idgbr.rasters.codes` says (class indices where the table has only colours). As many data bands as classes are
-    probabilities if they look so over the whole file (`why_no_probabilities`). Anything else is refused. Transparency is never a class.
+    A file written by this program says in its tags what it is. Otherwise one data band, a palette, or three bands
+    with the table's colours are a class map, read as `idgbr.rasters.codes` says (class indices where the table has
+    only colours). As many data bands as classes are probabilities if they look so over the whole file
+    (`why_no_probabilities`). Anything else is refused. Transparency is never a class.
 
     Args:
         table: the model's classes.
-        codes: the same classes, in any order, with the codes or colours of this file (another program's); a class may have several.
+        codes: the same classes, in any order, with the codes or colours of this file (another program's); a class may
+            have several.
 
     Raises (when made):
-        Missing: no such file. Disagreement: unreadable, no class map and no probabilities, another number of classes, other class names,
-        codes that the table does not have (as far as the file must be looked at to decide).
+        Missing: no such file. Disagreement: unreadable, no class map and no probabilities, another number of classes,
+        other class names, codes that the table does not have (as far as the file must be looked at to decide).
         BadRequest: `codes` for a file of probabilities.
     """
 

@@ -37,7 +37,8 @@ def widen(planes: NDArray[np.uint8], radius_px: float) -> NDArray[np.uint8]:
 
 
 def label_edges(target: NDArray[np.uint8], n_classes: int = IGNORE) -> NDArray[np.uint8]:
-    """1 at both pixels of every 4-neighbour pair with different labels below `n_classes`; others (255: ignored) have no edges."""
+    """1 at both pixels of every 4-neighbour pair with different labels below `n_classes`; others (255: ignored) have
+    no edges."""
     valid = target < n_classes
     out = np.zeros(target.shape, np.uint8)
     across = (target[:, :-1] != target[:, 1:]) & valid[:, :-1] & valid[:, 1:]
@@ -50,10 +51,11 @@ def label_edges(target: NDArray[np.uint8], n_classes: int = IGNORE) -> NDArray[n
 
 
 def distance_bands(edges: NDArray[np.uint8], edges_px: tuple[float, ...]) -> NDArray[np.uint8]:
-    """Index of the band of distance to the target boundary: 0 is [.., edges_px[0]], then (edges_px[i-1], edges_px[i]], last is beyond.
+    """Index of the band of distance to the target boundary: 0 is [.., edges_px[0]], then (edges_px[i-1],
+    edges_px[i]], last is beyond.
 
-    Distance in px = 1 + Euclidean distance to the nearest of `label_edges`, so the two pixels at a boundary have distance 1.
-    Halo: the largest edge. Where the window has no boundary, all pixels are beyond.
+    Distance in px = 1 + Euclidean distance to the nearest of `label_edges`, so the two pixels at a boundary have
+    distance 1. Halo: the largest edge. Where the window has no boundary, all pixels are beyond.
     """
     out = np.full(edges.shape, len(edges_px), np.uint8)
     if not edges.any():
@@ -76,11 +78,13 @@ def changeable(
 ) -> NDArray[np.bool_]:
     """Which pixels of a coarse map a refiner may change [H,W].
 
-    Those no farther than `reach_px` (Euclidean, centre to centre) from a pixel with a 4-neighbour of another class, and with a coarse
-    probability of at most `keep_confidence`; 0 switches either limit off. In a map of one class nothing is within a reach.
+    Those no farther than `reach_px` (Euclidean, centre to centre) from a pixel with a 4-neighbour of another class,
+    and with a coarse probability of at most `keep_confidence`; 0 switches either limit off. In a map of one class
+    nothing is within a reach.
 
     Args:
-        index: coarse classes [H,W], 255 for none. confidence: probability of the coarse class [H,W]; None without `keep_confidence`.
+        index: coarse classes [H,W], 255 for none. confidence: probability of the coarse class [H,W]; None without
+            `keep_confidence`.
     """
     may = np.ones(index.shape, bool)
     if reach_px:

@@ -1,6 +1,7 @@
 """Class maps as polygons: one feature a patch (4-connected pixels of one class), with class, area and mean confidence.
 
-Neighbouring patches are simplified together, so that shared borders stay shared (Visvalingam-Whyatt on the coverage, GEOS through shapely).
+Neighbouring patches are simplified together, so that shared borders stay shared (Visvalingam-Whyatt on the coverage,
+GEOS through shapely).
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ def _libraries() -> tuple[Any, Any]:
 def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: Path | None = None, simplify_px: float = 0.0) -> int:
     """Polygons of all patches of a class map with indices 0 .. K-1; patches of 255 are left out.
 
-    Fields: `class` (name), `class_index`, `area_px`, `area_m2` (with a CRS; from the pixel's size on the ground mid-scene), `confidence`
-    (mean over the patch, 0..1; where `confidence` is given, whose first band has 255 for 1). Area and confidence are those of
-    the pixels, before simplification. GeoPackage keeps the CRS; GeoJSON is in WGS 84 (RFC 7946), or as it is where there is no CRS.
+    Fields: `class` (name), `class_index`, `area_px`, `area_m2` (with a CRS; from the pixel's size on the ground
+    mid-scene), `confidence` (mean over the patch, 0..1; where `confidence` is given, whose first band has 255 for 1).
+    Area and confidence are those of the pixels, before simplification. GeoPackage keeps the CRS; GeoJSON is in WGS 84
+    (RFC 7946), or as it is where there is no CRS.
 
     Args:
         simplify_px: about how far a border may move, in pixels; 0 keeps the pixel edges.
@@ -87,7 +89,8 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
     if confidence is not None:
         columns["confidence"] = _mean_confidence(shapes, area_px, confidence, grid)
     if simplify_px > 0 and len(shapes):
-        # A long straight edge has no vertex where two neighbours meet across it: with one at every pixel corner, shared borders match.
+        # A long straight edge has no vertex where two neighbours meet across it: with one at every pixel corner,
+        # shared borders match.
         shapes = shapely.transform(shapely.segmentize(shapes, 1.0), np.rint)
         shapes = shapely.coverage_simplify(shapes, tolerance=simplify_px)  # its tolerance is the root of the area of what is cut off
     t = grid.transform
@@ -121,7 +124,8 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
 
 
 def _patches(class_map: Path, grid: Grid, shapely: Any) -> tuple[Any, NDArray[np.uint8]]:
-    """Polygons in pixels (x = column, y = row), and their classes. GDAL walks the file line by line: the map is never in memory."""
+    """Polygons in pixels (x = column, y = row), and their classes. GDAL walks the file line by line: the map is never
+    in memory."""
     import rasterio
     from rasterio.features import shapes
 
@@ -140,7 +144,8 @@ def _patches(class_map: Path, grid: Grid, shapely: Any) -> tuple[Any, NDArray[np
 
 
 def _mean_confidence(shapes: Any, area_px: NDArray[np.int64], confidence: Path, grid: Grid) -> NDArray[np.float64]:
-    """Mean of the first band over each patch, in strips: patches are burnt back with their number (by pixel centre: exactly)."""
+    """Mean of the first band over each patch, in strips: patches are burnt back with their number (by pixel centre:
+    exactly)."""
     import shapely
     from affine import Affine
     from rasterio.features import rasterize

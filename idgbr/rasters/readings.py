@@ -1,4 +1,5 @@
-"""Ways to read the samples of one band as codes of a class table, and which of them fits a file (rules: `idgbr.rasters.codes`)."""
+"""Ways to read the samples of one band as codes of a class table, and which of them fits a file (rules:
+`idgbr.rasters.codes`)."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def _palette_readings(meaning: Meaning, table: ClassTable) -> list[Reading]:
     drawn = drawn_colours(table)
     if drawn and not colours:
         found.append(_by_palette("the colours of its palette", entries, drawn))
-    # Grey levels, and black and white as 0 and 1, only if no entry that is a number code of the table has another colour.
+    # Grey levels, and black and white as 0 and 1, only if no entry that is a number code of the table has another
+    # colour.
     named = {entries[n] for n in numbers if n in entries and n != meaning.nodata[0]} - {BLACK}
     greys = {v * 0x010101: i for v, i in numbers.items() if 0 <= v <= 255}
     of_classes = {grey: i for grey, i in greys.items() if i != IGNORE}
@@ -130,14 +132,16 @@ def choose(meaning: Meaning, table: ClassTable, readings: list[Reading], values:
 
 
 def _tells_apart(reading: Reading, plain: Reading, used: set[int]) -> bool:
-    """Not so if samples that are different number codes would be one class, as with a palette that was never filled in."""
+    """Not so if samples that are different number codes would be one class, as with a palette that was never filled
+    in."""
     if reading is plain or not used <= plain.classes.keys():
         return True
     return len({reading.codes[s] for s in used}) == len(used)
 
 
 def _shown(meaning: Meaning, table: ClassTable, readings: list[Reading], values: Values, used: set[int]) -> Reading:
-    """Where white is zero: the codes as shown, unless the samples as stored would be codes too and mean something else."""
+    """Where white is zero: the codes as shown, unless the samples as stored would be codes too and mean something
+    else."""
     fits = [r for r in readings if used <= r.classes.keys()]
     stored = table.numbers
     extremes = used <= {0, meaning.full}
@@ -177,8 +181,8 @@ def _refuse_inverted(meaning: Meaning, table: ClassTable, plain: Reading, used: 
 def shown(meaning: Meaning, values: Values) -> list[int]:
     """The numbers of one band as they are shown, where no class table says what they mean; declared nodata left out.
 
-    A palette of black and white with the white first is turned, as are files where white is zero; the highest number of 12 or 16 bits is
-    255 if there is no other but 0.
+    A palette of black and white with the white first is turned, as are files where white is zero; the highest number
+    of 12 or 16 bits is 255 if there is no other but 0.
 
     Raises:
         Disagreement: white is zero, and the values are not just black and white.

@@ -1,7 +1,7 @@
 """Windows over a raster of any size, and blending of what was computed in them. numpy only.
 
-A scene is covered by square tiles that overlap; tile results (probabilities) are averaged with Hann weights, one row of tiles at a time,
-so that memory depends on the width of the scene and the side of a tile, never on the height.
+A scene is covered by square tiles that overlap; tile results (probabilities) are averaged with Hann weights, one row
+of tiles at a time, so that memory depends on the width of the scene and the side of a tile, never on the height.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from idgbr.errors import BadRequest
 
 
 class Window(NamedTuple):
-    """Part of a raster in pixels; (row, col) is the upper left corner. May reach beyond the frame (a scene smaller than a tile)."""
+    """Part of a raster in pixels; (row, col) is the upper left corner. May reach beyond the frame (a scene smaller
+    than a tile)."""
 
     row: int
     col: int
@@ -26,7 +27,8 @@ class Window(NamedTuple):
 
 
 def starts(length: int, tile_px: int, overlap_px: int) -> list[int]:
-    """First pixels of tiles along one axis. The last tile is shifted inside; an axis shorter than a tile has one tile at 0.
+    """First pixels of tiles along one axis. The last tile is shifted inside; an axis shorter than a tile has one tile
+    at 0.
 
     Raises:
         BadRequest: the overlap is not smaller than the tile, or a size is not positive.
@@ -45,15 +47,18 @@ def starts(length: int, tile_px: int, overlap_px: int) -> list[int]:
 
 
 def windows(height: int, width: int, tile_px: int, overlap_px: int) -> list[Window]:
-    """Tiles that cover [height, width], row by row. Every tile has side `tile_px`, also where the raster is smaller."""
+    """Tiles that cover [height, width], row by row. Every tile has side `tile_px`, also where the raster is
+    smaller."""
     cols = starts(width, tile_px, overlap_px)
     return [Window(row, col, tile_px, tile_px) for row in starts(height, tile_px, overlap_px) for col in cols]
 
 
 def hann(tile_px: int, overlap_px: int) -> NDArray[np.float32]:
-    """Blending weights [tile_px, tile_px]: 1 inside, falling over `overlap_px` to every side like sin^2 (half a Hann window).
+    """Blending weights [tile_px, tile_px]: 1 inside, falling over `overlap_px` to every side like sin^2 (half a Hann
+    window).
 
-    At regular steps two neighbours' weights sum to 1; they are never 0, so a pixel seen by one tile only keeps that tile's value.
+    At regular steps two neighbours' weights sum to 1; they are never 0, so a pixel seen by one tile only keeps that
+    tile's value.
     """
     starts(tile_px, tile_px, overlap_px)  # the same check of the two numbers
     line = np.ones(tile_px)
@@ -67,9 +72,9 @@ def hann(tile_px: int, overlap_px: int) -> NDArray[np.float32]:
 class Strip:
     """Blends tiles into rows of the raster.
 
-    `add` tiles in any order within a row of tiles (rows from top to bottom); when a row of tiles is complete, the raster rows
-    that no later tile touches come back. Sums are taken in one fixed order, whatever the order of arrival, so the result does not depend
-    on batches or workers.
+    `add` tiles in any order within a row of tiles (rows from top to bottom); when a row of tiles is complete, the
+    raster rows that no later tile touches come back. Sums are taken in one fixed order, whatever the order of
+    arrival, so the result does not depend on batches or workers.
 
     Args:
         channels: K, channels of a tile.
@@ -89,7 +94,8 @@ class Strip:
         self._weight = np.zeros((tile_px, span), np.float32)
 
     def add(self, window: Window, values: NDArray[np.float32] | None) -> list[tuple[int, NDArray[np.float32]]]:
-        """Put in one tile [K, tile_px, tile_px], or None for a tile that was not computed; pixels that no tile gave have 0.
+        """Put in one tile [K, tile_px, tile_px], or None for a tile that was not computed; pixels that no tile gave
+        have 0.
 
         Returns:
             The raster rows that became final: (first row, [K, rows, width]).
@@ -131,7 +137,8 @@ class Strip:
         """Go on in a new process whose earlier one delivered all rows above `first_row`.
 
         Begins at the first row of tiles that reaches below it; rows above `first_row` come out once more, incomplete:
-        drop them. The others are bitwise what they would have been, because every tile that touches them is put in again.
+        drop them. The others are bitwise what they would have been, because every tile that touches them is put in
+        again.
         """
         if self.next or self._pending:
             raise ValueError("restart before the first tile")
@@ -144,6 +151,7 @@ class Strip:
 
 
 def tile_seed(seed: int, raster_id: str, row: int, col: int) -> int:
-    """Seed of the tile with upper left pixel (row, col) of a raster: 63 bits of BLAKE2b, the same in every process and Python."""
+    """Seed of the tile with upper left pixel (row, col) of a raster: 63 bits of BLAKE2b, the same in every process
+    and Python."""
     digest = hashlib.blake2b(f"{seed}|{raster_id}|{row}|{col}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,7 +1,7 @@
 """Writing rasters, whole or not at all: a temporary name in the same folder, read back and compared, then renamed.
 
-GDAL reports some failed writes only when it flushes, and then only in its log; blocks that never reached the disk read as zeros.
-So pixels, mask, transform and CRS are read back and compared before the file gets its name.
+GDAL reports some failed writes only when it flushes, and then only in its log; blocks that never reached the disk
+read as zeros. So pixels, mask, transform and CRS are read back and compared before the file gets its name.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _ENV = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_PAM_ENABLED": "NO"}
 def check_crs(grid: Grid) -> None:
     """
     Raises:
-        Disagreement: GeoTIFF cannot hold the CRS of the grid (some, as rotated poles, GDAL keeps only in a file beside it).
+        Disagreement: GeoTIFF cannot hold the CRS of the grid (some, as rotated poles, GDAL keeps only in a file
+            beside it).
     """
     if grid.crs is not None and not _survives(grid.crs.to_wkt()):
         raise Disagreement(
@@ -91,7 +92,8 @@ _NO_MATTER = ("no_defs", "wktext", "type")
 
 
 class RasterWriter:
-    """A GeoTIFF written in rows from top to bottom; a context manager. Leaving it by an exception leaves nothing behind.
+    """A GeoTIFF written in rows from top to bottom; a context manager. Leaving it by an exception leaves nothing
+    behind.
 
     Args:
         path: `.tif` or `.tiff`; an existing file is replaced at the end, in one step.
@@ -162,7 +164,8 @@ class RasterWriter:
             raise self._diagnose(error) from error
 
     def write(self, row: int, block: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> None:
-        """Rows [count, h, width] (or [h, width] for one band) from `row` on, and with `masked` which pixels are valid, [h, width]."""
+        """Rows [count, h, width] (or [h, width] for one band) from `row` on, and with `masked` which pixels are
+        valid, [h, width]."""
         block = np.ascontiguousarray(block if block.ndim == 3 else block[None])
         window = GdalWindow(0, row, self.grid.width, block.shape[1])
         mask = np.where(valid, 255, 0).astype(np.uint8) if valid is not None else None
@@ -301,7 +304,8 @@ def write_probabilities(
     *,
     cog: bool = False,
 ) -> None:
-    """Probabilities [K, H, W] as K uint8 bands, 255 for 1; `read_probabilities` divides by the sum, so they sum to 1 again.
+    """Probabilities [K, H, W] as K uint8 bands, 255 for 1; `read_probabilities` divides by the sum, so they sum to 1
+    again.
 
     Raises:
         BadRequest, Missing: as `RasterWriter`.

@@ -1,4 +1,5 @@
-"""Stage II: the denoiser, its guidance network, what they learn and how they are sampled. `Refiner` is the class that users hold."""
+"""Stage II: the denoiser, its guidance network, what they learn and how they are sampled. `Refiner` is the class that
+users hold."""
 
 from typing import Any
 

@@ -1,8 +1,9 @@
 """Label codes: class maps <-> latents that a diffusion model can write.
 
-Analog code: class k -> a corner of the cube {-1, 1}^n (n = ceil(log2 K); two classes are antipodal), then space-to-depth by `block_px`.
-The round trip is exact. It needs no training and keeps the codes as far apart as n channels allow (docs/method.md, "Label code").
-VAE code: class k -> a colour of the cube [-1, 1]^3 -> latent mode of a diffusers autoencoder.
+Analog code: class k -> a corner of the cube {-1, 1}^n (n = ceil(log2 K); two classes are antipodal), then
+space-to-depth by `block_px`. The round trip is exact. It needs no training and keeps the codes as far apart as n
+channels allow (docs/method.md, "Label code"). VAE code: class k -> a colour of the cube [-1, 1]^3 -> latent mode of a
+diffusers autoencoder.
 
 Shape letters: B batch, K classes, n code channels, D latent channels, H, W pixels, h, w = H, W / factor.
 """
@@ -36,7 +37,8 @@ def corner_codes(n_classes: int) -> Tensor:
 
 
 def colour_codes(n_classes: int) -> Tensor:
-    """[K, 3] colours in [-1, 1]^3: antipodal for 2 classes, corners up to 8, then the coarsest lattice with K points."""
+    """[K, 3] colours in [-1, 1]^3: antipodal for 2 classes, corners up to 8, then the coarsest lattice with K
+    points."""
     _check_classes(n_classes)
     if n_classes == 2:
         return torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
@@ -88,14 +90,16 @@ class Codec(nn.Module):
         raise NotImplementedError
 
     def prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None, as_logits: bool) -> Tensor:
-        """What coarse latent and noised latent z (at abar `bar`; None: no z) say by themselves, before any image [B,D,h,w].
+        """What coarse latent and noised latent z (at abar `bar`; None: no z) say by themselves, before any image
+        [B,D,h,w].
 
         `as_logits`: in the form `logits` reads; else as an estimate of the clean latent.
         """
         raise NotImplementedError
 
     def class_prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None) -> Tensor:
-        """`prior` as logits of the classes [B,K,H,W], from coarse probabilities [B,K,H,W]: nothing is lost for more than two classes."""
+        """`prior` as logits of the classes [B,K,H,W], from coarse probabilities [B,K,H,W]: nothing is lost for more
+        than two classes."""
         raise NotImplementedError
 
     def to_latent(self, code: Tensor) -> Tensor:
@@ -124,8 +128,9 @@ class AnalogCodec(Codec):
     """Corner codes with space-to-depth; exact round trip for up to 256 classes.
 
     Args:
-        n_classes: K. block_px: side of the space-to-depth block. scale: amplitude of the code; below 1 every timestep hides more of it
-            (Chen 2023, arXiv 2301.10972, section 2.2), which large blocks need: their pixels repeat each other.
+        n_classes: K. block_px: side of the space-to-depth block. scale: amplitude of the code; below 1 every timestep
+            hides more of it (Chen 2023, arXiv 2301.10972, section 2.2), which large blocks need: their pixels repeat
+            each other.
     """
 
     def __init__(self, n_classes: int, block_px: int, scale: float = 1.0):
@@ -144,8 +149,9 @@ class AnalogCodec(Codec):
         return F.pixel_shuffle(latent, self.factor) / self.scale
 
     def decode(self, latent: Tensor) -> Tensor:
-        # A digit x that estimates E[c] of c in {-1, 1} says P(c) = (1 + c x) / 2 = 1 - |x - c| / 2: linear in the distance to the code.
-        # Digits are taken as independent, which is exact for two classes. Where every corner is a class, the argmax is the nearest code.
+        # A digit x that estimates E[c] of c in {-1, 1} says P(c) = (1 + c x) / 2 = 1 - |x - c| / 2: linear in the
+        # distance to the code. Digits are taken as independent, which is exact for two classes. Where every corner is
+        # a class, the argmax is the nearest code.
         x = self.to_pixels(latent.float()).clamp(-1, 1)
         p = torch.ones_like(x[:, :1]).expand(-1, self.n_classes, -1, -1)
         for j in range(self.codes.shape[1]):
@@ -157,15 +163,17 @@ class AnalogCodec(Codec):
         return _product(self.to_pixels(output.float()), self.codes)
 
     def prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None, as_logits: bool) -> Tensor:
-        # Bayes' rule for a digit c of -1 or 1: half the log odds are atanh(E[c]) from the coarse map, plus sqrt(abar) z / (1 - abar)
-        # from z = sqrt(abar) c + sqrt(1 - abar) eps. Both are bounded, so that an error can still be mended.
+        # Bayes' rule for a digit c of -1 or 1: half the log odds are atanh(E[c]) from the coarse map, plus sqrt(abar)
+        # z / (1 - abar) from z = sqrt(abar) c + sqrt(1 - abar) eps. Both are bounded, so that an error can still be
+        # corrected.
         half = torch.atanh((coarse.float() / self.scale).clamp(-0.98, 0.98))
         if z is not None and bar is not None:
             half = half + (bar.sqrt() * self.scale * z.float() / (1 - bar).clamp_min(1e-4)).clamp(-8, 8)
         return self.scale * (half if as_logits else half.tanh())
 
     def class_prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None) -> Tensor:
-        # Bayes' rule: log p(k) from the coarse map plus sqrt(abar) <code of k, z> / (1 - abar) from z; bounded like `prior`
+        # Bayes' rule: log p(k) from the coarse map plus sqrt(abar) <code of k, z> / (1 - abar) from z; bounded like
+        # `prior`
         logits = coarse.float().clamp_min(1e-4).log()
         if z is not None and bar is not None:
             pixels = self.to_pixels((bar.sqrt() * self.scale**2 * z.float() / (1 - bar).clamp_min(1e-4)).clamp(-8, 8))
@@ -177,7 +185,8 @@ class AnalogCodec(Codec):
 
 
 class VaeCodec(Codec):
-    """Colours through a frozen diffusers autoencoder (AutoencoderKL or AutoencoderTiny); the mode, never a random sample.
+    """Colours through a frozen diffusers autoencoder (AutoencoderKL or AutoencoderTiny); the mode, never a random
+    sample.
 
     Args:
         n_classes: K. vae: the autoencoder. noise: standard deviation of the colour error that decoding assumes.
@@ -225,7 +234,8 @@ class VaeCodec(Codec):
 
 
 def _product(image: Tensor, matrix: Tensor) -> Tensor:
-    """[B,j,H,W] and [i,j] -> [B,i,H,W] in float32 also where autocast is on: codes must not lose their distances to rounding."""
+    """[B,j,H,W] and [i,j] -> [B,i,H,W] in float32 also where autocast is on: codes must not lose their distances to
+    rounding."""
     # torch 2.14 knows no autocast on the meta device (benchmarks/flops.py, preflights)
     with contextlib.nullcontext() if image.is_meta else torch.autocast(image.device.type, enabled=False):
         return torch.einsum("bjhw,ij->bihw", image.float(), matrix.float())

@@ -1,7 +1,8 @@
 """From draws to one map: mean, minimum Bayes risk, and a guard that leans towards the coarse map. numpy only.
 
-One sample of a posterior is the wrong answer where a score over regions counts: with a doubt of 2 px about an outline the mean of samples
-scores far higher than a sample. `decide` makes the answer, `tune` finds the settings of the guard on blocks that trained nothing.
+One sample of a posterior is the wrong answer where a score over regions counts: with a doubt of 2 px about an outline
+the mean of samples scores far higher than a sample. `decide` makes the answer, `tune` finds the settings of the guard
+on blocks that trained nothing.
 
 Shape letters: S samples, B tiles, K classes, H, W pixels.
 """
@@ -35,8 +36,8 @@ def decide(draws: Floats, coarse: Floats, decision: str = "mean", trust: float =
     """Probabilities [B,K,H,W] from draws [S,B,K,H,W] and coarse probabilities [B,K,H,W].
 
     Args:
-        decision: "mean" of the draws; or "mbr", minimum Bayes risk: of the draws and their mean the map with the highest mean boundary IoU
-            against the draws. trust: see `guarded`.
+        decision: "mean" of the draws; or "mbr", minimum Bayes risk: of the draws and their mean the map with the
+            highest mean boundary IoU against the draws. trust: see `guarded`.
     """
     found = draws.mean(axis=0)
     if decision == "mbr" and len(draws) > 1:
@@ -45,7 +46,8 @@ def decide(draws: Floats, coarse: Floats, decision: str = "mean", trust: float =
 
 
 def guarded(refined: Floats, coarse: Floats, trust: float) -> Floats:
-    """log p = l log p_refined + (1 - l) log p_coarse with l = `trust`, for probabilities [...,K,H,W]; l = 1 is the refined map."""
+    """log p = l log p_refined + (1 - l) log p_coarse with l = `trust`, for probabilities [...,K,H,W]; l = 1 is the
+    refined map."""
     if trust == 1:
         return refined
     logits = trust * np.log(refined.clip(1e-6)) + (1 - trust) * np.log(coarse.clip(1e-6))
@@ -54,7 +56,8 @@ def guarded(refined: Floats, coarse: Floats, trust: float) -> Floats:
 
 
 def _least_risk(draws: Floats, mean: Floats) -> Floats:
-    """One tile: draws [S,K,H,W] and their mean [K,H,W] -> the one that agrees best with the draws, the mean where they are level."""
+    """One tile: draws [S,K,H,W] and their mean [K,H,W] -> the one that agrees best with the draws, the mean where
+    they are level."""
     n_classes = len(mean)
     candidates = [mean, *draws]
     maps = [c.argmax(axis=0).astype(np.uint8) for c in candidates]
@@ -68,7 +71,8 @@ def _least_risk(draws: Floats, mean: Floats) -> Floats:
 
 
 def boundary_bands(index: NDArray[np.uint8], n_classes: int, band_px: int = BAND_PX) -> NDArray[np.bool_]:
-    """Of every class the pixels within `band_px` (chessboard steps) of its own edge, inside it [K,H,W] (arXiv 2103.16562)."""
+    """Of every class the pixels within `band_px` (chessboard steps) of its own edge, inside it [K,H,W] (arXiv
+    2103.16562)."""
     kernel = np.ones((2 * band_px + 1,) * 2, np.uint8)
     masks = [(index == k).astype(np.uint8) for k in range(n_classes)]
     return np.stack([(m - cv2.erode(m, kernel, borderType=cv2.BORDER_REPLICATE)) > 0 for m in masks])
@@ -96,7 +100,8 @@ def refuse_confidence(sampler: SamplerConfig) -> None:
 
 
 def without_confidence(sampler: SamplerConfig) -> SamplerConfig:
-    """A saved decision for a class map: its reach holds, what needs confidence is off; a trust of 0 (the coarse map itself) stays."""
+    """A saved decision for a class map: its reach holds, what needs confidence is off; a trust of 0 (the coarse map
+    itself) stays."""
     return dataclasses.replace(sampler, keep_confidence=0.0, trust=0.0 if sampler.trust == 0 else 1.0)
 
 
@@ -105,7 +110,8 @@ def without_confidence(sampler: SamplerConfig) -> SamplerConfig:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of ground that trained nothing: refined and coarse probabilities [K,H,W], and its labels [H,W], 255 unknown."""
+    """A block of ground that trained nothing: refined and coarse probabilities [K,H,W], and its labels [H,W], 255
+    unknown."""
 
     refined: Floats
     coarse: Floats
@@ -137,7 +143,8 @@ def decided_map(refined: Floats, coarse: Floats, trust: float, reach_px: float, 
 
 
 def tune(blocks: Sequence[Block]) -> Tuned:
-    """The guard under which boundary IoU is greatest while mIoU is not below the coarse map's; else the coarse map itself (trust 0).
+    """The guard under which boundary IoU is greatest while mIoU is not below the coarse map's; else the coarse map
+    itself (trust 0).
 
     Among equals the one that changes least comes first.
 

@@ -1,9 +1,9 @@
 """The U-Net in two halves, and the condition encoder. Both are assembled from diffusers blocks.
 
-`Denoiser.encode(z, t)` runs the encoder and middle, `decode(features)` the decoder: guidance is added between the two, so one
-encoder pass serves the guidance network and both branches of classifier-free guidance (docs/method.md). Works on diffusers'
-`UNet2DModel` (small models) and `UNet2DConditionModel` (Stable Diffusion), whose cross-attention sees one constant: the embedding of
-the empty prompt.
+`Denoiser.encode(z, t)` runs the encoder and middle, `decode(features)` the decoder: guidance is added between the
+two, so one encoder pass serves the guidance network and both branches of classifier-free guidance (docs/method.md).
+Works on diffusers' `UNet2DModel` (small models) and `UNet2DConditionModel` (Stable Diffusion), whose cross-attention
+sees one constant: the embedding of the empty prompt.
 
 Shape letters: B batch, D latent channels, h, w latent grid.
 """
@@ -147,10 +147,12 @@ def small_unet(in_channels: int, out_channels: int, channels: Sequence[int], lay
 
 
 class ConditionEncoder(nn.Module):
-    """Image and coarse latent -> one condition feature for every skip and the middle of the denoiser; timestep fixed at 1.
+    """Image and coarse latent -> one condition feature for every skip and the middle of the denoiser; timestep fixed
+    at 1.
 
-    Trained (small models): one pass over image (space-to-depth) and coarse latent, concatenated.
-    Frozen (Stable Diffusion, as in arXiv 2507.01573): one batched pass over the image latent and the coarse latent, features concatenated.
+    Trained (small models): one pass over image (space-to-depth) and coarse latent, concatenated. Frozen (Stable
+    Diffusion, as in arXiv 2507.01573): one batched pass over the image latent and the coarse latent, features
+    concatenated.
 
     Args:
         encoder: Denoiser without decoder. frozen: which of the two.
@@ -185,10 +187,11 @@ def position_sizes(levels: Sequence[int], side: int) -> tuple[int, ...]:
 
 
 class PixelHead(nn.Module):
-    """Features, image, coarse map and z at full size [B,M,H,W] -> what is added to the logits [B,K,H,W]; nothing at the start.
+    """Features, image, coarse map and z at full size [B,M,H,W] -> what is added to the logits [B,K,H,W]; nothing at
+    the start.
 
-    A denoiser on blocks of pixels places borders to the pixel only through the channels of a block; two small convolutions at full size do
-    so directly (cf. SegRefiner and CascadePSP, which work at stride 1).
+    A denoiser on blocks of pixels places borders to the pixel only through the channels of a block; two small
+    convolutions at full size do so directly (cf. SegRefiner and CascadePSP, which work at stride 1).
     """
 
     WIDTH = 16

@@ -1,7 +1,8 @@
 """Diffusion: noise schedule, parameterisation, timestep law, loss weighting, sampler; five independent choices.
 
-Forward process: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps (DDPM, arXiv 2006.11239, eq. 4). The network's output is read as
-epsilon, v = sqrt(abar) eps - sqrt(1 - abar) z_0 (arXiv 2202.00512), or x0. diffusers' schedulers take the steps; they always get x0.
+Forward process: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps (DDPM, arXiv 2006.11239, eq. 4). The network's output
+is read as epsilon, v = sqrt(abar) eps - sqrt(1 - abar) z_0 (arXiv 2202.00512), or x0. diffusers' schedulers take the
+steps; they always get x0.
 
 Shape letters: B batch, D latent channels, h, w latent grid, T training timesteps.
 """
@@ -26,8 +27,8 @@ WEIGHT_FLOOR = 0.05  # of min-SNR weights: at zero terminal SNR the weight would
 def betas(schedule: str, steps: int, zero_terminal_snr: bool) -> np.ndarray:
     """Noise schedule as betas [T], float64, each in (0, 0.999], or 1 at the end with zero terminal SNR.
 
-    linear: DDPM, 1e-4..0.02 for T = 1000. scaled_linear: Stable Diffusion, 8.5e-4..0.012 in square roots. cosine: arXiv 2102.09672 eq. 17.
-    sigmoid: arXiv 2301.10972 algorithm 1 (start -3, end 3, tau 1).
+    linear: DDPM, 1e-4..0.02 for T = 1000. scaled_linear: Stable Diffusion, 8.5e-4..0.012 in square roots. cosine:
+    arXiv 2102.09672 eq. 17. sigmoid: arXiv 2301.10972 algorithm 1 (start -3, end 3, tau 1).
     """
     shorter = 1000 / steps  # fewer steps, larger betas: the same noise at the end
     if schedule == "linear":
@@ -53,10 +54,12 @@ def betas(schedule: str, steps: int, zero_terminal_snr: bool) -> np.ndarray:
 
 
 def scaled(values: np.ndarray, amplitude: float) -> np.ndarray:
-    """Betas [T] of the process whose clean latents are `amplitude` times as large, and whose z are brought back to unit variance.
+    """Betas [T] of the process whose clean latents are `amplitude` times as large, and whose z are brought back to
+    unit variance.
 
-    z / sqrt(abar s^2 + 1 - abar) with z = sqrt(abar) s c + sqrt(1 - abar) eps (arXiv 2301.10972, section 2.3) is the variance-preserving
-    process of c with abar' = abar s^2 / (abar s^2 + 1 - abar): the signal-to-noise ratio of every timestep times s^2.
+    z / sqrt(abar s^2 + 1 - abar) with z = sqrt(abar) s c + sqrt(1 - abar) eps (arXiv 2301.10972, section 2.3) is the
+    variance-preserving process of c with abar' = abar s^2 / (abar s^2 + 1 - abar): the signal-to-noise ratio of every
+    timestep times s^2.
     """
     bar = np.cumprod(1 - values)
     signal = bar * amplitude**2
@@ -210,8 +213,8 @@ class Sampler:
         if self.scheduler is None:
             return x0
         if self.kind in ("ddim", "renoise"):
-            # arXiv 2010.02502 eq. 12, eta 0. diffusers takes `t - T // steps` for the next timestep, which misses its own list (and ends
-            # short of the clean latent) where `steps` does not divide T
+            # arXiv 2010.02502 eq. 12, eta 0. diffusers takes `t - T // steps` for the next timestep, which misses its
+            # own list (and ends short of the clean latent) where `steps` does not divide T
             bar, last = self.bar(step), step + 1 == len(self.timesteps)
             after = torch.ones(()) if last else self.bar(step + 1)
             noise = fresh if self.renews and fresh is not None else (z - bar.sqrt() * x0) / (1 - bar).sqrt()
@@ -249,7 +252,8 @@ def _scheduler(kind: str, values: np.ndarray, spacing: str) -> Any:
 
 
 def noise_like(seeds: Sequence[int], shape: tuple[int, int, int], draws: int = 1) -> Tensor:
-    """[draws,B,D,h,w] float32 on the CPU: every row comes from its own seed, so it never depends on the batch it is in."""
+    """[draws,B,D,h,w] float32 on the CPU: every row comes from its own seed, so it never depends on the batch it is
+    in."""
     rows = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(int(seed) % (1 << 63))

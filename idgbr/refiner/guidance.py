@@ -3,11 +3,12 @@
 For a scale with denoiser feature n (C channels) and condition c (M channels):
     u = conv1x1(concat(n, c));  q = 1x1(u) + position;  k = v = 1x1(c) + position
     h = v + MHA(LN q, LN k, LN v);  h = h + MLP(LN h);  g = proj(LN h) + u
-Only `conv` and `proj` start at zero: no effect at first, yet every parameter learns (in the authors' code the attention cannot).
-Everything that depends on c alone is computed once a tile by `prepare`: keys, values, their residual, and c's share of `conv`.
+Only `conv` and `proj` start at zero: no effect at first, yet every parameter learns (in the authors' code the
+attention cannot). Everything that depends on c alone is computed once a tile by `prepare`: keys, values, their
+residual, and c's share of `conv`.
 
-Attention within windows of `window` positions a side keeps the cost linear in the image; 0 attends over the whole feature map, as
-the paper does.
+Attention within windows of `window` positions a side keeps the cost linear in the image; 0 attends over the whole
+feature map, as the paper does.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from idgbr.errors import BadRequest
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a block keeps of one condition. share [B,C,h,w]; value [B*windows,N,width]; k, v [B*windows,heads,N,width/heads];
-    mask [windows,N], False at positions that pad a window, or None."""
+    """What a block keeps of one condition. share [B,C,h,w]; value [B*windows,N,width]; k, v
+    [B*windows,heads,N,width/heads]; mask [windows,N], False at positions that pad a window, or None."""
 
     share: Tensor
     value: Tensor | None = None
@@ -45,7 +46,8 @@ class GuidanceBlock(nn.Module):
 
     Args:
         channels: C of the denoiser feature. condition_channels: M. width, heads: of the attention branch.
-        attention: False leaves the 1x1 convolution alone. window: side of attention windows in positions, 0: the whole map.
+        attention: False leaves the 1x1 convolution alone. window: side of attention windows in positions, 0: the
+            whole map.
         size: side of the learned position table where window is 0 (resized to other maps).
     """
 
@@ -185,8 +187,9 @@ class GuidanceNetwork(nn.Module):
 class Condition:
     """All that denoising steps share.
 
-    coarse: probabilities [B,K,H,W]. latent: their code [B,D,h,w], padded. prepared: one entry a skip and, last, the middle.
-    entry: image and coarse map on the latent grid [B,M,h,w], where the denoiser or a head at full size sees them too, or None.
+    coarse: probabilities [B,K,H,W]. latent: their code [B,D,h,w], padded. prepared: one entry a skip and, last, the
+    middle. entry: image and coarse map on the latent grid [B,M,h,w], where the denoiser or a head at full size sees
+    them too, or None.
     """
 
     coarse: Tensor

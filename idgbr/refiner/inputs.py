@@ -19,14 +19,15 @@ Array: TypeAlias = npt.NDArray[np.generic] | Tensor  # what is returned: of the 
 
 
 def read_image(image: ArrayLike, n_bands: int, valid: ArrayLike | None = None) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Array]]:
-    """[C,H,W] or [B,C,H,W] -> float32 [B,C,H,W] (0 where not valid), valid [B,H,W] or None, and the way back: it drops an added batch
-    axis and gives the kind (and device) that was given.
+    """[C,H,W] or [B,C,H,W] -> float32 [B,C,H,W] (0 where not valid), valid [B,H,W] or None, and the way back: it
+    drops an added batch axis and gives the kind (and device) that was given.
 
     Args:
         valid: bool [H,W] or [B,H,W]; None: all is.
 
     Raises:
-        Disagreement: not an image of `n_bands` bands, a valid value is not finite, or `valid` is of another size or kind.
+        Disagreement: not an image of `n_bands` bands, a valid value is not finite, or `valid` is of another size or
+            kind.
     """
     tensor = _tensor(image, "image")
     batched = tensor.ndim == 4
@@ -67,7 +68,8 @@ def read_coarse(coarse: ArrayLike, table: ClassTable, image_shape: tuple[int, ..
     """Class indices [(B,)H,W] or probabilities [(B,)K,H,W] -> probabilities float32 [B,K,H,W].
 
     Raises:
-        Disagreement: another size than the image, a class the table lacks, probabilities out of 0..1, or a value that is not finite.
+        Disagreement: another size than the image, a class the table lacks, probabilities out of 0..1, or a value that
+            is not finite.
     """
     tensor = _tensor(coarse, "coarse map")
     b, _, height, width = image_shape

@@ -1,7 +1,7 @@
 """What the refiner learns from a batch, and `fit`, which runs the one training loop on it.
 
-Everything random in a sample (timestep, noise, dropped condition) comes from a generator seeded by the sample's own seed, so the loss
-of a sample is the same in any batch, on any number of workers, and after a resume.
+Everything random in a sample (timestep, noise, dropped condition) comes from a generator seeded by the sample's own
+seed, so the loss of a sample is the same in any batch, on any number of workers, and after a resume.
 
 Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w latent grid.
 """
@@ -43,8 +43,9 @@ class RefinerTraining(nn.Module):
     Args:
         refiner: trained in place, as `.network`.
 
-    A batch has image [B,C,H,W] raw, coarse [B,K,H,W], target [B,H,W] (255 ignored), valid [B,H,W], seed [B], and, where a setting asks
-    for it, index [B]: how many images came before (fast track, alignment), and cached image_input, coarse_latent, target_latent, tokens.
+    A batch has image [B,C,H,W] raw, coarse [B,K,H,W], target [B,H,W] (255 ignored), valid [B,H,W], seed [B], and,
+    where a setting asks for it, index [B]: how many images came before (fast track, alignment), and cached
+    image_input, coarse_latent, target_latent, tokens.
     """
 
     def __init__(self, refiner: Refiner):
@@ -65,19 +66,22 @@ class RefinerTraining(nn.Module):
             self.aligner = None
 
     def shard_units(self) -> list[nn.Module]:
-        """Blocks FSDP gathers one at a time: those of the U-Nets. `prepare` enters guidance blocks too: the whole gathers them."""
+        """Blocks FSDP gathers one at a time: those of the U-Nets. `prepare` enters guidance blocks too: the whole
+        gathers them."""
         units: list[nn.Module] = []
         for half in (self.network.denoiser, self.network.condition_encoder.encoder):
             units += [*half.down_blocks, half.mid_block, *(half.up_blocks if half.has_decoder else [])]
         return units
 
     def compile_parts(self, mode: str) -> None:
-        """torch.compile of the denoiser's two halves, where the work is. The draws of timesteps and noise by sample fit in no graph."""
+        """torch.compile of the denoiser's two halves, where the work is. The draws of timesteps and noise by sample
+        fit in no graph."""
         denoiser: Any = self.network.denoiser
         denoiser.encode, denoiser.decode = torch.compile(denoiser.encode, mode=mode), torch.compile(denoiser.decode, mode=mode)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Batch (image [B,C,H,W], coarse [B,K,H,W], target and valid [B,H,W], seed [B]) -> loss [B] and its parts by name, each [B]."""
+        """Batch (image [B,C,H,W], coarse [B,K,H,W], target and valid [B,H,W], seed [B]) -> loss [B] and its parts by
+        name, each [B]."""
         network, config = self.network, self.network.config
         target, valid = batch["target"], batch["valid"]
         mask = valid & (target != IGNORE)
@@ -154,7 +158,8 @@ class RefinerTraining(nn.Module):
         error = output - target
         if self.network.config.loss_weighting != "frequency":
             return (error.square() * w).flatten(1).sum(1) / w.flatten(1).sum(1).clamp_min(1)
-        # Parseval: the mean squared error is the mean of the power spectrum, which is then weighed by frequency (mean weight 1)
+        # Parseval: the mean squared error is the mean of the power spectrum, which is then weighed by frequency (mean
+        # weight 1)
         spectrum = torch.fft.fft2(self.network.codec.to_pixels(error * w), norm="ortho").abs().square()
         fy, fx = (torch.fft.fftfreq(side, device=error.device).abs() for side in spectrum.shape[-2:])
         by_frequency = ((fy[:, None].square() + fx[None].square()).sqrt() / 0.5**0.5 + 0.1) ** FREQUENCY_POWER
@@ -162,7 +167,8 @@ class RefinerTraining(nn.Module):
 
 
 def edge_difference(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Mean absolute difference [B] of the Sobel gradients of probabilities [B,K,H,W] and labels [B,H,W], where 3 x 3 labels are known."""
+    """Mean absolute difference [B] of the Sobel gradients of probabilities [B,K,H,W] and labels [B,H,W], where 3 x 3
+    labels are known."""
     k = probabilities.shape[1]
     known = (labels != IGNORE)[:, None].float()
     hot = F.one_hot(torch.where(labels == IGNORE, 0, labels), k).movedim(-1, 1).float()
@@ -177,7 +183,7 @@ def encode_sample(
     network: Refiner, image: Tensor, coarse: Tensor, target: Tensor, valid: Tensor, mask: Tensor
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Frozen codes of a batch: condition input (None without image), coarse latent, target latent; padded."""
-    # nothing is known about ignored pixels: the coarse map stands in, and the loss leaves them out
+    # nothing is known about ignored pixels: they hold the coarse map, and the loss leaves them out
     n_classes = network.codec.n_classes
     hot = F.one_hot(torch.where(mask, target, 0).long(), n_classes).movedim(-1, 1).to(coarse.dtype)
     truth = torch.where(mask[:, None], hot, coarse)
@@ -196,7 +202,8 @@ def _pad_value(labels: Tensor, multiple: int) -> Tensor:
 
 
 class Numbered(torch.utils.data.Dataset):
-    """Adds `index`, the number of images before this one, and lets crops repeat after `pool` (0: never), with their frozen codes cached.
+    """Adds `index`, the number of images before this one, and lets crops repeat after `pool` (0: never), with their
+    frozen codes cached.
 
     A repeated crop keeps the seed of its own place in the stream: only what the codec and the teacher see repeats.
     """
@@ -236,15 +243,17 @@ def fit(
     stop: Stop | None = None,
     max_images: int | None = None,
 ) -> None:
-    """Train a refiner on the training rasters of `dataset` and their coarse maps; leaves a folder that `Refiner.load` reads.
+    """Train a refiner on the training rasters of `dataset` and their coarse maps; leaves a folder that `Refiner.load`
+    reads.
 
     Args:
         coarse_dir: folder of the coarse stage. seed: of the replicate: initial weights, crops, noise.
-        max_images: train on fewer images than `config.train_images` (quick looks, early rungs); the schedule is shortened too.
+        max_images: train on fewer images than `config.train_images` (quick looks, early rungs); the schedule is
+            shortened too.
         scratch, world, runtime, report, stop: see `idgbr.training.loop.train`.
 
     Raises:
-        BadRequest, Missing, Disagreement: settings or inputs that cannot be used. Interrupted: `stop` said so.
+        BadRequest, Missing, Disagreement: settings or inputs that cannot be used. Interrupted: `stop` returned true.
     """
     from idgbr.training.distributed import World
     from idgbr.training.loop import train
@@ -278,7 +287,8 @@ def fit(
 
 
 def cached_encoder(module: RefinerTraining) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """What is frozen about a sample, computed once: latents of a VAE (analog codes cost less than their copies), teacher tokens."""
+    """What is frozen about a sample, computed once: latents of a VAE (analog codes cost less than their copies),
+    teacher tokens."""
     network = module.network
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
-"""The networks of a refiner as one module: denoiser, condition encoder, guidance network, label code and band statistics.
+"""The networks of a refiner as one module: denoiser, condition encoder, guidance network, label code and band
+statistics.
 
-All that depends on image and coarse map alone is computed once a tile (`condition`) and reused by every step, sample and step count.
+All that depends on image and coarse map alone is computed once a tile (`condition`) and reused by every step, sample
+and step count.
 
 Shape letters: B batch, C bands, K classes, H, W pixels, D latent channels, h, w latent grid.
 """
@@ -31,8 +33,8 @@ class RefinerNetwork(nn.Module):
     """See the head of this file.
 
     Args:
-        config: what to build. n_bands: C. table: the K classes. stats: of the training rasters, one entry a band. parts: modules read from
-            folders.
+        config: what to build. n_bands: C. table: the K classes. stats: of the training rasters, one entry a band.
+            parts: modules read from folders.
 
     Raises:
         BadRequest: settings that contradict each other. Disagreement: statistics of another number of bands.
@@ -126,7 +128,8 @@ class RefinerNetwork(nn.Module):
         return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
 
     def image_input(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Raw image [B,C,H,W] -> input of the condition encoder [B,*,h,w]. Pixels that are not `valid` [B,H,W] become 0, the middle."""
+        """Raw image [B,C,H,W] -> input of the condition encoder [B,*,h,w]. Pixels that are not `valid` [B,H,W] become
+        0, the middle."""
         if isinstance(self.codec, VaeCodec) and self.condition_encoder.frozen:
             # the autoencoder was trained on [-1, 1]: robust range of the training rasters, first three bands
             x = ((image - self.low) / (self.high - self.low).clamp_min(1e-6) * 2 - 1).clamp(-1, 1)
@@ -197,7 +200,8 @@ class RefinerNetwork(nn.Module):
         guidance_scale: float = 1.0,
         as_logits: bool = False,
     ) -> Estimate:
-        """The clean map as the network sees it at z [B,D,h,w], timestep t [B] and noise level `bar` (None: z holds no noised map).
+        """The clean map as the network sees it at z [B,D,h,w], timestep t [B] and noise level `bar` (None: z holds no
+        noised map).
 
         as_logits: read a latent output as logits too, as networks trained by the task loss want it.
         """
@@ -212,8 +216,8 @@ class RefinerNetwork(nn.Module):
     def prior(self, condition: Condition, z: Tensor, bar: Tensor | None) -> Tensor | float:
         """What is added to the network's output at z and noise level abar (`bar`; None: z holds no noised map).
 
-        With `coarse_residual` the network adds the image's evidence to what coarse map and z say by themselves: an untrained one returns
-        the coarse map, and one that sees a nearly clean z returns z.
+        With `coarse_residual` the network adds the image's evidence to what coarse map and z say by themselves: an
+        untrained one returns the coarse map, and one that sees a nearly clean z returns z.
         """
         kind = self.process.parameterisation
         if not (self.config.coarse_residual and self.config.use_coarse) or kind == "epsilon":
@@ -231,11 +235,13 @@ class RefinerNetwork(nn.Module):
         """Run the condition encoder and prepare the guidance once for all steps.
 
         Args:
-            image: raw digital numbers [B,C,H,W]. coarse: probabilities [B,K,H,W]. valid: [B,H,W] bool, False at nodata.
+            image: raw digital numbers [B,C,H,W]. coarse: probabilities [B,K,H,W]. valid: [B,H,W] bool, False at
+                nodata.
         """
         image, coarse = image.to(self.device, torch.float32), coarse.to(self.device, torch.float32)
         valid = None if valid is None else self.pad(valid.to(self.device)[:, None].float())[:, 0] > 0
-        # On the CPU kernels pick their summation order by batch size: tile by tile, a tile's result cannot depend on its neighbours.
+        # On the CPU kernels pick their summation order by batch size: tile by tile, a tile's result cannot depend on
+        # its neighbours.
         size = 1 if self.device.type == "cpu" else len(image)
         rows = []
         for i in range(0, len(image), size):

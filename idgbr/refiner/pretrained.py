@@ -1,7 +1,8 @@
 """Frozen features of a pretrained timm encoder as one more condition.
 
-The paper's condition encoder is Stable Diffusion's pretrained U-Net encoder, frozen (docs/method.md). A small refiner that starts from
-random weights has no such knowledge of images; an ImageNet encoder from a local file gives it some, for one forward pass a tile.
+The paper's condition encoder is Stable Diffusion's pretrained U-Net encoder, frozen (docs/method.md). A small refiner
+that starts from random weights has no such knowledge of images; an ImageNet encoder from a local file gives it some,
+for one forward pass a tile.
 
 Shape letters: B batch, C bands, h, w latent grid (H / block, W / block).
 """
@@ -23,10 +24,12 @@ STRIDES_UP_TO = 16  # deeper features say what is in the scene, not where its bo
 
 
 class PretrainedFeatures(nn.Module):
-    """Image (space-to-depth by `factor`) [B,C*factor^2,h,w] -> features [B,width,h,w]; only the 1x1 projections are trained.
+    """Image (space-to-depth by `factor`) [B,C*factor^2,h,w] -> features [B,width,h,w]; only the 1x1 projections are
+    trained.
 
     Args:
-        encoder: timm name with `features_only`. weights: safetensors file with timm's keys; empty: random (a control, and for `load`).
+        encoder: timm name with `features_only`. weights: safetensors file with timm's keys; empty: random (a control,
+            and for `load`).
 
     Raises:
         BadRequest: no such encoder. Missing: no such file. Disagreement: weights of another model.
@@ -73,7 +76,7 @@ def _frozen(name: str, weights: str, n_bands: int) -> Any:
             )
         arguments["pretrained_cfg_overlay"] = {"file": weights}
     try:
-        with quiet("timm.models._builder"):  # it tells of the head, which features do not need
+        with quiet("timm.models._builder"):  # it reports the head, which features do not need
             encoder = timm.create_model(name, **arguments)
     except RuntimeError as error:
         raise Disagreement(f"{weights} does not fit {name}", value=str(error).splitlines()[-1].strip()) from error

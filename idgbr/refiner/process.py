@@ -1,7 +1,8 @@
-"""What a kind of refiner does with the network. Diffusion in steps from noise, a cascade of steps without noise, or one pass.
+"""What a kind of refiner does with the network. Diffusion in steps from noise, a cascade of steps without noise, or
+one pass.
 
-A process decides what the denoiser sees and how its output is read, in training (`draw`, `first`, `seen`) and in sampling (`walk`).
-Networks, losses and files are the same for all kinds, so that they can be compared.
+A process decides what the denoiser sees and how its output is read, in training (`draw`, `first`, `seen`) and in
+sampling (`walk`). Networks, losses and files are the same for all kinds, so that they can be compared.
 
 Shape letters: B batch, D latent channels, h, w latent grid.
 """
@@ -25,10 +26,11 @@ from idgbr.refiner.diffusion import Diffusion, Sampler, TimestepLaw, trailing
 class Draw:
     """What is random about a batch of training samples.
 
-    t: timesteps [B]. noise: in z [B,D,h,w]. keep: 0 where the condition is left out, else 1 [B].
-    from_zeros: the network sees zeros in place of a noised map [B]. task: a latent output is trained by the task loss too [B].
-    recycled: z is made from the network's own first guess in place of the truth [B]. first: z of the step that makes it [B,D,h,w].
-    guesses: whether guesses are made at all; the same for every part of a global batch, as sharded networks need it.
+    t: timesteps [B]. noise: in z [B,D,h,w]. keep: 0 where the condition is left out, else 1 [B]. from_zeros: the
+    network sees zeros in place of a noised map [B]. task: a latent output is trained by the task loss too [B].
+    recycled: z is made from the network's own first guess in place of the truth [B]. first: z of the step that makes
+    it [B,D,h,w]. guesses: whether guesses are made at all; the same for every part of a global batch, as sharded
+    networks need it.
     """
 
     t: Tensor
@@ -43,14 +45,16 @@ class Draw:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The clean map as one evaluation of the network sees it. x0: latent [B,D,h,w]. probabilities: [B,K,H,W], None for a latent output."""
+    """The clean map as one evaluation of the network sees it. x0: latent [B,D,h,w]. probabilities: [B,K,H,W], None
+    for a latent output."""
 
     x0: Tensor
     probabilities: Tensor | None
 
 
 class Evaluate(Protocol):
-    """The network at latent z [B,D,h,w], timestep t (scalar) and noise level `bar` (abar; None: z holds no noised map)."""
+    """The network at latent z [B,D,h,w], timestep t (scalar) and noise level `bar` (abar; None: z holds no noised
+    map)."""
 
     def __call__(self, z: Tensor, t: Tensor, bar: Tensor | None, *, guidance_scale: float = 1.0, as_logits: bool = False) -> Estimate: ...
 
@@ -62,8 +66,8 @@ Decode = Callable[[Tensor], Tensor]  # latent -> probabilities
 class Process(Protocol):
     """The interface of the kinds of refiner.
 
-    parameterisation: what the network's output is ("x0", "v" or "epsilon"). reads_logits: whether it is read as class logits
-    (cross-entropy), else as a latent (squared error). last: the timestep at which sampling starts.
+    parameterisation: what the network's output is ("x0", "v" or "epsilon"). reads_logits: whether it is read as class
+    logits (cross-entropy), else as a latent (squared error). last: the timestep at which sampling starts.
     """
 
     parameterisation: str
@@ -71,7 +75,8 @@ class Process(Protocol):
     last: int
 
     def draw(self, seeds: Sequence[int], index: Tensor | None, z0: Tensor) -> Draw:
-        """Random parts of training samples; those of a sample come from its own seed. index: images seen before each sample [B]."""
+        """Random parts of training samples; those of a sample come from its own seed. index: images seen before each
+        sample [B]."""
 
     def seen(self, source: Tensor, draw: Draw) -> Tensor:
         """What the denoiser sees in training, made from clean latents (of the truth or a guess) [B,D,h,w]."""
@@ -149,9 +154,10 @@ class OnePass(_WithoutNoise):
 
 
 class Cascade(_WithoutNoise):
-    """Steps without noise: the first sees zeros, every later one the guess before it. Learnt by cross-entropy on the first guess and zeros.
+    """Steps without noise: the first sees zeros, every later one the guess before it. Learnt by cross-entropy on the
+    first guess and zeros.
 
-    The control that tells what steps buy from what noise buys.
+    The control that separates the gain of several steps from the gain of noise.
     """
 
     def __init__(self, config: RefinerConfig):

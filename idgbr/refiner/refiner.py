@@ -3,8 +3,9 @@
     refiner = Refiner.load(folder)
     refined = refiner.refine(image, coarse)          # numpy or torch, any size, index map or probabilities
 
-A label map is written as a latent by a denoising diffusion process whose decoder is led by a conditioning guidance network
-(Wang et al., arXiv 2507.01573). The networks are in `network.py`, what is done with them in `process.py` and `sampling.py`.
+A label map is written as a latent by a denoising diffusion process whose decoder is led by a conditioning guidance
+network (Wang et al., arXiv 2507.01573). The networks are in `network.py`, what is done with them in `process.py` and
+`sampling.py`.
 
 Shape letters: B batch, C bands, K classes, H, W pixels, S samples.
 """
@@ -91,10 +92,12 @@ class Refiner(RefinerNetwork):
         Args:
             image: raw digital numbers [C,H,W] or [B,C,H,W], numpy or torch, any dtype.
             coarse: class indices [H,W] / [B,H,W], or probabilities [K,H,W] / [B,K,H,W].
-            valid: bool [H,W] / [B,H,W], False where the image has no data: those pixels are not read and keep the coarse class.
+            valid: bool [H,W] / [B,H,W], False where the image has no data: those pixels are not read and keep the
+                coarse class.
             seeds: one integer, or one an image.
-            config: of the sampler; None: the decision saved with the refiner (without what needs probabilities, for class indices), or the
-                defaults where none was tuned. settings: single ones in its place, e.g. steps=8, samples=4, reach_px=6, strength=0.5.
+            config: of the sampler; None: the decision saved with the refiner (without what needs probabilities, for
+                class indices), or the defaults where none was tuned. settings: single ones in its place, e.g.
+                steps=8, samples=4, reach_px=6, strength=0.5.
             return_probabilities: a `Refined` (class map, probabilities, agreement, entropy) in place of the class map.
 
         Returns:

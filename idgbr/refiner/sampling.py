@@ -35,8 +35,9 @@ A = TypeVar("A")
 class Refined(Generic[A]):
     """A refined map with its uncertainty, in the kind (numpy or torch) and with the batch axis of the image given.
 
-    index: class map uint8 [(B,)H,W]. probabilities: mean over samples [(B,)K,H,W]. agreement: share of samples that voted for the most
-    frequent class [(B,)H,W]. entropy: of the mean probabilities, in units of log K, 0..1 [(B,)H,W].
+    index: class map uint8 [(B,)H,W]. probabilities: mean over samples [(B,)K,H,W]. agreement: share of samples that
+    voted for the most frequent class [(B,)H,W]. entropy: of the mean probabilities, in units of log K, 0..1
+    [(B,)H,W].
     """
 
     index: A
@@ -47,7 +48,8 @@ class Refined(Generic[A]):
 
 @torch.no_grad()
 def draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[int], config: SamplerConfig) -> Tensor:
-    """All draws [S,B,K,H,W]; noise of tile b comes from seeds[b] alone. Strength 0 returns the coarse probabilities as one draw.
+    """All draws [S,B,K,H,W]; noise of tile b comes from seeds[b] alone. Strength 0 returns the coarse probabilities
+    as one draw.
 
     Raises:
         BadRequest: settings that this refiner cannot follow, or another number of seeds than of tiles.
@@ -111,7 +113,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def decided(draws: Tensor, coarse: Tensor, valid: Tensor | None, config: SamplerConfig) -> Refined[Tensor]:
-    """What follows from all draws [S,B,K,H,W] where pixels may change; elsewhere the coarse probabilities [B,K,H,W] stay.
+    """What follows from all draws [S,B,K,H,W] where pixels may change; elsewhere the coarse probabilities [B,K,H,W]
+    stay.
 
     valid: [B,H,W] bool, False where the image has no data; None: it has data everywhere.
     """

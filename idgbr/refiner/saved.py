@@ -1,4 +1,5 @@
-"""Saved refiners: a folder with config.json (settings, classes, band statistics, shapes of parts) and model.safetensors."""
+"""Saved refiners: a folder with config.json (settings, classes, band statistics, shapes of parts) and
+model.safetensors."""
 
 from __future__ import annotations
 

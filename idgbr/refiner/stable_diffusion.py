@@ -1,4 +1,5 @@
-"""Parts from local folders in diffusers layout: the U-Net and autoencoder of Stable Diffusion 1.5 and its like. Nothing is fetched.
+"""Parts from local folders in diffusers layout: the U-Net and autoencoder of Stable Diffusion 1.5 and its like.
+Nothing is fetched.
 
 <base>/unet/{config.json,diffusion_pytorch_model.safetensors}     denoiser, and the frozen condition encoder (a second copy)
 <base>/vae/...                                                    label code, unless `refiner.vae` names another
@@ -40,7 +41,8 @@ class Parts:
         """What `config.base` and `config.vae` name, with weights.
 
         Raises:
-            Missing: no such folder, no weights in it. BadRequest: `codec=vae` without a folder, `base` with the analog code.
+            Missing: no such folder, no weights in it. BadRequest: `codec=vae` without a folder, `base` with the
+                analog code.
         """
         base = Path(config.base) if config.base else None
         if base and config.codec != "vae":
@@ -65,7 +67,8 @@ class Parts:
         for name in ("vae", "unet"):
             module = getattr(self, name)
             if module is not None:
-                # entries that begin with _ name the class, its version and the folder read; paths do not belong in artefacts
+                # entries that begin with _ name the class, its version and the folder read; paths do not belong in
+                # artefacts
                 made[name] = {
                     "class": type(module).__name__,
                     "config": {k: v for k, v in json.loads(module.to_json_string()).items() if not k.startswith("_")},
@@ -85,10 +88,12 @@ class Parts:
 
 
 def read_module(folder: Path) -> Any:
-    """A diffusers model from its folder, float32. Where torch's default device is meta (`plan`), its shape alone: no tensor is read.
+    """A diffusers model from its folder, float32. Where torch's default device is meta (`plan`), its shape alone: no
+    tensor is read.
 
     Raises:
-        Missing: no config or no weights. BadRequest: not a U-Net or autoencoder that can be used. Disagreement: weights of another model.
+        Missing: no config or no weights. BadRequest: not a U-Net or autoencoder that can be used. Disagreement:
+            weights of another model.
     """
     config = folder / "config.json"
     if not config.is_file():
@@ -163,9 +168,11 @@ def empty_prompt(base: Path) -> Tensor:
 
 
 def clip_empty_prompt(weights: dict[str, Tensor], config: Json) -> Tensor:
-    """CLIP's text transformer (arXiv 2103.00020: pre-norm, causal) on the empty prompt: start token, then end tokens. Last hidden state.
+    """CLIP's text transformer (arXiv 2103.00020: pre-norm, causal) on the empty prompt: start token, then end tokens.
+    Last hidden state.
 
-    Written out because it runs once, on one constant input, which does not justify a dependency on the library that holds the full model.
+    Written out because it runs once, on one constant input, which does not justify a dependency on the library that
+    holds the full model.
     """
     w = {k.removeprefix("text_model."): v.float() for k, v in weights.items()}
     length, heads, epsilon = config["max_position_embeddings"], config["num_attention_heads"], config.get("layer_norm_eps", 1e-5)

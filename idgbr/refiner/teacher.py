@@ -1,7 +1,8 @@
 """Representation alignment with a frozen timm ViT (docs/method.md, "Alignment").
 
 Student: the middle feature with guidance, which is not zero at the start (in the authors' code it is), through a
-three-layer SiLU MLP. Teacher: patch tokens of the image. Loss: 1 - mean cosine. The teacher is no part of the saved refiner.
+three-layer SiLU MLP. Teacher: patch tokens of the image. Loss: 1 - mean cosine. The teacher is no part of the saved
+refiner.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ PROJECTOR_WIDTH = 2  # hidden channels of the MLP, in units of the student's
 
 
 class Aligner(nn.Module):
-    """forward(middle feature [B,M,h,w], batch) -> loss [B]. Tokens are read from the batch where they were precomputed.
+    """forward(middle feature [B,M,h,w], batch) -> loss [B]. Tokens are read from the batch where they were
+    precomputed.
 
     Args:
-        config: teacher (timm name), teacher_weights (safetensors file). channels: M. stats: band statistics of the images.
+        config: teacher (timm name), teacher_weights (safetensors file). channels: M. stats: band statistics of the
+            images.
 
     Raises:
-        BadRequest: no such timm model, or not a ViT. Missing: no such weights file. Disagreement: weights of another model.
+        BadRequest: no such timm model, or not a ViT. Missing: no such weights file. Disagreement: weights of another
+            model.
     """
 
     def __init__(self, config: RefinerConfig, channels: int, stats: BandStats):
@@ -53,7 +57,8 @@ class Aligner(nn.Module):
         return self.teacher(x)
 
     def forward(self, middle: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Middle features [B,C,h,w] -> 1 - mean cosine similarity to the teacher's tokens, [B] (REPA, arXiv 2410.06940)."""
+        """Middle features [B,C,h,w] -> 1 - mean cosine similarity to the teacher's tokens, [B] (REPA, arXiv
+        2410.06940)."""
         wanted = batch["tokens"] if "tokens" in batch else self.tokens(batch["image"])
         student = self.projector(middle.flatten(2).transpose(1, 2).float()).transpose(1, 2).unflatten(2, middle.shape[-2:])
         student = F.interpolate(student, wanted.shape[-2:], mode="bilinear", align_corners=False)
@@ -61,7 +66,8 @@ class Aligner(nn.Module):
 
 
 class _Frozen:
-    """Holds the teacher outside the module tree, so that it is neither trained, averaged, wrapped by DDP, nor saved."""
+    """Holds the teacher outside the module tree, so that it is neither trained, averaged, wrapped by DDP, nor
+    saved."""
 
     def __init__(self, vit: Any):
         self.vit = vit.eval().requires_grad_(False)

@@ -1,4 +1,5 @@
-"""The decision saved with a refiner: how to sample, and how far to trust the result, tuned on ground that trained nothing."""
+"""The decision saved with a refiner: how to sample, and how far to trust the result, tuned on ground that trained
+nothing."""
 
 from __future__ import annotations
 
@@ -24,17 +25,20 @@ STEPS, SAMPLES = 4, 4
 
 
 def default_sampler(refiner: Refiner) -> SamplerConfig:
-    """Four steps, the mean of four samples; new noise in every step where training recycled guesses or began from zeros."""
+    """Four steps, the mean of four samples; new noise in every step where training recycled guesses or began from
+    zeros."""
     config = refiner.config
     renewed = config.recycle > 0 or config.first_input == "zero"
     return SamplerConfig(sampler="renoise" if renewed else "ddim", steps=STEPS, samples=SAMPLES)
 
 
 def tuned_decision(refiner: Refiner, dataset: Dataset, coarse_dir: Path, share: float) -> SamplerConfig:
-    """The sampler of `default_sampler` with the guard that is best on the blocks held out of training (see `decisions.tune`).
+    """The sampler of `default_sampler` with the guard that is best on the blocks held out of training (see
+    `decisions.tune`).
 
     Args:
-        dataset: with training rasters and labels. coarse_dir: coarse maps of the training rasters. share: of the blocks, as in training.
+        dataset: with training rasters and labels. coarse_dir: coarse maps of the training rasters. share: of the
+            blocks, as in training.
     """
     sampler = default_sampler(refiner)
     return tune(list(_blocks(refiner, sampler, dataset, coarse_dir, share))).apply(sampler)

@@ -1,4 +1,5 @@
-"""One georeferenced scene refined by a saved model: grid, nodata and colours are kept; the output is whole or not at all."""
+"""One georeferenced scene refined by a saved model: grid, nodata and colours are kept; the output is whole or not at
+all."""
 
 from __future__ import annotations
 
@@ -63,10 +64,11 @@ def refine_scene(
     codes: ClassTable | None = None,
     report: Report | None = None,
 ) -> tuple[Tally, list[Path]]:
-    """One scene by a loaded model. Tiles' seeds depend on the seed, the scene's file name without folder and suffix, and the tile's place.
+    """One scene by a loaded model. Tiles' seeds depend on the seed, the scene's file name without folder and suffix,
+    and the tile's place.
 
-    Finished rows are also kept in a hidden folder beside the output until it is whole: after Ctrl-C, a crash or a full disk, `resume` goes
-    on from there. Other errors remove them.
+    Finished rows are also kept in a hidden folder beside the output until it is whole: after Ctrl-C, a crash or a
+    full disk, `resume` goes on from there. Other errors remove them.
 
     Args:
         codes: what the codes or colours of the coarse map mean, where they are not the model's.
@@ -75,7 +77,8 @@ def refine_scene(
         The counts, and the files written (the map last).
 
     Raises:
-        BadRequest, Missing, Disagreement: inputs that cannot be read or do not fit, an interrupted run of another request.
+        BadRequest, Missing, Disagreement: inputs that cannot be read or do not fit, an interrupted run of another
+            request.
         NoSpace, Outage: the output cannot be written.
     """
     from idgbr.rasters.coarse_map import CoarseMap
@@ -138,6 +141,7 @@ def refine_scene(
 
 
 def _stamps(path: Path) -> list[Any]:
-    """Tell another file from the same one without reading gigabytes; files beside it hold its mask, palette or place."""
+    """Tell another file from the same one without reading gigabytes; files beside it hold its mask, palette or
+    place."""
     files = [path, *files_beside([path]).get(path, ())]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -114,7 +114,8 @@ def best_refiner(root: str) -> Scored:
 
 
 def find_model(model: str, root: str) -> tuple[Path, Experiment | None]:
-    """Folder of a refiner, given as that folder or as its key in the store, and the experiment that trained it (None for a bare folder).
+    """Folder of a refiner, given as that folder or as its key in the store, and the experiment that trained it (None
+    for a bare folder).
 
     Args:
         model: empty: `best_refiner`, with the experiment of its best trial.

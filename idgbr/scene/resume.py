@@ -23,7 +23,8 @@ class Parts:
 
     Args:
         out: the output's path.
-        request: everything that decides the result (inputs, model, settings); parts of another request are never mixed in.
+        request: everything that decides the result (inputs, model, settings); parts of another request are never
+            mixed in.
     """
 
     def __init__(self, out: Path, request: Mapping[str, object]):

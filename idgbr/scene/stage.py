@@ -28,7 +28,8 @@ def refine_split(
     runtime: Runtime | None = None,
     report: Report | None = None,
 ) -> None:
-    """Stage "refined": `out/<raster id>.tif` class maps of all rasters of a split, and `out/tiles.json` with what was done.
+    """Stage "refined": `out/<raster id>.tif` class maps of all rasters of a split, and `out/tiles.json` with what was
+    done.
 
     Without a refiner the maps are the argmax of the coarse probabilities.
 

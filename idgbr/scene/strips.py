@@ -1,10 +1,12 @@
 """Refining a scene of any size: rows of tiles stream through, memory is set by the strip and not by the scene.
 
-    coarse strip (with halo) -> which pixels may change -> tiles that hold such pixels -> refiner -> Hann blending -> finished rows
+    coarse strip (with halo) -> which pixels may change -> tiles that hold such pixels -> refiner -> Hann blending ->
+    finished rows
 
-A pixel may change if it is valid, within `reach_px` of a coarse boundary, and not surer than `keep_confidence`; all others keep the coarse
-class, whatever a tile says. So a tile without such a pixel need not be computed, and leaving it out changes nothing (band gating).
-Every tile draws from its own seed, hash(seed, raster id, row, col): batches, workers and order of tiles have no influence.
+A pixel may change if it is valid, within `reach_px` of a coarse boundary, and not surer than `keep_confidence`; all
+others keep the coarse class. So a tile without such a pixel need not be computed, and leaving
+it out changes nothing (band gating). Every tile draws from its own seed, hash(seed, raster id, row, col): batches,
+workers and order of tiles have no influence.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class TileRefiner(Protocol):
     """What computes tiles. `TorchTiles` wraps the trained refiner; tests bring their own."""
 
     def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Condition:
-        """Image raw [B,C,T,T], coarse probabilities [B,K,T,T], valid [B,T,T] -> what `draw` needs, computed once for all samples."""
+        """Image raw [B,C,T,T], coarse probabilities [B,K,T,T], valid [B,T,T] -> what `draw` needs, computed once for
+        all samples."""
 
     def draw(self, condition: Condition, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
         """All samples of all tiles: probabilities [S,B,K,T,T]. `seeds` has one number a tile."""
@@ -62,7 +65,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished rows: classes uint8 [n, W], 255 where nothing is known; bands uint8 [b, n, W] as `band_names`, or none (b = 0)."""
+    """Finished rows: classes uint8 [n, W], 255 where nothing is known; bands uint8 [b, n, W] as `band_names`, or none
+    (b = 0)."""
 
     row: int
     index: NDArray[np.uint8]
@@ -82,8 +86,8 @@ class _TileRow:
 
 
 def band_names(samples: int) -> tuple[str, ...]:
-    """Of the confidence file: probability of the class given; with several samples also the share of them that voted for the most frequent
-    class, and the entropy of the mean probabilities in units of log K."""
+    """Of the confidence file: probability of the class given; with several samples also the share of them that voted
+    for the most frequent class, and the entropy of the mean probabilities in units of log K."""
     return ("confidence", "agreement", "entropy") if samples > 1 else ("confidence",)
 
 
@@ -277,7 +281,8 @@ def write_rows(
     tags: dict[str, str] | None = None,
     cog: bool = False,
 ) -> None:
-    """Rows into the class map `out` and, if asked for, the confidence bands; both appear at the end or neither does."""
+    """Rows into the class map `out` and, if asked for, the confidence bands; both appear at the end or neither
+    does."""
     with RasterWriter(
         out, grid, nodata=IGNORE, colours=class_colours(table), tags={**class_tags(table), **(tags or {})}, descriptions=("class",), cog=cog
     ) as writer:

@@ -1,7 +1,8 @@
 """The refiner that this process used last, still loaded, with the condition features of the tiles it has seen.
 
-Sampling jobs of one refiner follow each other in one process (a sweep sees to that): weights are read once, and step counts, samplers
-and strengths share what does not depend on them. Features are known by the content of the tile, so nothing else can be mistaken for it.
+Sampling jobs of one refiner follow each other in one process (a sweep sees to that): weights are read once, and step
+counts, samplers and strengths share what does not depend on them. Features are known by the content of the tile, so
+nothing else can be mistaken for it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class TorchTiles:
 
 
 class KeptTiles(TorchTiles):
-    """`TorchTiles` that remembers conditions. `encoded` counts the batches that were computed, `reused` those that were not."""
+    """`TorchTiles` that remembers conditions. `encoded` counts the batches that were computed, `reused` those that
+    were not."""
 
     def __init__(self, refiner: Refiner, runtime: Runtime):
         super().__init__(refiner, runtime)

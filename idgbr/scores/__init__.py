@@ -1,7 +1,7 @@
 """Counts of two class maps, and scores as pure functions of counts.
 
-`count_tile` counts one tile, `count_rasters` the rasters of a split (stage "counts"), `read.METRICS` names every score.
-Definitions and conventions: docs/scores.md.
+`count_tile` counts one tile, `count_rasters` the rasters of a split (stage "counts"), `read.METRICS` names every
+score. Definitions and conventions: docs/scores.md.
 """
 
 from typing import Any

@@ -1,12 +1,13 @@
 """Frequency bands of the error field, in exact integers.
 
-e_c = [pred is c] - [target is c], 0 where ignored. T_j = sum over all shifts, on the zero-extended plane, of (sum of e_c in a box of
-2^j x 2^j px)^2. S_j = sum_c T_j / 16^j / (2 N) with N valid pixels. Band j (structures of about 2^j px) is S_j - S_{j+1} >= 0, low is S_J,
-high is S_0 - S_J, and bands + low = S_0 = pixel error rate: a box mean of twice the side is the mean of four shifted box means, so Jensen's
-inequality makes every band non-negative. For two classes the two fields are opposite and sum_c T / 2 is T of class 1.
+e_c = [pred is c] - [target is c], 0 where ignored. T_j = sum over all shifts, on the zero-extended plane, of (sum of
+e_c in a box of 2^j x 2^j px)^2. S_j = sum_c T_j / 16^j / (2 N) with N valid pixels. Band j (structures of about 2^j
+px) is S_j - S_{j+1} >= 0, low is S_J, high is S_0 - S_J, and bands + low = S_0 = pixel error rate: a box mean of
+twice the side is the mean of four shifted box means, so Jensen's inequality makes every band non-negative. For two
+classes the two fields are opposite and sum_c T / 2 is T of class 1.
 
-Adding up over tiles is exact: a shift belongs to the tile that holds its upper left pixel (shifts that begin above or left of the scene
-belong to the first tiles), and a tile needs 2^J - 1 px of halo below and to the right.
+Adding up over tiles is exact: a shift belongs to the tile that holds its upper left pixel (shifts that begin above or
+left of the scene belong to the first tiles), and a tile needs 2^J - 1 px of halo below and to the right.
 """
 
 from __future__ import annotations
@@ -61,12 +62,14 @@ def _field_energies(e: NDArray[np.int8], levels: int, inner: tuple[int, int, int
     x, y, width, height = cv2.boundingRect((view != 0).view(np.uint8))
     if not width:
         return out
-    # b[i, j] is the box whose upper left pixel is (i + top, j + left); the range reaches one box above and left of the errors.
+    # b[i, j] is the box whose upper left pixel is (i + top, j + left); the range reaches one box above and left of
+    # the errors.
     top, left = r0 + y - reach, c0 + x - reach
     kind = np.int16 if levels <= 7 else np.int32
     b = np.zeros((height + 2 * reach, width + 2 * reach), kind)
     b[reach : reach + height, reach : reach + width] = view[y : y + height, x : x + width]
-    # Shifts owned by the tile: upper left pixel within inner; above or left of the scene's frame only if the tile lies at that frame.
+    # Shifts owned by the tile: upper left pixel within inner; above or left of the scene's frame only if the tile
+    # lies at that frame.
     row_from = 0 if r0 == 0 else max(0, r0 - top)
     col_from = 0 if c0 == 0 else max(0, c0 - left)
     row_to, col_to = min(b.shape[0], r1 - top), min(b.shape[1], c1 - left)

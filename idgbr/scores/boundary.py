@@ -1,8 +1,8 @@
 """Boundary scores as local counts: boundary IoU, boundary F, trimap, mBA, distance to the boundary.
 
-All take label maps uint8 [H,W] in which values >= K are no class (ignored pixels, in both maps: the "zero_both" convention), look at a
-window that may be larger than the tile (halo), and count inside `inner` = (row0, row1, col0, col1). With the halo named at each function,
-counts of tiles add up to the counts of the scene.
+All take label maps uint8 [H,W] in which values >= K are no class (ignored pixels, in both maps: the "zero_both"
+convention), look at a window that may be larger than the tile (halo), and count inside `inner` = (row0, row1, col0,
+col1). With the halo named at each function, counts of tiles add up to the counts of the scene.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def crop(array: NDArray, inner: Inner) -> NDArray:
 
 
 def inner_boundary(labels: Map, width_px: int, *, frame: bool) -> Map:
-    """Labels where a pixel lies within `width_px` (chessboard) of another label, 255 elsewhere: the inner side of every class's boundary.
+    """Labels where a pixel lies within `width_px` (chessboard) of another label, 255 elsewhere: the inner side of
+    every class's boundary.
 
     Args:
         frame: whether the frame of the array counts as boundary (boundary-iou-api pads one pixel of background).
@@ -55,7 +56,8 @@ def boundary_iou(pred: Map, target: Map, n_classes: int, width_px: int, inner: I
 
 
 def contours(labels: Map, first_class: int, n_classes: int) -> NDArray[np.uint8]:
-    """seg2bmap of up to 8 classes at once, a bit each: a pixel whose E, S or SE neighbour is on the other side. The frame is no contour."""
+    """seg2bmap of up to 8 classes at once, a bit each: a pixel whose E, S or SE neighbour is on the other side. The
+    frame is no contour."""
     bits = np.zeros(256, np.uint8)
     for i in range(min(8, n_classes - first_class)):
         bits[first_class + i] = 1 << i
@@ -68,7 +70,8 @@ def contours(labels: Map, first_class: int, n_classes: int) -> NDArray[np.uint8]
 
 
 def boundary_f(pred: Map, target: Map, n_classes: int, tolerance_px: float, inner: Inner) -> tuple[Counts, Counts, Counts, Counts]:
-    """(hits of pred, contour of pred, hits of target, contour of target) in px, each [K]. Halo: floor(tolerance_px) + 1."""
+    """(hits of pred, contour of pred, hits of target, contour of target) in px, each [K]. Halo: floor(tolerance_px) +
+    1."""
     out = np.zeros((4, n_classes), np.int64)
     for first in range(0, n_classes, 8):
         a, b = (contours(m, first, n_classes) for m in (pred, target))
@@ -113,7 +116,8 @@ def mba_radii(height: int, width: int) -> tuple[int, ...]:
 def mba(pred: Map, target: Map, n_classes: int, radii: tuple[int, ...], inner: Inner) -> tuple[Counts, Counts]:
     """(right pixels, pixels) [5] in the morphological gradients of the target. Halo: the largest radius.
 
-    As CascadePSP: for two classes ignored pixels are background in both maps; for more they are void, which makes edges but is not counted.
+    As CascadePSP: for two classes ignored pixels are background in both maps; for more they are void, which makes
+    edges but is not counted.
     """
     if n_classes == 2:
         pred, target = (np.where(target < n_classes, m, np.uint8(0)) for m in (pred, target))

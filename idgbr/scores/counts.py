@@ -1,4 +1,5 @@
-"""Stage "counts": the rasters of a split to counts.parquet and bands.parquet. The schemas and `count_tile` are offered here as well."""
+"""Stage "counts": the rasters of a split to counts.parquet and bands.parquet. The schemas and `count_tile` are
+offered here as well."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def count_rasters(
     out: Path,
     report: Report | None = None,
 ) -> None:
-    """Write out/counts.parquet and out/bands.parquet of the labelled rasters of a split. `trial` stays null: the table of trials fills it.
+    """Write out/counts.parquet and out/bands.parquet of the labelled rasters of a split. `trial` stays null: the
+    table of trials fills it.
 
     Args:
         refined_dir: class maps `<raster id>.tif` (indices, 255 = outside the classes).

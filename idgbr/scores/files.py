@@ -1,8 +1,8 @@
 """Class map files of other people: which files belong together, and what their values mean.
 
-Without a class table the values decide, for all files of one side together: only 0 and 255 is a mask (255 is the class), anything else are
-class indices. With a table, files are read as `idgbr.rasters.codes` says. Targets must hold only known codes; a prediction's unknown
-numbers are outside the classes and count as wrong.
+Without a class table the values decide, for all files of one side together: only 0 and 255 is a mask (255 is the
+class), anything else are class indices. With a table, files are read as `idgbr.rasters.codes` says. Targets must hold
+only known codes; a prediction's unknown numbers are outside the classes and count as wrong.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def matched(sides: dict[str, Path]) -> tuple[list[tuple[str, dict[str, Path]]], 
 
 
 def _by_name(side: str, folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Class maps by name without suffix, and the names of everything else: hidden files, folders, other kinds of files."""
+    """Class maps by name without suffix, and the names of everything else: hidden files, folders, other kinds of
+    files."""
     found: dict[str, Path] = {}
     others: list[str] = []
     for path in sorted(folder.iterdir()):
@@ -89,7 +90,8 @@ def _few(names: Sequence[str], most: int = 12) -> str:
 
 @dataclass(frozen=True)
 class Values:
-    """What a file holds: colours or numbers, whether a palette, the class names it was written with, and its distinct whole numbers."""
+    """What a file holds: colours or numbers, whether a palette, the class names it was written with, and its distinct
+    whole numbers."""
 
     path: Path
     colours: bool
@@ -103,7 +105,8 @@ def look(path: Path) -> Values:
     """Look a file through once, in blocks.
 
     Raises:
-        Missing: no such file. Disagreement: unreadable, fractions or not-a-number only, probabilities, complex numbers, no class map.
+        Missing: no such file. Disagreement: unreadable, fractions or not-a-number only, probabilities, complex
+            numbers, no class map.
     """
     from idgbr.rasters.codes import class_bands
     from idgbr.rasters.meaning import meaning_of, values_of
@@ -138,11 +141,12 @@ def look(path: Path) -> Values:
 
 
 def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[ClassTable, dict[str, bool]]:
-    """Class indices as a table, and which sides are 0/255 masks. Classes: 0 to the highest value of any side, but for `ignore` and 255.
+    """Class indices as a table, and which sides are 0/255 masks. Classes: 0 to the highest value of any side, but for
+    `ignore` and 255.
 
     Raises:
-        Disagreement: colours without a class table, negative numbers, more than `MOST_CLASSES` classes, or a single file of 0 and
-        declared 255.
+        Disagreement: colours without a class table, negative numbers, more than `MOST_CLASSES` classes, or a single
+        file of 0 and declared 255.
         BadRequest: `ignore` leaves fewer than two classes.
     """
     masks: dict[str, bool] = {}
@@ -222,7 +226,8 @@ class Side:
     seen: frozenset[int] = frozenset()  # codes that occur in the files of this side
 
     def read(self, path: Path, row: int, col: int, height: int, width: int) -> Map:
-        """Class indices of a window uint8 [height, width]; ignored pixels 255 (in predictions OUTSIDE wherever there is no class)."""
+        """Class indices of a window uint8 [height, width]; ignored pixels 255 (in predictions OUTSIDE wherever there
+        is no class)."""
         from idgbr.rasters.read import read_labels
 
         if self.is_target or self.colours:
@@ -236,7 +241,8 @@ def side_of(side: str, files: Sequence[Values], table: ClassTable, mask: bool, i
     """How the files of a side are read with a class table (given or guessed).
 
     Raises:
-        Disagreement: other class names in the file's own tags, colours without codes for them, or no known code at all in a prediction.
+        Disagreement: other class names in the file's own tags, colours without codes for them, or no known code at
+            all in a prediction.
     """
     is_target = side.startswith("target")
     seen = frozenset[int]().union(*(f.numbers for f in files)) if len(files) > 1 else frozenset()

@@ -1,4 +1,5 @@
-"""Formulas: scores as functions of summed counts, arrays of any shape. NaN where undefined: an empty class is neither 0 nor 1."""
+"""Formulas: scores as functions of summed counts, arrays of any shape. NaN where undefined: an empty class is neither
+0 nor 1."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def boundary_f(pred_hits: NDArray, pred_pixels: NDArray, target_hits: NDArray, t
 
 
 def weighted_f(target: NDArray, pred: NDArray, target_loss: NDArray, rest_loss: NDArray) -> Array:
-    """Margolin 2014, beta 1 (`wfm.py`), losses in units of 2^-32 px; undefined if neither map has it, 0 if only pred."""
+    """Margolin 2014, beta 1 (`wfm.py`), losses in units of 2^-32 px; undefined if neither map has it, 0 if only
+    pred."""
     eps = 2.0**-52
     target_loss, rest_loss = (np.asarray(loss, np.float64) * LOSS_UNIT for loss in (target_loss, rest_loss))
     recall = 1 - ratio(target_loss, target)
@@ -71,17 +73,20 @@ def weighted_f(target: NDArray, pred: NDArray, target_loss: NDArray, rest_loss: 
 
 
 def energies(columns: Columns) -> Array:
-    """S_j [..., J+1] from T_j of the rows of class -1: S_0 is the pixel error rate, S_J the share left in boxes of 2^J px (`bands.py`)."""
+    """S_j [..., J+1] from T_j of the rows of class -1: S_0 is the pixel error rate, S_J the share left in boxes of
+    2^J px (`bands.py`)."""
     n = np.asarray(columns["valid"], np.float64)
     levels = [np.asarray(columns[name], np.float64) for name in ENERGIES if name in columns]
     return np.stack([ratio(t, n * 2 * 16.0**j) for j, t in enumerate(levels)], -1)
 
 
 def iou_imp(cells: Sequence[NDArray], k: float = 1.0) -> Array:
-    """IoU_imp of IDGBR's README, of one class, from the joint cells n(target, coarse, refined) in the order of schema.JOINT.
+    """IoU_imp of IDGBR's README, of one class, from the joint cells n(target, coarse, refined) in the order of
+    schema.JOINT.
 
-    IoU_RT - how much of what the coarse map had right was kept; IoU_RF - of what it had wrong was repaired; IoU_RF - k (1 - IoU_RT).
-    New false positives outside both maps never enter, and pure false-positive errors give 0/0 (undefined): read `net_gain` beside it.
+    IoU_RT - how much of what the coarse map had right was kept; IoU_RF - of what it had wrong was repaired; IoU_RF -
+    k (1 - IoU_RT). New false positives outside both maps never enter, and pure false-positive errors give 0/0
+    (undefined): read `net_gain` beside it.
     """
     kept, repaired = improvement_parts(cells)
     return repaired - k * (1 - kept)
@@ -114,6 +119,7 @@ def band_error(columns: Columns, low: bool) -> Array:
 
 
 def legacy_min(means: Array) -> float:
-    """The authors' `wfm_aggregate: min`: the smaller of the class means above 0, so a map without any edge gets the non-edge score."""
+    """The authors' `wfm_aggregate: min`: the smaller of the class means above 0, so a map without any edge gets the
+    non-edge score."""
     defined = means[np.isfinite(means) & (means > 0)]
     return float(defined.min()) if len(defined) else float("nan")

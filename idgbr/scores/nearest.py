@@ -1,7 +1,7 @@
 """Exact Euclidean distances from a few pixels to the nearest pixel of a class, for all classes at once.
 
-One pass down and one up the rows gives every class's distance along its column; then only the pixels asked for search along their row.
-A distance transform of every class would spend most of its time on pixels nobody asks about.
+One pass down and one up the rows gives every class's distance along its column; then only the pixels asked for search
+along their row. A distance transform of every class would spend most of its time on pixels that are not needed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def column_distances(labels: Map, classes: NDArray) -> NDArray[np.uint16]:
 
 
 def squared_distances(labels: Map, n_classes: int, rows: NDArray, cols: NDArray, classes: NDArray) -> NDArray[np.float64]:
-    """Squared distance in px^2 from each pixel (rows[i], cols[i]) to the nearest pixel of classes[i]; inf where the class is nowhere.
+    """Squared distance in px^2 from each pixel (rows[i], cols[i]) to the nearest pixel of classes[i]; inf where the
+    class is nowhere.
 
     Exact: the squares of distances between pixels are integers.
     """

@@ -1,13 +1,14 @@
 """Scores of objects and of shape, as whole numbers a raster that add up over rasters: `idgbr score --objects`.
 
-Per class, one against the rest; where the target is ignored, neither map is of any class. Not local: an object that a tile's frame cuts
-is two objects, so rasters are read whole.
+Per class, one against the rest; where the target is ignored, neither map is of any class. Not local: an object that a
+tile's frame cuts is two objects, so rasters are read whole.
 
 - Boundary IoU (Cheng et al., CVPR 2021) within 1, 2 and 4 px.
-- Objects: 8-connected components. A predicted object matches a target object if their IoU is above 1/2; such a partner is unique.
+- Objects: 8-connected components. A predicted object matches a target object if their IoU is above 1/2; such a
+  partner is unique.
 - Perimeter: pairs of 4-neighbours of which one is of the class.
-- Betti numbers: 8-connected parts, and holes (4-connected parts of the rest that do not reach the frame); their error is the absolute
-  difference of the counts of a raster, wherever parts and holes lie.
+- Betti numbers: 8-connected parts, and holes (4-connected parts of the rest that do not reach the frame); their error
+  is the absolute difference of the counts of a raster, wherever parts and holes lie.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def count(pred: Map, target: Map, n_classes: int) -> dict[str, Counts]:
     """Counts [K] by name (`COLUMNS`) of one raster.
 
     Args:
-        pred, target: class indices uint8 [H,W]; values >= K of the target are ignored, those of `pred` are of no class.
+        pred, target: class indices uint8 [H,W]; values >= K of the target are ignored, those of `pred` are of no
+            class.
     """
     valid = target < n_classes
     pred = np.where(valid & (pred < n_classes), pred, np.uint8(IGNORE))
@@ -82,7 +84,8 @@ def _matched(pred: NDArray[np.int32], target: NDArray[np.int32]) -> int:
 
 
 def scores(total: Mapping[str, Counts]) -> dict[str, list[float]]:
-    """Scores [K] of summed counts; NaN where undefined (a class in neither map, no target object, no target perimeter)."""
+    """Scores [K] of summed counts; NaN where undefined (a class in neither map, no target object, no target
+    perimeter)."""
     matched, of_pred, of_target = (total[name] for name in OBJECTS)
     extra, missed = of_pred - matched, of_target - matched
     out = {f"boundary_iou_{w}px": ratio(total[f"biou{w}_intersection"], total[f"biou{w}_union"]) for w in WIDTHS_PX}

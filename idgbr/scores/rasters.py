@@ -57,7 +57,8 @@ def n_tiles(pair: Pair, config: ScoreConfig) -> int:
 def tiles_of(pair: Pair, config: ScoreConfig) -> Iterator[tuple[list[Row], list[Row]]]:
     """(counts rows, bands rows) of every tile and label set of a raster, with identity.
 
-    Tiles lie on a grid of score.tile_px from the upper left corner; those at the right and lower frame are smaller. Memory: one stretch.
+    Tiles lie on a grid of score.tile_px from the upper left corner; those at the right and lower frame are smaller.
+    Memory: one stretch.
     """
     widths = Widths.of(config, pair.height, pair.width, pair.gsd_m)
     step, halo = config.tile_px, widths.halo_px
@@ -167,7 +168,8 @@ def _dataset_pair(dataset: Dataset, raster: Raster, refined_dir: Path, coarse_di
 
 
 def read_argmax(path: Path, n_classes: int, row: int, col: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Most probable class uint8 [height, width] of a file of K bands (ties: the smaller class), 255 where it has no data.
+    """Most probable class uint8 [height, width] of a file of K bands (ties: the smaller class), 255 where it has no
+    data.
 
     Raises:
         Disagreement: another number of bands.

@@ -1,4 +1,4 @@
-"""Scores as pure functions of counts (`schema.py`): numpy, and polars for tables. The formulas stand in `formulas.py`.
+"""Scores as pure functions of counts (`schema.py`): numpy, and polars for tables. The formulas are in `formulas.py`.
 
     METRICS: dict[name, Metric]
 
@@ -11,11 +11,12 @@
                     "class" rows: arrays [..., K] -> [..., K] (a value a class), or [...] if `per_class` is False
                     "tile" rows:  arrays [...]    -> [...]
                     NaN where undefined (an empty class is neither 0 nor 1)
-    Metric.score(columns) -> [...]: mean of `value` over the classes where it is defined; `value` itself if not `per_class`
-    Metric.higher_is_better, Metric.doc
+    Metric.score(columns) -> [...]: mean of `value` over the classes where it is defined; `value` itself if not
+    `per_class` Metric.higher_is_better, Metric.doc
 
-A null column (no coarse map was given, surface not asked for) reads as NaN. `evaluate(frame, name)` does all this for the counts table of
-one trial, one split, one label set. Gains over the coarse map (frequency bands, any score) are contrasts between two trials.
+A null column (no coarse map was given, surface not asked for) reads as NaN. `evaluate(frame, name)` does all this for
+the counts table of one trial, one split, one label set. Gains over the coarse map (frequency bands, any score) are
+contrasts between two trials.
 """
 
 from __future__ import annotations
@@ -203,8 +204,9 @@ def metric(name: str) -> Metric:
 class Value:
     """One score of one trial.
 
-    score: over the classes. per_class [K], or () if the score has no classes. how: as `Metric.how`.
-    undefined: how many of the `of` rasters (pooled) or tiles (tile_mean) have no value by themselves, for each class (or one number).
+    score: over the classes. per_class [K], or () if the score has no classes. how: as `Metric.how`. undefined: how
+    many of the `of` rasters (pooled) or tiles (tile_mean) have no value by themselves, for each class (or one
+    number).
     """
 
     score: float
@@ -287,12 +289,13 @@ def evaluate(frame: pl.DataFrame, name: str) -> Value:
 def gain(after: pl.DataFrame, before: pl.DataFrame, name: str) -> tuple[float, int, int]:
     """How much better `after` scores than `before`, over the values that are defined in both.
 
-    A class that one map lacks altogether has no value there (a distance to nothing, an IoU of a class in neither map); a difference of
-    two means over different classes would call its loss a gain. Pooled scores are compared class by class, means over tiles
-    tile by tile and class by class.
+    A class that one map lacks altogether has no value there (a distance to nothing, an IoU of a class in neither
+    map); a difference of two means over different classes would call its loss a gain. Pooled scores are compared
+    class by class, means over tiles tile by tile and class by class.
 
     Returns:
-        The mean difference, positive if better (NaN if nothing is defined in both); of how many values; how many are defined in only one.
+        The mean difference, positive if better (NaN if nothing is defined in both); of how many values; how many are
+        defined in only one.
 
     Raises: as `evaluate`.
     """
@@ -328,7 +331,8 @@ def score_table(frame: pl.DataFrame, names: Iterable[str] = ()) -> dict[str, Val
 def distance_curve(bands: pl.DataFrame) -> list[Json]:
     """Scores against distance to the target's boundary: one entry a band, pooled over tiles.
 
-    Keys: low_px, high_px, valid, accuracy, iou [K], miou, and with a coarse map kept, repaired, damaged, still_wrong, net_gain.
+    Keys: low_px, high_px, valid, accuracy, iou [K], miou, and with a coarse map kept, repaired, damaged, still_wrong,
+    net_gain.
     """
     one_set(bands)
     names = [n for n in ("valid", "correct", *RATES, *LEDGER) if n in bands.columns]

@@ -38,7 +38,8 @@ def joint(maps: list[Map], sizes: list[int]) -> Counts:
 
 
 def confusion(pred: Map, target: Map, n_classes: int) -> Counts:
-    """[K, K+1]: rows are target classes, columns predicted classes; the last column is predictions outside the classes."""
+    """[K, K+1]: rows are target classes, columns predicted classes; the last column is predictions outside the
+    classes."""
     return joint([target, np.minimum(pred, np.uint8(n_classes))], [n_classes, n_classes + 1])
 
 
@@ -50,9 +51,11 @@ def rates(table: Counts) -> tuple[Counts, Counts, Counts]:
 
 
 def ledger(cells: Counts) -> dict[str, Counts]:
-    """What refinement did, from joint counts [..., K, K+1, K+1] of (target, coarse, refined), by target class [..., K].
+    """What refinement did, from joint counts [..., K, K+1, K+1] of (target, coarse, refined), by target class [...,
+    K].
 
-    kept: right before and after; repaired: wrong, then right; damaged: right, then wrong; still_wrong. Their sum is the valid pixels.
+    kept: right before and after; repaired: wrong, then right; damaged: right, then wrong; still_wrong. Their sum is
+    the valid pixels.
     """
     k = cells.shape[-3]
     i = np.arange(k)
@@ -66,7 +69,8 @@ def ledger(cells: Counts) -> dict[str, Counts]:
 
 
 def one_vs_rest_cells(cells: Counts) -> Counts:
-    """[K, 8] joint cells n(target, coarse, refined) of each class against the rest, from [K, K+1, K+1]; index = 4 t + 2 c + r."""
+    """[K, 8] joint cells n(target, coarse, refined) of each class against the rest, from [K, K+1, K+1]; index = 4 t +
+    2 c + r."""
     k = len(cells)
     out = np.zeros((k, 8), np.int64)
     total = cells.sum()

@@ -3,8 +3,9 @@
 counts.parquet  one row per tile x class, and one row of class -1 with what belongs to the whole tile
 bands.parquet   one row per tile x class x band of distance to the target's boundary (class -1: all classes)
 
-Integer columns add up over tiles, exactly and in any order: the weighted losses of the F-measure (`_loss`) are whole numbers of 2^-32 px.
-Floating point columns are values of one tile taken by itself: they do not add up, and are averaged over the tiles where they are not null.
+Integer columns add up over tiles, exactly and in any order: the weighted losses of the F-measure (`_loss`) are whole
+numbers of 2^-32 px. Floating point columns are values of one tile taken by itself: they do not add up, and are
+averaged over the tiles where they are not null.
 """
 
 from __future__ import annotations

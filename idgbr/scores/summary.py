@@ -1,4 +1,5 @@
-"""What `idgbr score` reports of one label set, as plain numbers: every score, the ledger, the frequency bands, the curve over distance."""
+"""What `idgbr score` reports of one label set, as plain numbers: every score, the ledger, the frequency bands, the
+curve over distance."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from idgbr.scores.schema import JOINT, LEDGER, MAX_LEVELS, PER_CLASS_VALUES, PER
 def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, config: ScoreConfig, iou_imp_k: float = 1.0) -> Json:
     """Of the trials pred and (if there) coarse.
 
-    Keys: pixels, scores {name: {score, per_class, undefined, of, how, higher_is_better, doc, coarse, gain, gain_of, gain_left_out}},
-    confusion [K][K+1], frequency {levels, pred, coarse, gain_low, gain_high}, distance [...], and with a coarse map ledger and improvement.
-    Every score that was asked for is there. `gain` is its change for the better over what is defined in both maps: `gain_of` values were
-    compared (classes; in scores that are means over tiles, classes of tiles), `gain_left_out` are defined in one map only.
-    Undefined numbers are NaN.
+    Keys: pixels, scores {name: {score, per_class, undefined, of, how, higher_is_better, doc, coarse, gain, gain_of,
+    gain_left_out}}, confusion [K][K+1], frequency {levels, pred, coarse, gain_low, gain_high}, distance [...], and
+    with a coarse map ledger and improvement. Every score that was asked for is there. `gain` is its change for the
+    better over what is defined in both maps: `gain_of` values were compared (classes; in scores that are means over
+    tiles, classes of tiles), `gain_left_out` are defined in one map only. Undefined numbers are NaN.
     """
     counts, bands = (frame.filter(pl.col("label_set") == label_set) for frame in (counts, bands))
     after, before = (counts.filter(pl.col("trial") == trial) for trial in ("pred", "coarse"))
@@ -91,7 +92,8 @@ def _per_class(counts: pl.DataFrame, names: tuple[str, ...]) -> list[dict[str, i
 
 
 def improvement(counts: pl.DataFrame, k: float) -> Json:
-    """IoU_RT, IoU_RF and IoU_imp with weight k, one class against the rest, beside the net gain that does see new false positives."""
+    """IoU_RT, IoU_RF and IoU_imp with weight k, one class against the rest, beside the net gain that does see new
+    false positives."""
     per_class = []
     for row in _per_class(counts, JOINT):
         cells = [np.array(row[n]) for n in JOINT]
@@ -105,7 +107,8 @@ def improvement(counts: pl.DataFrame, k: float) -> Json:
 
 
 def frequency(after: pl.DataFrame, before: pl.DataFrame | None) -> Json:
-    """Error energy by structure size. S: energy left in boxes of 2^j px; bands: S_j - S_{j+1}; low: the last S. bands + low = error."""
+    """Error energy by structure size. S: energy left in boxes of 2^j px; bands: S_j - S_{j+1}; low: the last S. bands
+    + low = error."""
     out: Json = {}
     for name, frame in (("pred", after), ("coarse", before)):
         if frame is None:

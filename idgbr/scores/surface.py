@@ -1,8 +1,10 @@
-"""Surface distances of one image: HD95 and ASSD (MedPy's definitions), and HD95 as the larger of the directed percentiles (MONAI's).
+"""Surface distances of one image: HD95 and ASSD (MedPy's definitions), and HD95 as the larger of the directed
+percentiles (MONAI's).
 
-Border of a mask = mask & ~eroded(mask, cross); the frame counts as border. Both directed lists of nearest distances are taken:
-`hd95` is the 95th percentile (linear) of both lists together, `hd95_directed` the larger of the two percentiles, `assd` the mean of both
-lists together. They differ (by up to 161 px on the reference masks), so each is named. Undefined (null) if either mask is empty; never 0.
+Border of a mask = mask & ~eroded(mask, cross); the frame counts as border. Both directed lists of nearest distances
+are taken: `hd95` is the 95th percentile (linear) of both lists together, `hd95_directed` the larger of the two
+percentiles, `assd` the mean of both lists together. They differ (by up to 161 px on the reference masks), so each is
+named. Undefined (null) if either mask is empty; never 0.
 
 Not local: borders at the frame of a tile are not borders of the scene. Values belong to the tile taken by itself.
 """
@@ -43,7 +45,8 @@ def directed(pred: Map, target: Map, n_classes: int) -> list[tuple[NDArray[np.fl
 
 
 def fill(rows: list[dict[str, Any]], pred: Map, target: Map, n_classes: int) -> None:
-    """Columns hd95, hd95_directed, hausdorff, assd_sum and assd_pixels (their ratio is the ASSD) of the rows of the classes."""
+    """Columns hd95, hd95_directed, hausdorff, assd_sum and assd_pixels (their ratio is the ASSD) of the rows of the
+    classes."""
     for row, lists in zip(rows, directed(pred, target, n_classes)):
         if lists is not None:
             row.update(describe(*lists))

@@ -61,7 +61,8 @@ class Widths:
 
     @property
     def near_px(self) -> int:
-        """Halo that makes every additive count of a tile exact, but for the distance of far false positives (`wfm.FAR_HALO_PX`)."""
+        """Halo that makes every additive count of a tile exact, but for the distance of far false positives
+        (`wfm.FAR_HALO_PX`)."""
         return max(
             self.boundary_px,
             math.floor(self.tolerance_px) + 1,
@@ -101,11 +102,13 @@ def count_tile(
     """Counts of one tile that is an image by itself (its frame is the frame of the scene).
 
     Args:
-        refined, coarse: class indices uint8 [H,W]; a value >= n_classes is a prediction outside the classes, wrong everywhere.
+        refined, coarse: class indices uint8 [H,W]; a value >= n_classes is a prediction outside the classes, wrong
+            everywhere.
         target: class indices uint8 [H,W]; `ignore` is not scored.
 
     Returns:
-        rows of the counts table (n_classes rows and one of class -1), rows of the bands table; both without identity columns but `class`.
+        rows of the counts table (n_classes rows and one of class -1), rows of the bands table; both without identity
+        columns but `class`.
 
     Raises:
         Disagreement: shapes differ, or a target value is neither a class nor `ignore`.
@@ -136,7 +139,8 @@ def clean_target(target: Map, n_classes: int, ignore: int) -> Map:
 def count_window(
     pred: Map, target: Map, n_classes: int, widths: Widths, inner: Inner, coarse: Map | None = None
 ) -> tuple[list[Row], list[Row]]:
-    """Counts of the tile `inner` = (row0, row1, col0, col1) of a window that holds its halo; a side of `inner` at 0 or at H (W) is a frame.
+    """Counts of the tile `inner` = (row0, row1, col0, col1) of a window that holds its halo; a side of `inner` at 0
+    or at H (W) is a frame.
 
     Args: as `count_tile`, with ignored target pixels 255 already.
 

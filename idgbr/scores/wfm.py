@@ -1,17 +1,19 @@
-"""Weighted F-measure (Margolin, Zelnik-Manor, Tal: How to evaluate foreground maps?, CVPR 2014), as sums that add up over tiles.
+"""Weighted F-measure (Margolin, Zelnik-Manor, Tal: How to evaluate foreground maps?, CVPR 2014), as sums that add up
+over tiles.
 
-For one class: P prediction, G target, E = |P - G|. Et = E, on background Et = E at the nearest pixel of G (ties: smallest column, then
-smallest row, as scipy's distance transform breaks them). EA = Et * gaussian, 7 x 7, sigma 5, zero padded. M = min(E, EA) on G, E elsewhere.
-B = 1 on G, 2 - exp(ln(0.5) / 5 * distance to G) elsewhere. Ew = M B.
+For one class: P prediction, G target, E = |P - G|. Et = E, on background Et = E at the nearest pixel of G (ties:
+smallest column, then smallest row, as scipy's distance transform breaks them). EA = Et * gaussian, 7 x 7, sigma 5,
+zero padded. M = min(E, EA) on G, E elsewhere. B = 1 on G, 2 - exp(ln(0.5) / 5 * distance to G) elsewhere. Ew = M B.
 
-    R = 1 - mean_G Ew;  TPw = |G| - sum_G Ew;  FPw = sum of Ew off G;  precision = TPw / (TPw + FPw);  F = 2 R precision / (R + precision)
+    R = 1 - mean_G Ew;  TPw = |G| - sum_G Ew;  FPw = sum of Ew off G;  precision = TPw / (TPw + FPw);  F = 2 R
+    precision / (R + precision)
 
-So |G|, sum_G Ew (`target_loss`) and the sum off G (`rest_loss`) are sufficient, and they are sums over pixels. Two facts keep them cheap:
-Et matters only within 3 px of false negatives, where the nearest pixel of G is at most 4 px away in either axis; the distance matters
-only at false positives.
+So |G|, sum_G Ew (`target_loss`) and the sum off G (`rest_loss`) are sufficient, and they are sums over pixels. Two
+facts keep them cheap: Et matters only within 3 px of false negatives, where the nearest pixel of G is at most 4 px
+away in either axis; the distance matters only at false positives.
 
-Halo for exact sums: HALO_PX for target_loss; for rest_loss, a false positive whose nearest G lies beyond a halo of h px gets B = 2
-instead of 2 - 2^(-d/5), wrong by less than 2^(-h/5).
+Halo for exact sums: HALO_PX for target_loss; for rest_loss, a false positive whose nearest G lies beyond a halo of h
+px gets B = 2 instead of 2 - 2^(-d/5), wrong by less than 2^(-h/5).
 """
 
 from __future__ import annotations
@@ -142,7 +144,8 @@ def _missed_loss(pred: Map, target: Map, c: int, rows: NDArray, cols: NDArray) -
 
 
 def nearest_error(keys: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """E at the nearest pixel of G, [h-8, w-8], for a window [h, w] of E on G (128 or 129 off G); 0 where G is farther than 4 px in an axis.
+    """E at the nearest pixel of G, [h-8, w-8], for a window [h, w] of E on G (128 or 129 off G); 0 where G is farther
+    than 4 px in an axis.
 
     Two passes of minima over keys in which smaller means nearer, then smaller column, then smaller row.
     """
@@ -171,8 +174,8 @@ def nearest_error(keys: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def edge_labels(labels: Map, n_classes: int) -> Map:
     """Corrected edge classes: labels within EDGE_PX (chessboard) of another valid label, 255 elsewhere. Halo: EDGE_PX.
 
-    Unlike the authors' edge map it is taken a class at a time on class indices (no dependence on file values, no cancellation on thin
-    structures), keeps the side (swapped classes are errors), and sees no edge at ignored pixels.
+    Unlike the authors' edge map it is taken a class at a time on class indices (no dependence on file values, no
+    cancellation on thin structures), keeps the side (swapped classes are errors), and sees no edge at ignored pixels.
     """
     valid = labels < n_classes
     size = 2 * EDGE_PX + 1

@@ -23,7 +23,8 @@ def slice_of(step: int, batch: int, rank: int, size: int) -> range:
 
 
 def micro_batches(batch: int, size: int, accumulate: int, micro_images: int = 0) -> int:
-    """Micro-batches of a step, the same on all ranks: at least `accumulate`, and so many that none has more than `micro_images` (0: any).
+    """Micro-batches of a step, the same on all ranks: at least `accumulate`, and so many that none has more than
+    `micro_images` (0: any).
 
     Never more than the images of the rank that has fewest: FSDP and batch norm run collectives in every micro-batch.
     """

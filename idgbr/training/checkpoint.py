@@ -1,4 +1,5 @@
-"""Tensors of a training gathered from its ranks and spread again, by name: independent of the number of ranks and of their sharding."""
+"""Tensors of a training gathered from its ranks and spread again, by name: independent of the number of ranks and of
+their sharding."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def copy_whole(target: Any, value: Tensor) -> None:
 
 
 def gathered(values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """`whole` of each, one after the other, on the ranks that `keep` them: the others lend their shards and hold no second copy.
+    """`whole` of each, one after the other, on the ranks that `keep` them: the others lend their shards and hold no
+    second copy.
 
     To be called on every rank alike. {} where not kept.
     """
@@ -47,7 +49,8 @@ def gathered(values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def full_state(module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and AdamW's moments by parameter name: independent of ranks and of the kind of sharding. `keep` as in `gathered`."""
+    """Weights and AdamW's moments by parameter name: independent of ranks and of the kind of sharding. `keep` as in
+    `gathered`."""
     model = gathered(module.state_dict(), keep)
     names = {id(p): name for name, p in module.named_parameters()}
     moments = {names[id(p)]: gathered(state, keep) for p, state in optimizer.state.items()}

@@ -1,7 +1,7 @@
 """The processes that train together: rank, size, device, and how a module is spread over them.
 
-`World` is one process. `DistributedWorld` speaks torch.distributed (gloo or nccl) with DDP or FSDP2, whoever started the processes:
-Ray Train (`cluster/train.py`), torchrun, or a test. No Ray here.
+`World` is one process. `DistributedWorld` uses torch.distributed (gloo or nccl) with DDP or FSDP2. Ray Train
+(`cluster/train.py`), torchrun, `idgbr train-*` or a test start the processes; nothing here imports Ray.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def device_of(runtime: Runtime) -> torch.device:
 
     Raises:
         BadRequest: a device torch does not know.
-        Missing: CUDA asked for, none there.
+        Missing: CUDA is requested, and there is none.
     """
     if runtime.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,7 +46,8 @@ def device_of(runtime: Runtime) -> torch.device:
 
 
 def use_threads(runtime: Runtime) -> None:
-    """Let torch use `runtime.threads` threads; 0: no more than this process may use cores, which torch does not know under a CPU quota."""
+    """Let torch use `runtime.threads` threads; 0: no more than this process may use cores, which torch does not know
+    under a CPU quota."""
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), allowed_cores()))
 
 
@@ -78,7 +79,7 @@ class World:
         """Gradients are exchanged in the last micro-batch only."""
         return contextlib.nullcontext()
 
-    # ---- talk --------------------------------------------------------------------------------------------------------
+    # ---- collectives --------------------------------------------------------------------------------------------------------
 
     def broadcast(self, value: Value) -> Value:
         """Rank 0's value, on every rank."""
@@ -93,9 +94,9 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Return once every process has called this."""
 
-    # ---- checkpoints: where they are kept is the world's business, what is in them is the loop's ------------------------
+    # ---- checkpoints: the world decides where they are kept, the loop what is in them ---------------------------------
 
     @contextlib.contextmanager
     def latest_checkpoint(self, scratch: Path) -> Iterator[Path | None]:
@@ -108,7 +109,8 @@ class World:
         yield found[-1] if found else None
 
     def keep_checkpoint(self, scratch: Path, images: int, save: Save, record: Json) -> None:
-        """`save(folder)` writes it (called on every rank; only rank 0's folder is kept). Atomic: a complete name or nothing."""
+        """`save(folder)` writes it (called on every rank; only rank 0's folder is kept). Atomic: a complete name or
+        nothing."""
         if self.rank == 0:
             scratch.mkdir(parents=True, exist_ok=True)
         final = scratch / f"checkpoint-{images:012d}"
@@ -161,7 +163,7 @@ class DistributedWorld(World):
             synchronise_batch_norm(module, device)
         if self.sharding == "fsdp":
             return shard(module, self.size, device, runtime.precision)
-        if self.size == 1:  # one worker of Ray: nobody to share gradients with
+        if self.size == 1:  # one worker of Ray: there are no gradients to exchange
             return module
         # No search for unused parameters: every parameter of a LossModule takes part in every step.
         # Buffers are not broadcast: batch norm is synchronised, so they are equal on all ranks as it is.
@@ -198,10 +200,12 @@ class DistributedWorld(World):
 
 
 def shard_units(module: nn.Module) -> list[nn.Module]:
-    """Blocks to gather one at a time: the innermost members of lists and sequences that hold at least 1/128 of the parameters.
+    """Blocks to gather one at a time: the innermost members of lists and sequences that hold at least 1/128 of the
+    parameters.
 
-    Innermost, because `fully_shard` gathers in a module's `forward`, and a network that is driven through its own `encode` and
-    `decode` calls the forward of its blocks, not that of their containers. A module may name its own with `shard_units()`.
+    Innermost, because `fully_shard` gathers in a module's `forward`, and a network that is driven through its own
+    `encode` and `decode` calls the forward of its blocks, not that of their containers. A module may name its own
+    with `shard_units()`.
     """
     named: Any = getattr(module, "shard_units", None)
     if named is not None:
@@ -219,7 +223,8 @@ def shard(module: nn.Module, size: int, device: torch.device, precision: str) ->
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    # Inputs are not cast: raw digital numbers would lose their lower bits before they are normalised. Autocast does the rest.
+    # Inputs are not cast: raw digital numbers would lose their lower bits before they are normalised. Autocast does
+    # the rest.
     narrow = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
     policy = MixedPrecisionPolicy(**narrow, cast_forward_inputs=False)
     module.to(memory_format=torch.contiguous_format)  # flat shards know no channels-last
@@ -234,7 +239,8 @@ def shard(module: nn.Module, size: int, device: torch.device, precision: str) ->
 
 
 def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Batch norm sees the global batch, so that the number of workers changes no loss. In place; names of weights stay.
+    """Batch norm sees the global batch, so that the number of workers changes no loss. In place; names of weights
+    stay.
 
     torch's SyncBatchNorm is CUDA only; over gloo the same statistics are one all-reduce a layer and direction.
     """
@@ -250,7 +256,8 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
-    """Batch norm by statistics over all ranks: one all-reduce forward, one backward; the small ones cost latency, not bytes."""
+    """Batch norm by statistics over all ranks: one all-reduce forward, one backward; the small ones cost latency, not
+    bytes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -285,7 +292,8 @@ class _GlobalBatchNorm(torch.autograd.Function):
 
 
 def _global_batch_norm(self: Any, x: Tensor) -> Tensor:
-    """Forward of a batch norm in training: mean and variance over all ranks' pixels (Ioffe and Szegedy 2015, over the global batch)."""
+    """Forward of a batch norm in training: mean and variance over all ranks' pixels (Ioffe and Szegedy 2015, over the
+    global batch)."""
     if not self.training:
         y = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
     else:

@@ -17,7 +17,8 @@ Corners = tuple[tuple[int, int], ...]
 
 
 def held_out_blocks(rasters: Iterable[Raster], share: float) -> dict[str, Corners]:
-    """Upper left pixels of the blocks that are held out, by raster id: `share` of all blocks of 256 px, at least one; none for share 0.
+    """Upper left pixels of the blocks that are held out, by raster id: `share` of all blocks of 256 px, at least one;
+    none for share 0.
 
     Chosen by a digest of raster and place, so always the same.
     """

@@ -1,8 +1,9 @@
 """The one training loop, of the backbone and of the refiner, on one process or many.
 
-Progress is counted in images. Step s of a run sees the samples [s * batch, (s + 1) * batch), and sample i is a pure function of
-(seed, i): whatever the number of workers or micro-batches, the same global batch, hence the same loss up to rounding. Nothing but
-weights, optimiser, average and the counter is state, so a resumed run repeats an undisturbed one exactly.
+Progress is counted in images. Step s of a run sees the samples [s * batch, (s + 1) * batch), and sample i is a pure
+function of (seed, i): whatever the number of workers or micro-batches, the same global batch, hence the same loss up
+to rounding. Nothing but weights, optimiser, average and the counter is state, so a resumed run repeats an undisturbed
+one exactly.
 
     curve.jsonl         one line a report: images, loss, its parts, lr, grad_norm, images_per_s
     model.safetensors   the snapshot: averaged (EMA) weights of `module.network`, for use
@@ -58,21 +59,21 @@ def train(
     """Train `module` and leave `model.safetensors` and `curve.jsonl` in `out`.
 
     Args:
-        module: `module(batch) -> (loss [B], {name: [B]})`; `module.network` is what is saved. Where it has `compile_parts(mode)`, that
-            compiles it, else it is compiled whole. Everything random in it must come from
+        module: `module(batch) -> (loss [B], {name: [B]})`; `module.network` is what is saved. Where it has
+            `compile_parts(mode)`, that compiles it, else it is compiled whole. Everything random in it must come from
             `batch["seed"]` (int64 [B]); torch's global generator is seeded by (seed, step, rank) for what does not.
         samples: `samples[i]` is the i-th image ever seen: a dict of tensors of one shape.
         settings: `train_images` is rounded up to whole batches.
         seed: of the run (torch's generator; the samples have their own).
         out: folder of the result; made when missing.
-        scratch: folder of checkpoints, the same for every attempt at this training; its owner deletes it once the result is safe.
-            Default: `out/checkpoint`, deleted at the end.
+        scratch: folder of checkpoints, the same for every attempt at this training; its owner deletes it once the
+            result is safe. Default: `out/checkpoint`, deleted at the end.
         world: the processes that train together.
         report: called on rank 0 with each line of the curve, plus total_images, eta_s and memory_bytes.
         stop: polled between steps (by rank 0 at reports where there are several); true ends the run.
 
     Raises:
-        Interrupted: `stop` said so; a checkpoint is in `scratch`.
+        Interrupted: `stop` returned true; a checkpoint is in `scratch`.
         NotFinite: a loss or gradient is NaN or infinite; names the step.
         Disagreement: the checkpoint belongs to another module or seed.
         Missing: no space to write.
@@ -320,7 +321,8 @@ def _loop(run: _Run, out: Path, scratch: Path, report: Report | None, stop: Stop
         if is_tick and run.step > first:
             run.check_finite()
             now = time.monotonic()
-            # a run resumed between two reports has sums from before: the mean is over the whole interval, the speed over what ran here
+            # a run resumed between two reports has sums from before: the mean is over the whole interval, the speed
+            # over what ran here
             since = run.step - (run.curve[-1]["images"] // run.batch if run.curve else 0)
             line = run.line((now - mark_time) * since / max(1, run.step - mark_step), since)
             run.curve.append(line)

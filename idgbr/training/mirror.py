@@ -1,4 +1,5 @@
-"""Checkpoints of a training on one node, copied to a store that is not a local folder, so that another node can go on from them.
+"""Checkpoints of a training on one node, copied to a store that is not a local folder, so that another node can go on
+from them.
 
 scratch/<stage>/<key>/checkpoint-<images>/   the files
 scratch/<stage>/<key>/latest.json            names the newest whole one; written after its files
@@ -52,7 +53,8 @@ class CheckpointMirror:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def upload(self, folder: Path) -> None:
-        """Copy a checkpoint to the store; older ones are deleted there. A store that is away costs a warning, not the training."""
+        """Copy a checkpoint to the store; older ones are deleted there. A store that is away costs a warning, not the
+        training."""
         try:
             before = self.latest()
             self.store.upload(folder, f"{self.name}/{folder.name}")

@@ -1,4 +1,5 @@
-"""Training samples: crops of scenes, augmented exactly. The i-th image ever seen is a pure function of (seed, i), on any number of workers.
+"""Training samples: crops of scenes, augmented exactly. The i-th image ever seen is a pure function of (seed, i), on
+any number of workers.
 
 numpy only at import; torch when a sample is made.
 """
@@ -30,7 +31,8 @@ Floats = NDArray[np.float32]
 
 
 def sample_seed(seed: int, i: int) -> int:
-    """Seed of the i-th sample: 63 bits of numpy's SeedSequence over (seed, i). Neighbouring seeds and indices are unrelated."""
+    """Seed of the i-th sample: 63 bits of numpy's SeedSequence over (seed, i). Neighbouring seeds and indices are
+    unrelated."""
     return int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -43,16 +45,18 @@ class _Pixels(NamedTuple):
 
 
 class TrainSamples:
-    """A map-style data set for `torch.utils.data.DataLoader`; may be pickled to spawned workers, which open files for themselves.
+    """A map-style data set for `torch.utils.data.DataLoader`; may be pickled to spawned workers, which open files for
+    themselves.
 
-    Sample i: a raster with probability proportional to its area; a crop, uniform over all positions, or (with probability
-    `boundary_share`) centred within 8 px of a boundary of the target or, with `coarse_dir`, of the coarse map; one of the 8 symmetries
-    of the square; light, contrast, gamma and noise per band. Rasters smaller than the crop are padded: the nearest edge pixel, invalid,
-    ignored. A raster without a boundary is drawn again up to 8 times, then a uniform crop is taken.
+    Sample i: a raster with probability proportional to its area; a crop, uniform over all positions, or (with
+    probability `boundary_share`) centred within 8 px of a boundary of the target or, with `coarse_dir`, of the coarse
+    map; one of the 8 symmetries of the square; light, contrast, gamma and noise per band. Rasters smaller than the
+    crop are padded: the nearest edge pixel, invalid, ignored. A raster without a boundary is drawn again up to 8
+    times, then a uniform crop is taken.
 
-    Windows of JPEG, PNG and striped files decode much more than the window; so where all rasters together take less than 1 GiB
-    decoded, each process keeps them in memory from first use. Larger sets are read window by window: tiled GeoTIFFs are fast, large
-    others slow (`idgbr prepare` names them, with the command that tiles them).
+    Windows of JPEG, PNG and striped files decode much more than the window; so where all rasters together take less
+    than 1 GiB decoded, each process keeps them in memory from first use. Larger sets are read window by window: tiled
+    GeoTIFFs are fast, large others slow (`idgbr prepare` names them, with the command that tiles them).
 
     Args:
         rasters: with labels, usually a part of `dataset.of("train")`.
@@ -61,7 +65,8 @@ class TrainSamples:
         coarse_dir: folder of coarse maps as written by stage "coarse"; adds `coarse` to the samples.
         augment: False: no symmetry and no radiometry (the crop is still random).
         held_out: share of blocks of ground whose labels are hidden (`held_out.py`).
-        temperature_spread: coarse probabilities p become p^(1/T), T = exp(N(0, spread)) a crop: how sure a map is differs between maps.
+        temperature_spread: coarse probabilities p become p^(1/T), T = exp(N(0, spread)) a crop: how sure a map is
+            differs between maps.
 
     Raises:
         BadRequest: no rasters, or one without a label.
@@ -109,7 +114,8 @@ class TrainSamples:
         return 1 << 40  # endless; the training loop counts images
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        """image float32 [C,h,w] raw; target uint8 [h,w] (255 ignored); valid bool [h,w]; coarse float32 [K,h,w]; seed int64 []."""
+        """image float32 [C,h,w] raw; target uint8 [h,w] (255 ignored); valid bool [h,w]; coarse float32 [K,h,w]; seed
+        int64 []."""
         import torch
 
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, int(i)])))
@@ -243,15 +249,16 @@ def smallest(image: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def dihedral(array: NDArray[Any], symmetry: int) -> NDArray[Any]:
-    """One of the 8 symmetries of the square on the last two axes: `symmetry` % 4 quarter turns, then a mirror for 4..7. Exact."""
+    """One of the 8 symmetries of the square on the last two axes: `symmetry` % 4 quarter turns, then a mirror for
+    4..7. Exact."""
     turned = np.rot90(array, symmetry % 4, axes=(-2, -1))
     return np.flip(turned, -1) if symmetry >= 4 else turned
 
 
 def radiometric(image: Floats, stats: BandStats, rng: np.random.Generator) -> Floats:
-    """Another light on the same ground. Sizes are in units of each band's standard deviation on the training set (8-bit and 16-bit
-    alike): brightness +-0.3 (all bands) and +-0.1 (each), contrast x exp(+-0.2), gamma exp(+-0.2) between the 1st and 99th percentile,
-    noise up to 0.06.
+    """Another light on the same ground. Sizes are in units of each band's standard deviation on the training set
+    (8-bit and 16-bit alike): brightness +-0.3 (all bands) and +-0.1 (each), contrast x exp(+-0.2), gamma exp(+-0.2)
+    between the 1st and 99th percentile, noise up to 0.06.
     """
     shape = (-1, 1, 1)
     mean, std, low, high = (np.asarray(v, np.float32).reshape(shape) for v in (stats.mean, stats.std, stats.low, stats.high))
