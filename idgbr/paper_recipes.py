@@ -1,8 +1,9 @@
 """Recipes for published data sets at full size, on GPUs: the five of the paper (arXiv 2507.01573) and six more.
 
 Every set has two recipes: NAME with the `small` refiner, which starts from random weights, and NAME_sd15 with a refiner built from a local
-Stable Diffusion 1.5 folder. Data, encoder weights, teacher and Stable Diffusion lie below the folder IDGBR_DATA (docs/first-study.md says
-which), or set `data.root`, `backbone.weights`, `refiner.condition_weights`, `refiner.base` and `refiner.teacher_weights`.
+Stable Diffusion 1.5 folder. What each costs on one H100 and on eight: docs/paper-costs.md. Data, encoder weights, teacher and Stable
+Diffusion lie below the folder IDGBR_DATA (docs/first-study.md says which), or set `data.root`, `backbone.weights`,
+`refiner.condition_weights`, `refiner.base` and `refiner.teacher_weights`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class PaperSet:
         train_images: 512 px crops that a network of stage I sees.
         data: further settings of the data stage.
         in_paper: whether arXiv 2507.01573 reports it.
+        timestep_law: that the authors' configuration of the set trains with; they publish those of Potsdam (cubic) and CHN6-CUG (uniform).
     """
 
     source: str
@@ -39,12 +41,13 @@ class PaperSet:
     train_images: int = 160_000
     data: tuple[tuple[str, Any], ...] = ()
     in_paper: bool = False
+    timestep_law: str = "cubic"
 
 
 SETS: dict[str, PaperSet] = {
     each.source: each
     for each in (
-        PaperSet("chn6_cug", "CHN6-CUG, roads of six cities", 0.5, in_paper=True),
+        PaperSet("chn6_cug", "CHN6-CUG, roads of six cities", 0.5, in_paper=True, timestep_law="uniform"),
         PaperSet("fgfd", "FGFD, farmland", None, in_paper=True),
         PaperSet("whu_building", "WHU-Building, aerial", 0.3, in_paper=True),
         PaperSet("potsdam", "ISPRS Potsdam, 6 classes", 0.05, data=(("variant", "IRRG"),), in_paper=True),
@@ -91,6 +94,10 @@ TEACHER = "vit_base_patch14_dinov2"
 SIZES = ("small", "sd15")
 
 
+# How a GPU is used. Compilation gained 10 % in training on an H100 (docs/performance.md); no CUDA graphs, whose steps take one micro-batch.
+_GPU: dict[str, Any] = {"bf16": True, "compile": "default", "loader_workers": 4}
+
+
 def _small() -> RefinerConfig:
     """About 90 million parameters at a quarter of the image's resolution; trained from random weights, beside a frozen ImageNet encoder."""
     return RefinerConfig(
@@ -133,7 +140,35 @@ _SCHEDULE: dict[str, Any] = {
     "warmup_images": 16_000,
     "ema_images": 20_000.0,
     "checkpoint_images": 16_000,
+    **_GPU,
 }
+
+
+def papers_own(name: str) -> dict[str, Any]:
+    """The authors' configuration, as overrides of `NAME_sd15` (arXiv 2507.01573 and its code; docs/method.md): noise prediction,
+    scaled-linear schedule without zero terminal SNR, the set's law of timesteps, plain crops, no weight average, 80,000 steps of 4 images,
+    alignment in the first 200 steps, 25 DDIM steps with leading spacing and guidance scale 3.
+
+    Guidance enters the decoder alone and labels are VAE codes in every `_sd15` recipe. Without dropped conditions a guidance scale has
+    no second branch to be trained: the authors drop none, here it is a tenth.
+    """
+    return {
+        "refiner.parameterisation": "epsilon",
+        "refiner.schedule": "scaled_linear",
+        "refiner.zero_terminal_snr": False,
+        "refiner.timestep_law": SETS[name].timestep_law,
+        "refiner.condition_dropout": 0.1,
+        "refiner.boundary_share": 0.0,
+        "refiner.alignment_images": 800,
+        "refiner.batch_images": 4,
+        "refiner.lr": 1e-5,
+        "refiner.warmup_images": 2000,
+        "refiner.ema_images": 0.0,
+        "sampler.sampler": "ddim",
+        "sampler.steps": 25,
+        "sampler.spacing": "leading",
+        "sampler.guidance_scale": 3.0,
+    }
 
 
 def paper_experiment(name: str, size: str = "small") -> Experiment:
@@ -154,6 +189,7 @@ def paper_experiment(name: str, size: str = "small") -> Experiment:
             warmup_images=8000,
             ema_images=8000.0,
             checkpoint_images=16_000,
+            **_GPU,
         ),
         coarse=CoarseConfig(folds=3, tile_px=CROP_PX, overlap_px=128),
         refiner=_small() if size == "small" else _sd15(),

@@ -1,7 +1,8 @@
 """Studies of the published data sets (`idgbr/paper_recipes.py`): the table of arXiv 2507.01573 for each, and all of them together.
 
 A study has every backbone with three ways to go on (its coarse map, the same refiner in one pass, the diffusion refiner), and the paper's
-ablations on the first backbone: without coarse map, without image, the other choice about alignment, uniform timesteps.
+ablations on the first backbone: without coarse map, without image, the other choice about alignment, uniform timesteps (the recipes'
+are cubic). With Stable Diffusion there is also the authors' own configuration (`paper_recipes.papers_own`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from idgbr.paper_recipes import BACKBONES, SETS, SIZES, TEACHER, weights_path
+from idgbr.paper_recipes import BACKBONES, SETS, SIZES, TEACHER, papers_own, weights_path
 from sweeps.study import Study
 
 SEEDS = 3
@@ -23,7 +24,11 @@ def paper_study(name: str, size: str = "small") -> Study:
     return Study(
         name=f"paper_{name}{suffix}",
         recipe=f"{name}{suffix}",
-        points=(*(backbone.settings() for backbone in BACKBONES.values()), *ablations(size)),
+        points=(
+            *(backbone.settings() for backbone in BACKBONES.values()),
+            *ablations(size),
+            *((papers_own(name),) if size == "sd15" else ()),
+        ),
         overrides={"sampler.split": published.test_split},
         replicates=SEEDS,
         yardsticks=("coarse", "one_pass"),

@@ -185,13 +185,16 @@ def _entries(
 ) -> Found:
     train, val, test = _splits(place, official, config)
     notes.append(f"validation tiles, taken from the official training tiles: {' '.join(val)} (data.val_ids)")
-    entries, missing, unlabelled, eroded_only = [], [], [], []
+    entries: list[Entry] = []
+    missing: list[str] = []
+    without_image: list[str] = []
+    unlabelled, eroded_only = [], []
     for name in (*train, *test):
         tile = files.get(name, {})
         split = "test" if name in test else "val" if name in val else "train"
         image, label, eroded = (_one(tile.get(kind, [])) for kind in ("image", "label", "label_noboundary"))
         if image is None:
-            missing.append(name)
+            (missing if label is None else without_image).append(name)
             continue
         if label is None and eroded is not None:
             label = eroded
@@ -207,6 +210,11 @@ def _entries(
         raise Missing(
             f"{place}: found {sum(e.label is not None for e in entries)} of {total} pairs; missing labels of {some(bare) or 'all tiles'}",
             hint="unpack the labels (5_Labels_all.zip or ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip) below data.root",
+        )
+    if without_image:
+        raise Missing(
+            f"{place}: found {sum(e.label is not None for e in entries)} of {total} pairs; missing images of {some(without_image)}",
+            hint="unpack the archive of the images again, or take the labels out",
         )
     if missing:
         notes.append(f"found {total - len(missing)} of {total} tiles; missing {some(missing, 40)}")

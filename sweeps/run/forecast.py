@@ -52,7 +52,7 @@ class Share:
 
 
 # Measured by `benchmarks/gpu.py` on one H100 with the default small refiner, 2 million parameters, 128 px, bf16: too little work for it
-TINY_PARAMETERS = 10e6
+TINY_CHANNELS = 128
 TINY = {"refiner": Share(0.010, True), "refined": Share(0.011, True)}
 SHARES = {"backbone": Share(0.08), "small": Share(0.05), "stable_diffusion": Share(0.30)}
 GPU_STAGES = ("backbone", "coarse", "refiner", "refined")
@@ -190,7 +190,7 @@ def share_of(stage: str, experiment: Experiment) -> Share:
     """Share of the card's peak that a stage's network reaches."""
     if stage in ("backbone", "coarse"):
         return SHARES["backbone"]
-    if not experiment.refiner.base and experiment.refiner.kind != "none" and _cost(experiment, "refiner").parameters < TINY_PARAMETERS:
+    if not experiment.refiner.base and max(experiment.refiner.channels) < TINY_CHANNELS:
         return TINY[stage]
     return SHARES["stable_diffusion" if experiment.refiner.base else "small"]
 

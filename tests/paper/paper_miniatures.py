@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 
 import small_stable_diffusion
@@ -65,16 +63,3 @@ def tiny(recipe: str, folder: Path) -> Experiment:
     settings |= {"backbone.weights": str(folder / "weights" / "test_efficientnet.safetensors"), "sampler.split": SETS[name].test_split}
     where, model = ("refiner.teacher_weights", "test_vit") if recipe != name else ("refiner.condition_weights", "test_efficientnet")
     return apply(RECIPES[recipe](), settings | {where: str(folder / "weights" / f"{model}.safetensors")})
-
-
-def write_hollow_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A safetensors file with a true header and zeros that take no space on disk, where shapes are all that is read."""
-    entries, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * torch.Size(shape).numel()
-        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
