@@ -89,9 +89,12 @@ def _write(meaning: Meaning, grid: Grid, out: Path, same: bool, grids: str) -> N
         tags = {k: v for k, v in source.tags().items() if k not in ("AREA_OR_POINT", "OVR_RESAMPLING_ALG")}
         names = tuple(text or "" for text in source.descriptions)
     nodata, declared = _nodata(meaning), None
-    if nodata is None and meaning.alpha is None and (meaning.masked or not same):
-        nodata = declared = _unused(meaning)
-    masked = nodata is None and meaning.alpha is None and (meaning.masked or not same)
+    unknown: Any = nodata
+    if by_tag := nodata is None and all(value is not None for value in meaning.nodata):  # a transparent colour; its tag is kept
+        unknown = np.array(meaning.nodata)[:, None]
+    elif nodata is None and meaning.alpha is None and (meaning.masked or not same):
+        unknown = nodata = declared = _unused(meaning)
+    masked = nodata is None and not by_tag and meaning.alpha is None and (meaning.masked or not same)
     colours = {value: (r, g, b) for value, (r, g, b, _) in palette.items()}
     if declared is not None and colours:  # in a colour of its own, so that no reader takes it for a class
         colours[declared] = next(c for v in range(128, 0, -1) if (c := (v, v, v - 1)) not in colours.values())
@@ -118,18 +121,24 @@ def _write(meaning: Meaning, grid: Grid, out: Path, same: bool, grids: str) -> N
                 overlap |= bool(known.any())
                 if meaning.alpha is not None:
                     rows[meaning.alpha - 1][~known] = 0
-                elif nodata is not None:
-                    rows[:, ~known] = nodata
+                elif unknown is not None:
+                    rows[:, ~known] = unknown
                 writer.write(row, rows if turn is None else turn - rows, known if masked else None)
             if not overlap:
                 raise Disagreement(f"{meaning.path} and the raster to be like do not overlap", value=grids)
 
 
 def _nodata(meaning: Meaning) -> Any:
-    """The declared nodata of all bands, or None."""
+    """The declared nodata of all bands; None if there is none, or one for each band by a tag (NODATA_VALUES), which GeoTIFF keeps."""
     found = {meaning.nodata[band - 1] for band in meaning.data}
     if len(found) > 1 and len({repr(value) for value in found}) > 1:  # NaN is not equal to itself
-        raise Disagreement(f"the bands of {meaning.path} declare different nodata values", value=", ".join(map(str, found)))
+        if meaning.nodata_by_tag and meaning.alpha is None:
+            return None
+        raise Disagreement(
+            f"the bands of {meaning.path} declare different nodata values, and GeoTIFF holds one for all",
+            value=", ".join(map(str, found)),
+            hint=f"declare one for all, or none: gdal_translate -a_nodata VALUE {quote(str(meaning.path))} ONE.tif",
+        )
     return found.pop()
 
 

@@ -238,7 +238,8 @@ def _of_colours(meaning: Meaning, table: ClassTable, bands: tuple[int, ...], see
         )
     if strict and (values.many or not used <= reading.classes.keys()):
         more = f"more than {len(values.numbers) - 1} different colours" if values.many else ""
-        raise table.unknown_codes(path, more or histogram(values.numbers, values.counts, not as_grey))
+        shown = [grey.get(c, c) for c in values.numbers] if as_grey else values.numbers
+        raise table.unknown_codes(path, more or histogram(shown, values.counts, not as_grey))
     classes = _with_nodata(path, reading, nodata, values, seen, table.names)
     if as_grey:
         _refuse_mixture(path, reading, classes, values, table)

@@ -93,6 +93,8 @@ class Grid:
             lon, lat = reproject(self.crs, CRS.from_epsg(4326), [x, *(x + dx for dx, _ in steps)], [y, *(y + dy for _, dy in steps)])
         except (RasterioError, CPLE_BaseError):
             return None  # an engineering CRS that has no place on the earth
+        if not all(map(math.isfinite, (*lon, *lat))):
+            return None  # coordinates beyond what the CRS is for
         phi, axis, e2 = math.radians(lat[0]), 6378137.0, 0.00669437999014  # WGS 84
         prime = axis / math.sqrt(1 - e2 * math.sin(phi) ** 2)  # radius of curvature in the prime vertical, and in the meridian below
         meridian = axis * (1 - e2) / (1 - e2 * math.sin(phi) ** 2) ** 1.5
@@ -123,10 +125,11 @@ class Grid:
         self.require_square(asked_by)
         side = self.metres()
         if side is None:
+            why = "the raster has no coordinate reference system" if self.crs is None else "its coordinates have no place on the earth"
             raise BadRequest(
-                f"{asked_by} is given in metres, but the raster has no coordinate reference system",
+                f"{asked_by} is given in metres, but {why}",
                 value=f"{metres} m on {self}",
-                hint="give the length in pixels, or assign the CRS first (rio edit-info --crs EPSG:... FILE)",
+                hint="give the length in pixels, or assign the right CRS first (rio edit-info --crs EPSG:... FILE)",
             )
         return metres / side
 

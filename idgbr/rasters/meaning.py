@@ -40,7 +40,7 @@ class Meaning:
     palette: uint8 [n, 4] RGBA, and `in_palette` bool [n] for the entries that exist; None without a palette.
     bits: of a sample, as stored. full: the largest sample of unsigned whole numbers of so many bits, else None.
     white_is_zero: 0 is white and `full` black (palettes say it themselves).
-    nodata: per band, None if not declared. masked: a mask file or an internal mask.
+    nodata: per band, None if not declared. nodata_by_tag: given as one colour, by a tag. masked: a mask file or an internal mask.
     written_as: class names, if this program wrote the file as a class map. probabilities: this program's tag says so.
     """
 
@@ -56,6 +56,7 @@ class Meaning:
     full: int | None
     white_is_zero: bool
     nodata: tuple[float | int | None, ...]
+    nodata_by_tag: bool
     masked: bool
     written_as: tuple[str, ...]
     probabilities: bool
@@ -120,20 +121,21 @@ def _meaning(path: Path, key: tuple[Any, ...]) -> Meaning:
             bits=bits,
             full=2**bits - 1 if kind.kind == "u" else None,
             white_is_zero=structure.get("MINISWHITE") == "YES" and palette is None and kind.kind == "u",
-            nodata=_declared(tags, source.nodatavals),
+            nodata=_by_tag(tags, source.count) or tuple(source.nodatavals),
+            nodata_by_tag=bool(_by_tag(tags, source.count)),
             masked=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags and MaskFlags.nodata not in flags,
             written_as=_written_as(tags, path),
             probabilities=tags.get(f"{PREFIX}KIND") == "probabilities",
         )
 
 
-def _declared(tags: Mapping[str, str], nodata: Sequence[float | None]) -> tuple[float | int | None, ...]:
-    """Nodata by band; the tag NODATA_VALUES (the transparent colour of an RGB PNG) has one for each band."""
+def _by_tag(tags: Mapping[str, str], count: int) -> tuple[float, ...]:
+    """Nodata by band that the tag NODATA_VALUES gives (the transparent colour of an RGB PNG), or ()."""
     words = tags.get("NODATA_VALUES", "").split()
     try:
-        return tuple(float(word) for word in words) if len(words) == len(nodata) else tuple(nodata)
+        return tuple(float(word) for word in words) if len(words) == count else ()
     except ValueError:
-        return tuple(nodata)
+        return ()
 
 
 def _palette(source: Any) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -285,10 +285,19 @@ def normalised(values: NDArray[np.float32], where: object) -> NDArray[np.float32
 
 def require_placed(scene: Path) -> None:
     """Raises:
-    Disagreement: the scene is placed by ground control points, RPCs or geolocation arrays only, which the output could not carry.
+    Disagreement: the scene is placed by ground control points, RPCs or geolocation arrays only, which the output could not carry; or so
+    far from the origin that neighbouring pixels have the same coordinates.
     """
     with opened(scene) as source:
-        if not source.transform.is_identity:
+        t = source.transform
+        if not t.is_identity:
+            corner = max(abs(t.c), abs(t.f))
+            if not np.isfinite(list(t)).all() or np.spacing(corner) > Grid.of(scene).pixel / 16:
+                raise Disagreement(
+                    f"{scene}: its coordinates cannot tell neighbouring pixels apart",
+                    value=f"corner ({t.c!r}, {t.f!r}), pixel {t.a!r} x {t.e!r}",
+                    hint="assign the right transform first: gdal_edit.py -a_ullr ULX ULY LRX LRY FILE",
+                )
             return
         points, arrays = len(source.gcps[0]), source.tags(ns="GEOLOCATION")
         by = f"{points} ground control points" if points else "RPCs" if source.rpcs else "geolocation arrays" if arrays else ""

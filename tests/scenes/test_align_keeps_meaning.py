@@ -100,6 +100,28 @@ def test_align_keeps_the_meaning_of_palettes_bits_and_colours(tmp_path, grid, wr
 # ---- place ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("east", [0.0, 2.0])
+def test_align_keeps_the_transparent_colour_of_a_colour_map(tmp_path, grid, write_image, mask, east):
+    """One value of each band stands for unknown, which GeoTIFF's one nodata value cannot say."""
+    place = grid(*mask.shape)
+    rgb = np.stack([mask * 255] * 3)
+    rgb[:, 20:, :30] = np.array([1, 2, 3])[:, None, None]
+    path = write_image(tmp_path / "map.tif", rgb, place, photometric="RGB")
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(NODATA_VALUES="1 2 3")
+    table = binary("building", codes=((255, 255, 255),), others=((0, 0, 0),))
+    want = mask.copy()
+    want[20:, :30] = IGNORE
+    assert (read_labels(path, table) == want).all()
+    moved = place.transform * Affine.translation(east, 0)
+    like = write_image(tmp_path / "like.tif", np.zeros((3, *mask.shape), np.uint8), type(place)(*mask.shape, moved, place.crs))
+    align(path, like, tmp_path / "out.tif")
+    found = read_labels(tmp_path / "out.tif", table)
+    shift = int(east)
+    assert (found[:, : mask.shape[1] - shift] == want[:, shift:]).all()
+    assert (found[:, mask.shape[1] - shift :] == IGNORE).all()
+
+
 def test_scenes_placed_by_points_rpcs_or_arrays_only_are_refused_and_others_are_not(tmp_path, grid, write_image):
     image = np.zeros((3, 20, 30), np.uint8)
     points = [GroundControlPoint(row, col, 400000 + col, 5800000 - row) for row, col in ((0, 0), (0, 30), (20, 0), (20, 30))]

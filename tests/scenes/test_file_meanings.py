@@ -143,6 +143,13 @@ def test_colours_in_another_order_and_of_16_bits(write_map):
         read_labels(write_map(np.where(rgb == 255, 256, rgb.astype(np.uint16)), "odd.tif", photometric="RGB"), table)
 
 
+def test_grey_levels_of_three_bands_are_shown_as_numbers(write_map, mask):
+    rgb = np.stack([mask * 255] * 3)
+    rgb[:, :2] = 7
+    with pytest.raises(Disagreement, match=r"Given: 0: .*, 7: "):
+        read_labels(write_map(rgb, photometric="RGB"), BUILDING)
+
+
 # ---- declared nodata -----------------------------------------------------------------------------------------------------
 
 
