@@ -6,6 +6,8 @@ GEOS through shapely).
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
 from pathlib import Path
 from shlex import quote
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Missing
-from idgbr.files import check_place, not_written, publish, remove_beginning, temporary_beside
+from idgbr.files import check_place, not_written, whole
 from idgbr.labels import IGNORE
 from idgbr.rasters.grid import Grid, opened
 
@@ -97,30 +99,34 @@ def write_polygons(path: Path, class_map: Path, table: ClassTable, confidence: P
     if len(shapes):
         shapes = shapely.multipolygons([list(shapely.get_parts(shape)) for shape in _on_map(shapes, t, shapely)])
     driver = DRIVERS[path.suffix.lower()]
-    temporary = temporary_beside(path)
+    buffer = io.BytesIO()  # pyogrio takes some file names for addresses
     options = {"RFC7946": "YES"} if driver == "GeoJSON" and grid.crs is not None else {}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'crs' was not provided")  # a map without a CRS has none to give
             pyogrio.raw.write(
-                temporary,
+                buffer,
                 shapely.to_wkb(shapes),
                 list(columns.values()),
                 list(columns),
-                layer=path.stem,
+                layer=_layer(path.stem),
                 driver=driver,
                 geometry_type="MultiPolygon",
                 crs=None if grid.crs is None else grid.crs.to_wkt(),
                 layer_options=options,
             )
-        publish(temporary, path)
+        with whole(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
     except OSError as error:
         raise not_written(path, error) from error
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise Missing(f"cannot write {path}: {error}", hint="another folder, or more free space") from error
-    finally:
-        remove_beginning(path.parent, temporary.name)
     return len(shapes)
+
+
+def _layer(name: str) -> str:
+    """A layer name that GeoPackage takes: the file's name, with `_` for what it may not hold."""
+    return name if re.fullmatch(r"\w[\w .%'-]*", name) else re.sub(r"\W+", "_", name).strip("_") or "classes"
 
 
 def _patches(class_map: Path, grid: Grid, shapely: Any) -> tuple[Any, NDArray[np.uint8]]:

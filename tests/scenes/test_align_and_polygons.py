@@ -116,6 +116,18 @@ def polygon_map(tmp_path, grid, table):
     return tmp_path / "m.tif", index, np.rint(confidence[0] * 255) / 255
 
 
+@pytest.mark.parametrize("name", ["semi;colon", "-dash", "tab\tx", "new\nline", "[red]", "\u5317\u4eac", "a b.c", "per%cent"])
+@pytest.mark.parametrize("suffix", ["gpkg", "geojson"])
+def test_polygons_go_to_files_of_any_name_and_leave_nothing_else(tmp_path, polygon_map, table, name, suffix):
+    folder = tmp_path / "in;a [folder]"
+    folder.mkdir()
+    out = folder / f"{name}.{suffix}"
+    n = write_polygons(out, polygon_map[0], table)
+    assert [p.name for p in folder.iterdir()] == [out.name]
+    out.rename(tmp_path / f"plain.{suffix}")
+    assert len(pyogrio.raw.read(tmp_path / f"plain.{suffix}")[2]) == n > 0
+
+
 def test_polygons_are_the_patches_with_area_and_confidence(tmp_path, polygon_map, table, grid):
     path, index, confidence = polygon_map
     out = tmp_path / "p.gpkg"
