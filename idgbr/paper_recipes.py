@@ -95,7 +95,7 @@ SIZES = ("small", "sd15")
 
 
 # How a GPU is used. Compilation gained 10 % in training on an H100 (docs/performance.md); no CUDA graphs, whose steps take one micro-batch.
-_GPU: dict[str, Any] = {"bf16": True, "compile": "default", "loader_workers": 4}
+_GPU: dict[str, Any] = {"bf16": True, "compile": "default", "loader_workers": 6}
 
 
 def _small() -> RefinerConfig:

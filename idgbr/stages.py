@@ -77,10 +77,8 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     Raises:
         Missing: a file named in the settings is not there.
     """
-    from idgbr import datasets
-
     e = experiment
-    data = _job("data", "data", _settings(e, "data") | {"inputs": datasets.input_digest(e.data)}, {}, None)
+    data = data_job(e)
     made = [data]
     backbones: dict[str, str] = {}
     seed_backbone = e.seed if e.reseed == "backbone" else 0
@@ -110,6 +108,14 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     made.append(refined)
     made.append(_job("counts", "counts", _settings(e, "score"), {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
     return tuple(made)
+
+
+def data_job(experiment: Experiment) -> Job:
+    """The job that indexes the data; it needs no file of any later stage."""
+    from idgbr import datasets
+
+    inputs = {"inputs": datasets.input_digest(experiment.data)}
+    return _job("data", "data", _settings(experiment, "data") | inputs, {}, None)
 
 
 def run(

@@ -48,7 +48,7 @@ def prepare(experiment: Experiment, store: str, *, sheet: Path | None = None, re
     place.check_writable()
     if rehash:
         datasets.rehash(experiment.data)
-    job = next(job for job in stages.jobs(experiment) if job.stage == "data")
+    job = stages.data_job(experiment)
     if place.has(job.stage, job.key):
         print(f"data {job.key}: in the store already", file=sys.stderr)
     else:

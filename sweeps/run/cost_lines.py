@@ -91,4 +91,6 @@ def _proposals(name: str, whole: Forecast, tried: list[Cut], budget: float) -> l
 
 
 def _time(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"

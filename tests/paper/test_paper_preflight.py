@@ -11,11 +11,12 @@ import pytest
 import torch
 from paper_miniatures import tiny
 
-from idgbr import preflight
+from idgbr import preflight, stages
 from idgbr.config import Experiment, Runtime, apply
 from idgbr.costs import plan_memory
 from idgbr.datasets.scan import find as find_data
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.paper_recipes import paper_experiment
 from idgbr.store import Store
 from idgbr.weights import header, misfit
 from sweeps.run import plan as planning
@@ -91,6 +92,13 @@ def test_a_set_with_half_a_pair_is_refused(name: str, kind: str, data_folder: Pa
     Path(getattr(entry, kind)).unlink()
     with pytest.raises(Missing, match=rf"found \d+ of \d+ pairs; missing {kind}s of "):
         find_data(data)
+
+
+def test_data_are_prepared_before_any_weights_are_there(data_folder: Path) -> None:
+    experiment = paper_experiment("potsdam")  # at full size: of its weights files none is in the miniature's folder
+    with pytest.raises(Missing, match=r"mit_b2\.safetensors"):
+        stages.jobs(experiment)
+    assert stages.data_job(experiment).key == stages.jobs(tiny("potsdam", data_folder))[0].key
 
 
 # ---- GPUs that are too small ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from miniature_layouts import Truth
 from paper_miniatures import tiny
 
 from idgbr import stages
-from idgbr.paper_recipes import RECIPES, SETS
+from idgbr.config import apply
+from idgbr.paper_recipes import RECIPES, SETS, papers_own
 from idgbr.scores import evaluate, read_counts
 from idgbr.store import Store
 
@@ -38,3 +39,14 @@ def test_every_recipe_runs_from_files_to_scores(recipe: str, truths: dict[str, T
     assert set(counts["raster"].unique()) == scored
     label_sets = set(counts["label_set"].unique())
     assert label_sets == ({"full", "eroded"} if published.source in ("potsdam", "vaihingen") else {"full"})
+
+
+def test_the_papers_own_configuration_trains_and_samples(truths: dict[str, Truth], data_folder: Path, store: Store) -> None:
+    """In small, and with 2 of its 25 steps."""
+    name = "chn6_cug"
+    small = {"refiner.batch_images": 4, "refiner.warmup_images": 4, "refiner.alignment_images": 4, "sampler.steps": 2}
+    experiment = apply(tiny(f"{name}_sd15", data_folder), papers_own(name) | small)
+    for job in stages.jobs(experiment):
+        stages.run(job, store, experiment)
+    counts = read_counts(store.path("counts", stages.jobs(experiment)[-1].key) / "counts.parquet")
+    assert np.isfinite(evaluate(counts, "miou").score)
