@@ -15,12 +15,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from idgbr.config import Runtime, SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing, SomeFailed
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
     from idgbr.labels import ClassTable
     from idgbr.scene.model import Model
 
@@ -171,10 +174,10 @@ def refine_scenes(
     if count < 1:
         raise Missing("no node has room for one worker", value=f"a worker needs {cpus:g} CPUs and {gpus:g} GPUs", hint="--cpus, --gpus")
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": TRIES, "max_task_retries": TRIES}
-    actor: Any = ray.remote(SceneWorker).options(**options)
+    actor = ray.remote(SceneWorker).options(**options)
     idle = [actor.remote(model, store, runtime, dict(settings), codes) for _ in range(count)]
     waiting = list(todo)
-    running: dict[Any, tuple[Any, Order]] = {}
+    running: dict[ObjectRef, tuple[ActorHandle, Order]] = {}
     try:
         while waiting or running:
             while waiting and idle:

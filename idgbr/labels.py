@@ -242,7 +242,7 @@ def _codes(codes: Iterable[Code]) -> str:
     return " ".join(str(c) for c in codes)
 
 
-def _read_codes(values: Any) -> tuple[Code, ...]:
+def _read_codes(values: object) -> tuple[Code, ...]:
     if not isinstance(values, list | tuple):
         raise TypeError(f"codes are a list of numbers and colours, not {values!r}")
     return tuple(_whole(v) if not isinstance(v, list | tuple) else _read_color(v) for v in values)
@@ -254,7 +254,7 @@ def _whole(value: object) -> int:
     return value
 
 
-def _read_color(value: Any) -> tuple[int, int, int]:
+def _read_color(value: object) -> tuple[int, int, int]:
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise ValueError(f"a colour has three values from 0 to 255, not {value!r}")
     red, green, blue = (_whole(v) for v in value)

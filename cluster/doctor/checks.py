@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from idgbr.interfaces import Json
 
@@ -50,9 +49,7 @@ class Node:
     unreachable: dict[str, str] = field(default_factory=dict)
 
 
-def judge(
-    nodes: Sequence[Node], pairs: Mapping[tuple[str, str], Mapping[str, Any]], limits: Limits, store: str, expected: int = 0
-) -> list[Check]:
+def judge(nodes: Sequence[Node], pairs: Mapping[tuple[str, str], Json], limits: Limits, store: str, expected: int = 0) -> list[Check]:
     """All checks. `pairs` holds the all-reduce result of each pair of node labels."""
     answered = [n for n in nodes if not n.silent]
     checks = [_count(nodes, expected)]
@@ -237,7 +234,7 @@ def _ports(nodes: Sequence[Node]) -> Check:
     return Check("ports", 0, "every node reaches Ray's ports on every other")
 
 
-def _pairs(pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -> Check:
+def _pairs(pairs: Mapping[tuple[str, str], Json]) -> Check:
     failed = [f"{a} with {b}: {r['error']}" for (a, b), r in pairs.items() if "error" in r]
     if failed:
         return Check(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -140,7 +140,7 @@ def refine_scene(
     return tally, written
 
 
-def _stamps(path: Path) -> list[Any]:
+def _stamps(path: Path) -> list[object]:
     """Tell another file from the same one without reading gigabytes; files beside it hold its mask, palette or
     place."""
     files = [path, *files_beside([path]).get(path, ())]

@@ -24,10 +24,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
@@ -356,7 +357,7 @@ def distance_curve(bands: pl.DataFrame) -> list[Json]:
     return out
 
 
-def read_counts(path: str | Path, schema: Any = COUNTS_SCHEMA) -> pl.DataFrame:
+def read_counts(path: str | Path, schema: pa.Schema = COUNTS_SCHEMA) -> pl.DataFrame:
     """A counts (or bands) table.
 
     Raises:

@@ -11,12 +11,11 @@ Not local: borders at the frame of a tile are not borders of the scene. Values b
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from idgbr.interfaces import Json
 from idgbr.labels import IGNORE
 from idgbr.scores.nearest import places, squared_distances
 from idgbr.scores.region import Map
@@ -44,7 +43,7 @@ def directed(pred: Map, target: Map, n_classes: int) -> list[tuple[NDArray[np.fl
     return [(a, b) if len(a) and len(b) else None for a, b in zip(*lists)]
 
 
-def fill(rows: list[dict[str, Any]], pred: Map, target: Map, n_classes: int) -> None:
+def fill(rows: list[Json], pred: Map, target: Map, n_classes: int) -> None:
     """Columns hd95, hd95_directed, hausdorff, assd_sum and assd_pixels (their ratio is the ASSD) of the rows of the
     classes."""
     for row, lists in zip(rows, directed(pred, target, n_classes)):

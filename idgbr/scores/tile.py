@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from idgbr.config import ScoreConfig
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.interfaces import Json
 from idgbr.labels import IGNORE
 from idgbr.rasters.edges import distance_bands, label_edges
 from idgbr.scores import bands, boundary, legacy, region, surface, wfm
@@ -17,7 +17,7 @@ from idgbr.scores.boundary import Inner, crop
 from idgbr.scores.region import Map
 from idgbr.scores.schema import JOINT, LEDGER, LOSS_UNIT, MAX_LEVELS, RATES, TRIMAP_WIDTHS_PX
 
-Row = dict[str, Any]
+Row = Json
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _near(inner: Inner, shape: tuple[int, ...], halo: int) -> Inner:
     return max(0, inner[0] - halo), min(shape[0], inner[1] + halo), max(0, inner[2] - halo), min(shape[1], inner[3] + halo)
 
 
-def _put(rows: list[Row], name: str, values: Any) -> None:
+def _put(rows: list[Row], name: str, values: np.ndarray) -> None:
     for row, value in zip(rows, values.tolist()):
         row[name] = value
 

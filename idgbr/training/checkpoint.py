@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from idgbr.interfaces import Json
+
 
 def local(value: Tensor) -> Tensor:
     """This process's part of a sharded tensor; any other tensor itself."""
@@ -48,7 +50,7 @@ def gathered(values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     return found
 
 
-def full_state(module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def full_state(module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> tuple[dict[str, Tensor], Json]:
     """Weights and AdamW's moments by parameter name: independent of ranks and of the kind of sharding. `keep` as in
     `gathered`."""
     model = gathered(module.state_dict(), keep)
@@ -57,7 +59,7 @@ def full_state(module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool =
     return model, moments
 
 
-def load_full_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Tensor], moments: dict[str, Any]) -> None:
+def load_full_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Tensor], moments: Json) -> None:
     """Load full weights by name, and the optimiser's moments, into a module that may be sharded.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +36,13 @@ def sample_seed(seed: int, i: int) -> int:
     return int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+Element = TypeVar("Element", bound=np.generic)
+
+
 class _Pixels(NamedTuple):
     """A raster decoded: image [C,H,W] in the smallest type that holds it, valid [H,W], label [H,W]."""
 
-    image: NDArray[Any]
+    image: NDArray[np.generic]
     valid: NDArray[np.bool_]
     label: NDArray[np.uint8]
 
@@ -237,7 +240,7 @@ def _inside(start: int, side: int, crop: int) -> int:
     return max(0, min(start, side - crop))
 
 
-def smallest(image: NDArray[np.float32]) -> NDArray[Any]:
+def smallest(image: NDArray[np.float32]) -> NDArray[np.generic]:
     """The same numbers as uint8 or uint16 where that loses nothing, else as they are."""
     low, high = image.min(initial=0), image.max(initial=0)
     for kind in (np.uint8, np.uint16):
@@ -248,7 +251,7 @@ def smallest(image: NDArray[np.float32]) -> NDArray[Any]:
     return image
 
 
-def dihedral(array: NDArray[Any], symmetry: int) -> NDArray[Any]:
+def dihedral(array: NDArray[Element], symmetry: int) -> NDArray[Element]:
     """One of the 8 symmetries of the square on the last two axes: `symmetry` % 4 quarter turns, then a mirror for
     4..7. Exact."""
     turned = np.rot90(array, symmetry % 4, axes=(-2, -1))
