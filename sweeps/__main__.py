@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
   python -m sweeps plan   quickstart                       what would run, what is stored, time, disk
-  python -m sweeps run    quickstart                       stop it any time; the same line resumes
+  python -m sweeps run    quickstart                       stop it any time; the same command resumes
   python -m sweeps status quickstart                       from another terminal
   python -m sweeps table  quickstart --md                  coarse, one pass, refined, with intervals
   python -m sweeps ablate quickstart --baseline coarse     paired effects of every axis
   python -m sweeps report quickstart -o report.html        one file, no network
   python -m sweeps run    my_studies.py:wide data.root=/scenes
   python -m sweeps gc --budget-gb 50 --dry-run             what would be deleted
-  python -m sweeps explain KEY refiner.lr=1e-4             what made it; what a change would remake"""
+  python -m sweeps explain KEY refiner.lr=1e-4             what made it; what a change would recompute"""
 
-Study = Annotated[Positional[str], arg(help="ready-made study, or path.py:function")]
-Studies = Annotated[Positional[tuple[str, ...]], arg(help="names of studies; several are merged")]
+StudyName = Annotated[Positional[str], arg(help="ready-made study, or path.py:function")]
+StudyNames = Annotated[Positional[tuple[str, ...]], arg(help="names of studies; several are merged")]
 Overrides = Annotated[Positional[tuple[str, ...]], arg(help="stage.field=value for every trial")]
 StorePath = Annotated[str, arg(help="folder or URI of the store")]
 By = Annotated[str, arg(help="axis or stage: a table, or a row, for each of its levels")]
@@ -41,7 +41,7 @@ def _store(path: str) -> Store:
 
 
 def plan(
-    study: Study,
+    study: StudyName,
     overrides: Overrides = (),
     /,
     *,
@@ -60,7 +60,7 @@ def plan(
 
 
 def run(
-    study: Study,
+    study: StudyName,
     overrides: Overrides = (),
     /,
     *,
@@ -68,13 +68,13 @@ def run(
     placement: Placement,
     execution: RunOptions,
 ) -> None:
-    """Do what is missing. Stop it any time; the same line resumes."""
+    """Compute what is missing. Stop it any time; the same command resumes."""
     from sweeps.run import commands
 
     commands.run(commands.study_of(study, overrides), _store(store), placement, execution)
 
 
-def status(study: Study, /, *, store: StorePath = "", json: bool = False) -> None:
+def status(study: StudyName, /, *, store: StorePath = "", json: bool = False) -> None:
     """Where a study stands: rows, failures, who works on it."""
     from sweeps.run import commands
 
@@ -96,13 +96,13 @@ def gc(
 
 
 def explain(key: Positional[str], overrides: Overrides = (), /, *, store: StorePath = "", json: bool = False) -> None:
-    """What made an artefact; with overrides, which stages would be made anew."""
-    from sweeps.run.explain import explain as tell
+    """What made an artefact; with overrides, which stages would be recomputed."""
+    from sweeps.run import explain as command
 
-    tell(key, _store(store), overrides, as_json=json)
+    command.explain(key, _store(store), overrides, as_json=json)
 
 
-def search(study: Study, /, *, store: StorePath = "", json: bool = False) -> None:
+def search(study: StudyName, /, *, store: StorePath = "", json: bool = False) -> None:
     """Best trial or front of an adaptive study, and the storage that optuna-dashboard opens."""
     from sweeps.run import commands
     from sweeps.run.search import show
@@ -110,7 +110,7 @@ def search(study: Study, /, *, store: StorePath = "", json: bool = False) -> Non
     show(commands.study_of(study), _store(store), as_json=json)
 
 
-# ---- analysis: tables alone, neither torch nor ray ---------------------------------------------------------------------------
+# ---- analysis: tables alone, neither torch nor ray -------------------------------------------------------------------
 
 
 def _names(studies: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,14 +122,14 @@ def _names(studies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(commands.name_of(s) for s in studies)
 
 
-def table(studies: Studies, /, *, comparison: Comparison, output: Output, by: By = "") -> None:
+def table(studies: StudyNames, /, *, comparison: Comparison, output: Output, by: By = "") -> None:
     """Scores of every variant and its effect against the baseline, with intervals, from Parquet alone."""
     from sweeps.report import commands
 
     commands.table(_names(studies), comparison, output, by=by)
 
 
-def ablate(studies: Studies, /, *, comparison: Comparison, output: Output, by: By = "") -> None:
+def ablate(studies: StudyNames, /, *, comparison: Comparison, output: Output, by: By = "") -> None:
     """Contrasts with Holm, main effects, interactions, cost, importance."""
     from sweeps.report import commands
 
@@ -137,7 +137,7 @@ def ablate(studies: Studies, /, *, comparison: Comparison, output: Output, by: B
 
 
 def report(
-    studies: Studies,
+    studies: StudyNames,
     /,
     *,
     comparison: Comparison,
@@ -151,7 +151,7 @@ def report(
 
 
 def tiles(
-    studies: Studies,
+    studies: StudyNames,
     /,
     *,
     selection: Selection,
@@ -164,14 +164,14 @@ def tiles(
     print(commands.tiles(_names(studies), selection, each=each, out=out))
 
 
-def publish(study: Study, /, *, comparison: Comparison, results: str = "results/published", tile_images: TileImages = True) -> None:
+def publish(study: StudyName, /, *, comparison: Comparison, results: str = "results/published", tile_images: TileImages = True) -> None:
     """Copy a study's small tables to a folder that is kept with the code."""
     from sweeps.report import commands
 
     print(commands.publish(_names((study,))[0], comparison, results=results, tile_images=tile_images))
 
 
-def verify(studies: Studies = (), /, *, results: str = "results/published") -> None:
+def verify(studies: StudyNames = (), /, *, results: str = "results/published") -> None:
     """Recompute every published number from its rows; without a name, of all that is published."""
     from sweeps.report import commands
 

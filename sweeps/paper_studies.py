@@ -1,24 +1,25 @@
-"""Studies of the published data sets (`idgbr/paper_recipes.py`): the table of arXiv 2507.01573 for each, and all of them together.
+"""Studies of the published data sets (`idgbr/paper_recipes.py`): the table of arXiv 2507.01573 for each, and all of
+them together.
 
-A study has every backbone with three ways to go on (its coarse map, the same refiner in one pass, the diffusion refiner), and the paper's
-ablations on the first backbone: without coarse map, without image, the other choice about alignment, uniform timesteps (the recipes'
-are cubic). With Stable Diffusion there is also the authors' own configuration (`paper_recipes.papers_own`).
+from idgbr.paper_recipes import BACKBONES, SETS, SIZES, TEACHER, papers_own, weights_path
+from sweeps.study import Overrides, Setting, Study
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from idgbr.paper_recipes import BACKBONES, SETS, SIZES, TEACHER, papers_own, weights_path
-from sweeps.study import Study
+from sweeps.study import Overrides, Setting, Study
 
 SEEDS = 3
 
 
 def paper_study(name: str, size: str = "small") -> Study:
-    """The paper's table for one set: 4 backbones, 3 ways each, 4 ablations, 3 seeds, on the split that the paper's tables are of."""
+    """The paper's table for one set: 4 backbones, 3 ways each, 4 ablations, 3 seeds, on the split that the paper's
+    tables are of.
+    """
     published = SETS[name]
     suffix = "" if size == "small" else f"_{size}"
     return Study(
@@ -36,10 +37,13 @@ def paper_study(name: str, size: str = "small") -> Study:
     )
 
 
-def ablations(size: str) -> tuple[dict[str, Any], ...]:
-    """The paper's, one change each. Alignment is on in `sd15`, as in the paper, and off in `small`, which has a frozen encoder already."""
-    aligned = {"refiner.alignment": 0.5, "refiner.alignment_images": 80_000, "refiner.teacher": TEACHER}
-    alignment = {"refiner.alignment": 0.0} if size == "sd15" else aligned | {"refiner.teacher_weights": weights_path(TEACHER)}
+def ablations(size: str) -> tuple[Overrides, ...]:
+    """The paper's, one change each.
+
+    Alignment is on in `sd15`, as in the paper, and off in `small`, which has a frozen encoder already.
+    """
+    aligned: dict[str, Setting] = {"refiner.alignment": 0.5, "refiner.alignment_images": 80_000, "refiner.teacher": TEACHER}
+    alignment: Overrides = {"refiner.alignment": 0.0} if size == "sd15" else aligned | {"refiner.teacher_weights": weights_path(TEACHER)}
     return ({"refiner.use_coarse": False}, {"refiner.use_image": False}, alignment, {"refiner.timestep_law": "uniform"})
 
 

@@ -6,19 +6,19 @@
 
 The same for `oam_buildings` and `dubai_landcover`.
 
-The rule, fixed before any of them was run: an arm wins if its paired difference in boundary IoU over `one_pass` with the same network
-is above 0 (interval over places) and its mIoU is not below the coarse map's by more than 0.2. Fair means: the same images, crops, loss,
-weights and tiles for every arm, and `one_pass` and `cascade` with the same network as the diffusion arm they stand beside.
+The rule, fixed before any of them was run: an arm wins if its paired difference in boundary IoU over `one_pass` with
+the same network is above 0 (interval over places) and its mIoU is not below the coarse map's by more than 0.2. Fair
+means: the same images, crops, loss, weights and tiles for every arm, and `one_pass` and `cascade` with the same
+network as the diffusion arm they stand beside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from sweeps.study import Study
+from sweeps.study import Overrides, Setting, Study
 
-Settings = dict[str, Any]
+Settings = dict[str, Setting]
 
 RECIPES = {"naip_fields": "naip_fields_pretrained", "oam_buildings": "oam_buildings", "dubai_landcover": "dubai_landcover"}
 STEPS = (4, 1, 2, 8)
@@ -50,7 +50,8 @@ DIFFUSION: dict[str, Settings] = {
 
 
 def refiner_screen(data: str, train_images: int = 4800) -> Study:
-    """Every arm once: one pass with and without the added parts, a cascade (is it iteration or diffusion?), and ten kinds of diffusion.
+    """Every arm once: one pass with and without the added parts, a cascade (is it iteration or diffusion?), and ten
+    kinds of diffusion.
 
     One seed, 14 refiners, each diffusion and cascade sampled with 1, 2, 4 and 8 steps.
     """
@@ -61,7 +62,9 @@ def refiner_screen(data: str, train_images: int = 4800) -> Study:
 
 
 def refiner_confirm(data: str, train_images: int = 12_800, best: str = "warm_small_pixels_input") -> Study:
-    """The best arm of the screen against one pass and a cascade of the same network, and against the first design; three seeds."""
+    """The best arm of the screen against one pass and a cascade of the same network, and against the first design;
+    three seeds.
+    """
     arm = DIFFUSION[best]
     network = {name: value for name, value in arm.items() if name in (*_PIXELS, *_INPUT)}
     points = [ONE_PASS | network, *_steps(CASCADE | network), *_steps(DIFFUSION["today"]), *_steps(arm)]
@@ -71,7 +74,10 @@ def refiner_confirm(data: str, train_images: int = 12_800, best: str = "warm_sma
 
 
 def refiner_decisions(data: str, train_images: int = 12_800, best: str = "warm_small_pixels_input") -> Study:
-    """Sampling of the best arm: steps x samples x averaging over steps, at three reaches. After `refiner_confirm` it trains nothing."""
+    """Sampling of the best arm: steps x samples x averaging over steps, at three reaches.
+
+    After `refiner_confirm` it trains nothing.
+    """
     arm = DIFFUSION[best]
     points = [
         arm | _sampled(steps, samples=samples, average=average) | {"sampler.reach_px": reach}
@@ -93,7 +99,7 @@ def _steps(arm: Settings) -> list[Settings]:
     return [arm | {"sampler.steps": steps} for steps in STEPS]
 
 
-def _study(what: str, data: str, points: Iterable[Mapping[str, Any]], train_images: int, replicates: int) -> Study:
+def _study(what: str, data: str, points: Iterable[Overrides], train_images: int, replicates: int) -> Study:
     return Study(
         name=f"refiner_{what}_{data}",
         recipe=RECIPES[data],

@@ -6,19 +6,19 @@ Each begins with its command and what it costs. Numbers of images are sized for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from idgbr.errors import BadRequest, nearest
 from idgbr.recipes import load_function
 from sweeps.paper_studies import STUDIES as PAPER_STUDIES
 from sweeps.refiner_studies import STUDIES as REFINER_STUDIES
-from sweeps.study import Axis, Search, Study
+from sweeps.study import Axis, Overrides, Search, Study
 
 
 def quickstart() -> Study:
     """`python -m sweeps run quickstart`: synthetic roofs, two cores, within 8 minutes.
 
-    Noise schedule x guidance width are trained, the step count is only sampled; two seeds; the same network in one pass beside it.
+    Noise schedule x guidance width are trained, the step count is only sampled; two seeds; the same network in one
+    pass beside it.
     """
     return Study(
         name="quickstart",
@@ -49,7 +49,8 @@ def quickstart() -> Study:
 def demo() -> Study:
     """`make demo`, or `python -m sweeps run demo`: farm fields of real places, two cores, within 8 minutes.
 
-    Noise schedule x guidance width are trained, the step count is only sampled; intervals over the ten validation places; one seed.
+    Noise schedule x guidance width are trained, the step count is only sampled; intervals over the ten validation
+    places; one seed.
     """
     return Study(
         name="demo",
@@ -64,7 +65,9 @@ def demo() -> Study:
 
 
 def oam() -> Study:
-    """Real data: noise schedule x guidance width (trained) x steps (sampled), two seeds: 10 refiners, two cores, about an hour."""
+    """Real data: noise schedule x guidance width (trained) x steps (sampled), two seeds: 10 refiners, two cores,
+    about an hour.
+    """
     return Study(
         name="oam",
         recipe="oam_buildings",
@@ -79,7 +82,9 @@ def oam() -> Study:
 
 
 def oam_test() -> Study:
-    """What `oam` chose on its validation scene, once on the test scenes (a place not in train, and one that is): sampling alone."""
+    """What `oam` chose on its validation scene, once on the test scenes (a place not in train, and one that is):
+    sampling alone.
+    """
     return Study(
         name="oam_test",
         recipe="oam_buildings",
@@ -90,8 +95,9 @@ def oam_test() -> Study:
     )
 
 
-# One choice of the refiner at a time, against its defaults. Each is trained; arms of the process are sampled at every step count.
-_PROCESS: tuple[dict[str, Any], ...] = (
+# One choice of the refiner at a time, against its defaults. Each is trained; arms of the process are sampled at every
+# step count.
+_PROCESS: tuple[Overrides, ...] = (
     {},
     {"refiner.schedule": "linear"},
     {"refiner.schedule": "scaled_linear"},
@@ -99,7 +105,7 @@ _PROCESS: tuple[dict[str, Any], ...] = (
     {"refiner.parameterisation": "v"},
     {"refiner.parameterisation": "epsilon", "refiner.zero_terminal_snr": False},
 )
-_PARTS: tuple[dict[str, Any], ...] = (
+_PARTS: tuple[Overrides, ...] = (
     {"refiner.guidance_attention": False},
     {"refiner.use_coarse": False},
     {"refiner.use_image": False},
@@ -111,9 +117,11 @@ _PARTS: tuple[dict[str, Any], ...] = (
 
 
 def choices(recipe: str = "oam_buildings", train_images: int = 4800) -> Study:
-    """What each choice of the refiner buys: noise schedules and parameterisations over step counts, and every part left out in turn."""
+    """What each choice of the refiner buys: noise schedules and parameterisations over step counts, and every part
+    left out in turn.
+    """
     steps = (4, 1, 2, 8, 25)
-    fast = {"refiner.one_step_images": train_images // 3, "sampler.sampler": "one_step", "sampler.steps": 1}
+    fast: Overrides = {"refiner.one_step_images": train_images // 3, "sampler.sampler": "one_step", "sampler.steps": 1}
     return Study(
         name="choices" if recipe == "oam_buildings" else f"choices_{recipe}",
         recipe=recipe,
@@ -209,7 +217,9 @@ def codec(recipe: str = "oam_buildings") -> Study:
 
 
 def alignment(recipe: str = "oam_buildings") -> Study:
-    """Weight of representation alignment with a frozen ViT; set the teacher: `refiner.teacher=... refiner.teacher_weights=...`."""
+    """Weight of representation alignment with a frozen ViT; set the teacher: `refiner.teacher=...
+    refiner.teacher_weights=...`.
+    """
     return Study(
         name="alignment",
         recipe=recipe,
@@ -220,7 +230,9 @@ def alignment(recipe: str = "oam_buildings") -> Study:
 
 
 def search_sampler(recipe: str = "synthetic") -> Study:
-    """Boundary score against seconds over the sampler's settings: a front by NSGA-II; nothing is trained but the one refiner."""
+    """Boundary score against seconds over the sampler's settings: a front by NSGA-II; nothing is trained but the one
+    refiner.
+    """
     return Study(
         name="search_sampler",
         recipe=recipe,

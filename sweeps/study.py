@@ -1,8 +1,8 @@
 """Studies: axes over settings, times replicate seeds, to trials.
 
-An axis is any `stage.field` with values (a grid, a list, one factor at a time) or a range (a search). The seed is a replicate, never
-an axis. A trial is one whole `Experiment`; its id is a digest of its settings and of the key of its counts, so that the same trial has
-the same id on every machine, and other data under the same path is another trial.
+An axis is any `stage.field` with values (a grid, a list, one factor at a time) or a range (a search). The seed is a
+replicate, never an axis. A trial is one whole `Experiment`; its id is a digest of its settings and of the key of its
+counts, so that the same trial has the same id on every machine, and other data under the same path is another trial.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from idgbr import stages
-from idgbr.config import CONFIG_VERSION, SECTIONS, Experiment, apply, split_name
+from idgbr.config import SECTIONS, Experiment, apply, split_name
 from idgbr.errors import BadRequest, nearest
 from idgbr.recipes import recipe
 from idgbr.settings import Section, digest, identity
 
 DESIGNS = ("grid", "one_at_a_time")
 YARDSTICKS = ("coarse", "one_pass")
+Setting = bool | int | float | str | None | tuple["Setting", ...]  # what a setting of an experiment may be
+Overrides = Mapping[str, Setting]  # stage.field -> value
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -31,11 +33,12 @@ class Axis:
     """One setting and what it takes: `values`, or a range `low` to `high` to search in (`log`: on a logarithmic scale).
 
     Raises:
-        BadRequest: unknown setting (names the nearest), `seed`, no value, a value twice, or a range the wrong way round.
+        BadRequest: unknown setting (names the nearest), `seed`, no value, a value twice, or a range the wrong way
+            round.
     """
 
     name: str
-    values: tuple[Any, ...] = ()
+    values: tuple[Setting, ...] = ()
     low: float | None = None
     high: float | None = None
     step: float | None = None
@@ -72,22 +75,25 @@ class Search:
     """An adaptive study: Optuna proposes settings of one stage; everything upstream of it is prepared first.
 
     Args:
-        goals: names of scores to maximise; with a `-` before the name, to minimise (`-seconds`). Two goals make a front.
+        goals: names of scores to maximise; with a `-` before the name, to minimise (`-seconds`). Two goals make a
+            front.
         trials: proposals in all, over all runs of the study.
         sampler: tpe, nsga2, or random.
         seed: of the sampler.
         start: points tried first, as overrides.
-        rungs: images at which trainings are compared and the worse are stopped (asynchronous halving, ASHA); empty: none.
+        rungs: images at which trainings are compared and the worse are stopped (asynchronous halving, ASHA); empty:
+            none.
         reduction: share kept at a rung is 1 / reduction.
         rung_goal: what the training curve is compared by; a `-` means smaller is better.
-        wilcoxon: stop sampling when a trial is surely worse than the best on the rasters done so far, at this level; 0: never.
+        wilcoxon: stop sampling when a trial is surely worse than the best on the rasters done so far, at this level;
+            0: never.
     """
 
     goals: tuple[str, ...] = ("boundary_iou",)
     trials: int = 20
     sampler: str = "tpe"
     seed: int = 0
-    start: tuple[Mapping[str, Any], ...] = ()
+    start: tuple[Overrides, ...] = ()
     rungs: tuple[int, ...] = ()
     reduction: int = 2
     rung_goal: str = "-loss"
@@ -121,7 +127,7 @@ class Search:
 class Trial:
     """One experiment of a study. `role` is trial, or the yardstick it is: coarse, one_pass."""
 
-    overrides: Mapping[str, Any]
+    overrides: Overrides
     experiment: Experiment
     role: str = "trial"
 
@@ -162,10 +168,12 @@ class Study:
         design: grid (every combination) or one_at_a_time (the baseline, and every other value alone).
         points: further trials as overrides (a list).
         overrides: settings that hold for every trial.
-        replicates: number of seeds 0, 1, ..., or the seeds themselves. Each is a retraining from the stage that `reseed` names on.
+        replicates: number of seeds 0, 1, ..., or the seeds themselves. Each is a retraining from the stage that
+            `reseed` names on.
         constraints: predicates over the experiment; trials for which one is false are left out.
         baseline: the trial that others are compared with; by default the first value of every axis.
-        yardsticks: trials added for each distinct coarse map: "coarse" (the map itself), "one_pass" (the baseline's network, one pass).
+        yardsticks: trials added for each distinct coarse map: "coarse" (the map itself), "one_pass" (the baseline's
+            network, one pass).
         parts: other studies whose trials belong to this one too (a union).
         search: makes the study adaptive.
         sized_for: "cpu" or "gpu"; a run of a study sized for GPUs takes one a job unless told otherwise.
@@ -178,11 +186,11 @@ class Study:
     recipe: str
     axes: tuple[Axis, ...] = ()
     design: str = "grid"
-    points: tuple[Mapping[str, Any], ...] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    points: tuple[Overrides, ...] = ()
+    overrides: Overrides = field(default_factory=dict)
     replicates: int | tuple[int, ...] = 1
     constraints: tuple[Constraint, ...] = ()
-    baseline: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Overrides = field(default_factory=dict)
     yardsticks: tuple[str, ...] = ("coarse",)
     parts: tuple[Study, ...] = ()
     search: Search | None = None
@@ -233,7 +241,7 @@ class Study:
         """The recipe with the overrides of all trials."""
         return apply(recipe(self.recipe), self.overrides)
 
-    def baseline_overrides(self) -> dict[str, Any]:
+    def baseline_overrides(self) -> dict[str, Setting]:
         """The overrides of the baseline: the first value of every axis, then what `baseline` says."""
         for name in self.baseline:
             split_name(name)
@@ -273,7 +281,7 @@ def expand(study: Study) -> list[Trial]:
 def yardsticks(study: Study, trials: Iterable[Trial], baseline: Experiment) -> list[Trial]:
     """The trials to measure against: one for each distinct coarse map (and split, score, and seed where it matters)."""
     base = study.base()
-    found: dict[Any, Trial] = {}
+    found: dict[tuple[str, int, tuple[Section | str, ...]], Trial] = {}
     for trial in trials:
         e = trial.experiment
         upstream = (e.data, e.backbone, e.coarse, e.score, e.sampler.split, e.reseed)
@@ -290,7 +298,7 @@ def yardsticks(study: Study, trials: Iterable[Trial], baseline: Experiment) -> l
     return [trial for _, trial in sorted(found.items(), key=lambda item: YARDSTICKS.index(item[0][0]))]
 
 
-def _combinations(study: Study) -> Iterable[dict[str, Any]]:
+def _combinations(study: Study) -> Iterable[dict[str, Setting]]:
     axes = [a for a in study.axes if a.values]
     start = study.baseline_overrides()
     if study.design == "grid":
@@ -310,15 +318,15 @@ class Setter:
 
     def __init__(self, base: Experiment):
         self.base = base
-        self.sections: dict[Any, Any] = {}
+        self.sections: dict[tuple[str, tuple[tuple[str, str], ...]], Section] = {}
 
-    def __call__(self, overrides: Mapping[str, Any]) -> Experiment:
-        by_section: dict[str, dict[str, Any]] = {}
+    def __call__(self, overrides: Overrides) -> Experiment:
+        by_section: dict[str, dict[str, Setting]] = {}
         for name, value in overrides.items():
             if name in ("seed", "reseed"):
                 raise BadRequest(f"{name} cannot be varied by a study", hint="Study(replicates=...)")
             by_section.setdefault(name.partition(".")[0], {})[name] = value
-        changed = {}
+        changed: dict[str, Any] = {}
         for section, values in by_section.items():
             key = (section, tuple(sorted((k, repr(v)) for k, v in values.items())))
             if key not in self.sections:
@@ -329,48 +337,5 @@ class Setter:
         return dataclasses.replace(self.base, **changed)
 
 
-def definition(study: Study, trials: Iterable[Trial]) -> dict[str, Any]:
-    """What `studies/<name>.json` holds: for people and for the analysis; `fingerprint` covers the trials."""
-    listed = {
-        t.id: {"role": t.role, "label": t.label, "overrides": _plain(t.overrides), "seed": t.experiment.seed, "counts": t.jobs[-1].key}
-        for t in trials
-    }
-    parts = (study, *study.parts)
-    return {
-        "study": study.name,
-        "recipe": study.recipe,
-        "overrides": _plain(study.overrides),
-        "axes": {a.name: _plain({"v": a.values})["v"] if a.values else {"low": a.low, "high": a.high, "log": a.log}
-                 for part in parts for a in part.axes},
-        "design": study.design,
-        "replicates": list(study.seeds),
-        "baseline": _plain(study.baseline_overrides()),
-        "yardsticks": list(study.yardsticks),
-        "search": _plain(dataclasses.asdict(study.search)) if study.search else None,
-        "fingerprint": digest(sorted(listed)) if not study.search else digest(_search_identity(study)),
-        "trials": listed,
-    }  # fmt: skip
-
-
-def _search_identity(study: Study) -> dict[str, Any]:
-    assert study.search is not None
-    base = study.base()
-    sections = {name: identity(getattr(base, name), paths=False) for name in SECTIONS}
-    return {
-        "recipe": {"version": CONFIG_VERSION, **sections, "seed": base.seed, "reseed": base.reseed},
-        "axes": _plain({a.name: [a.values, a.low, a.high, a.step, a.log] for a in study.axes}),
-        "goals": list(study.search.goals), "sampler": study.search.sampler, "seeds": list(study.seeds),
-    }  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists, mappings to dicts: what JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _short(value: Any) -> str:
+def _short(value: Setting) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

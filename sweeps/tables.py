@@ -6,7 +6,8 @@
     tables/bands/study=<s>/<trial>.parquet              tile x class x band of distance
     tables/curves/study=<s>/<trial>.parquet             training curves: stage, part, images, name, value
 
-The study is the folder's name (hive), not a column. One writer a file; names that begin with `_` or `.` are not there yet.
+The study is the folder's name (hive), not a column. One writer a file; names that begin with `_` or `.` are not there
+yet.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from idgbr.store import Store
 from idgbr.training.curve import NAME as CURVE_FILE
 from idgbr.training.curve import read_curve
 
+Row = dict[str, Any]  # of the trials table by column: settings of every type beside keys and times
+Manifest = Mapping[str, Any]  # of an artefact, as the store gives it
+
 SCHEMA_VERSION = 1
 VERSION_KEY = b"idgbr.version"
 STATUSES = ("done", "failed", "pruned")
@@ -39,7 +43,7 @@ STATUSES = ("done", "failed", "pruned")
 _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-def _arrow_type(hint: Any) -> pa.DataType:
+def _arrow_type(hint: type) -> pa.DataType:
     if typing.get_origin(hint) is tuple:
         return pa.list_(_SCALARS[typing.get_args(hint)[0]])
     return _SCALARS[hint]
@@ -65,7 +69,7 @@ TRIALS_SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("reseed", pa.string()),
         *((f"key_{stage}", pa.string()) for stage in STAGES),
-        *((f"seconds_{stage}", pa.float64()) for stage in STAGES),  # of making the artefact, whoever made it; folds summed
+        *((f"seconds_{stage}", pa.float64()) for stage in STAGES),  # to make the artefact, in whichever study; folds summed
         ("processes_backbone", pa.int64()),  # that shared the training, each on its device
         ("processes_refiner", pa.int64()),
         ("host", pa.string()),  # that made the counts
@@ -102,10 +106,11 @@ def git_commit() -> str:
         return ""
 
 
-# ---- parts ------------------------------------------------------------------------------------------------------------------
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 
 def part_name(table: str, study: str, trial: str, status: str = "done") -> str:
+    """Name of a part below the root of the store."""
     suffix = "" if status == "done" else f"-{status}"
     return f"tables/{table}/study={study}/{trial}{suffix}.parquet"
 
@@ -130,7 +135,7 @@ def statuses(store: Store, study: str) -> dict[str, str]:
 def trial_row(
     experiment: Experiment,
     jobs: Iterable[Job],
-    manifests: Mapping[str, Mapping[str, Any] | None],
+    manifests: Mapping[str, Manifest | None],
     *,
     trial: str,
     role: str,
@@ -138,9 +143,9 @@ def trial_row(
     status: str,
     error: str | None = None,
     commit: str = "",
-) -> dict[str, Any]:
+) -> Row:
     """One row of the trials table; `manifests` by key, of the jobs that are in the store."""
-    row: dict[str, Any] = {"trial": trial, "status": status, "error": error, "role": role, "label": label}
+    row: Row = {"trial": trial, "status": status, "error": error, "role": role, "label": label}
     for section in SECTIONS:
         values = getattr(experiment, section)
         row |= {f"{section}.{f.name}": _plain(getattr(values, f.name)) for f in dataclasses.fields(values)}
@@ -158,7 +163,7 @@ def trial_row(
     return row | {"finished": int(time.time() * 1e6)}
 
 
-def write_trial(store: Store, study: str, row: Mapping[str, Any]) -> None:
+def write_trial(store: Store, study: str, row: Row) -> None:
     """The row itself: written last of a trial's parts. A part of another status is taken away after it."""
     values = {name: row.get(name) for name in TRIALS_SCHEMA.names}
     write_part(store, part_name("trials", study, row["trial"], row["status"]), pa.Table.from_pylist([values], schema=TRIALS_SCHEMA))
@@ -202,7 +207,7 @@ def write_curves(store: Store, study: str, trial: str, jobs: Iterable[Job]) -> N
     write_part(store, part_name("curves", study, trial), pa.Table.from_pylist(rows, schema=CURVES_SCHEMA))
 
 
-def write_parts(store: Store, study: str, row: Mapping[str, Any], jobs: Iterable[Job]) -> None:
+def write_parts(store: Store, study: str, row: Row, jobs: Iterable[Job]) -> None:
     """All parts of a finished trial, in the order that makes the last one mean "finished"."""
     jobs = tuple(jobs)
     write_counts(store, study, row["trial"], row["key_counts"])
@@ -230,5 +235,5 @@ def scan(store: Store, table: str, study: str | None = None) -> pa.Table:
     ).to_table()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,6 @@
-"""Where a refiner helps: by distance to the boundary, by class, by frequency band; and learning curves. Plain numbers for figures.
+"""Where a refiner helps: by distance to the boundary, by class, by frequency band; and learning curves.
+
+Plain numbers for figures.
 
 S seeds, U units, K classes, J frequency levels.
 """
@@ -9,19 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from idgbr.errors import Disagreement
 from idgbr.scores.read import ratio
 from idgbr.scores.schema import ENERGIES, LEDGER
 from sweeps.analysis import stats
 from sweeps.analysis.contrasts import pairs
-from sweeps.analysis.variants import Variant, short_names, show
+from sweeps.analysis.trials import damaged
+from sweeps.analysis.variants import Level, Variant, short_names, show
 from sweeps.analysis.views import View
 
 BAND_COLUMNS = ("trial", "split", "label_set", "scene", "block", "class", "low_px", "high_px", "valid", "correct")
@@ -68,7 +69,7 @@ def _read_bands(view: View, variants: Sequence[Variant]) -> pl.DataFrame | None:
             except FileNotFoundError:
                 return None
             except (pa.ArrowInvalid, OSError) as error:
-                raise Disagreement(f"{part.path} is not a whole table of distance bands", value=str(error).splitlines()[0]) from error
+                raise damaged(part, error, "move it and its part in tables/trials away, then run the study again") from error
             frames.append(pl.DataFrame(pl.from_arrow(found)))
     bands = pl.concat(frames)
     unit = pl.col("scene") if view.sums.unit_kind == "scene" else pl.concat_str("scene", "block", separator=" ")
@@ -78,7 +79,9 @@ def _read_bands(view: View, variants: Sequence[Variant]) -> pl.DataFrame | None:
 
 
 def by_distance(view: View, variants: Sequence[Variant]) -> DistanceCurve | None:
-    """Accuracy by band of distance for some variants, the first of which is the coarse map; None where the bands were not synced."""
+    """Accuracy by band of distance for some variants, the first of which is the coarse map; None where the bands were
+    not synced.
+    """
     frame = _read_bands(view, variants)
     if frame is None or not frame.height:
         return None
@@ -109,7 +112,9 @@ def by_distance(view: View, variants: Sequence[Variant]) -> DistanceCurve | None
 
 
 def repair_by_class(view: View, variant: Variant) -> list[dict[str, float]] | None:
-    """For each class: repaired, damaged and still wrong as shares of its pixels, all seeds together; None without ledger columns."""
+    """For each class: repaired, damaged and still wrong as shares of its pixels, all seeds together; None without
+    ledger columns.
+    """
     columns = view.sums.columns
     if not set(LEDGER) <= set(columns):
         return None
@@ -124,7 +129,9 @@ def repair_by_class(view: View, variant: Variant) -> list[dict[str, float]] | No
 
 
 def frequency_gains(view: View, variant: Variant, coarse: Variant) -> list[tuple[str, Point]]:
-    """Share of the coarse map's error energy that refinement removed, by size of structure: 1 - refined / coarse (SCORES 4)."""
+    """Share of the coarse map's error energy that refinement removed, by size of structure: 1 - refined / coarse
+    (docs/scores.md).
+    """
     columns = view.sums.columns
     names = [e for e in ENERGIES if e in columns]
     whole = view.sums.classes.index(-1)
@@ -139,10 +146,10 @@ def frequency_gains(view: View, variant: Variant, coarse: Variant) -> list[tuple
         return []
     refined, before = refined[..., :levels], before[..., :levels]
     out = []
-    bands: list[tuple[str, Any]] = [(f"about {2**j} px", lambda e, j=j: e[..., j] - e[..., j + 1]) for j in range(levels - 1)]
-    bands.append((f"{2 ** (levels - 1)} px and more", lambda e: e[..., levels - 1]))
-    for name, take in bands:
-        r, b = take(refined).mean(axis=0), take(before).mean(axis=0)  # [U], seeds averaged
+    for j in range(levels):
+        is_last = j == levels - 1
+        name = f"{2**j} px and more" if is_last else f"about {2**j} px"
+        r, b = ((e[..., j] if is_last else e[..., j] - e[..., j + 1]).mean(axis=0) for e in (refined, before))  # [U], seeds averaged
         pooled = 1 - ratio(r.sum(), b.sum())
         loo = 1 - ratio(r.sum() - r, b.sum() - b)
         out.append((name, _jackknife(float(pooled), loo)))
@@ -150,7 +157,10 @@ def frequency_gains(view: View, variant: Variant, coarse: Variant) -> list[tuple
 
 
 def learning_curves(view: View, name: str = "loss", most: int = 12) -> dict[str, list[tuple[float, float]]]:
-    """label -> (images, value) of the refiner's training, mean over seeds; one a trained refiner. Empty where no curves were synced."""
+    """label -> (images, value) of the refiner's training, mean over seeds; one a trained refiner.
+
+    Empty where no curves were synced.
+    """
     out: dict[str, list[tuple[float, float]]] = {}
     seen: set[str] = set()
     for v in view.population.variants:
@@ -175,16 +185,21 @@ def learning_curves(view: View, name: str = "loss", most: int = 12) -> dict[str,
     return out
 
 
-def _values(axes: Sequence[str], variant: Variant) -> tuple[Any, ...]:
+def _values(axes: Sequence[str], variant: Variant) -> tuple[Level, ...]:
     return tuple(variant.axes[a] for a in axes)
+
+
+def _steps(variant: Variant) -> float:
+    return float(variant.axes["sampler.steps"] or 0)
 
 
 def by_steps(view: View, metric: str, most: int = 8) -> tuple[dict[str, list[tuple[float, float, float]]], list[str]]:
     """Score against denoising steps.
 
     Returns:
-        label -> (steps, score, standard deviation over seeds), one line for every combination of the other axes; and the axes that were
-        averaged. Above `most` lines, all axes but noise schedule and widths are averaged, then widths too; an average has no deviation.
+        label -> (steps, score, standard deviation over seeds), one line for every combination of the other axes; and
+        the axes that were averaged. Above `most` lines, all axes but noise schedule and widths are averaged, then
+        widths too; an average has no deviation.
     """
     if "sampler.steps" not in view.population.axes:
         return {}, []
@@ -198,7 +213,7 @@ def by_steps(view: View, metric: str, most: int = 8) -> tuple[dict[str, list[tup
     out: dict[str, list[tuple[float, float, float]]] = {}
     for values, line in lines.items():
         points = []
-        for steps, alike in sorted(pairs(line, lambda v: float(v.axes["sampler.steps"])).items()):
+        for steps, alike in sorted(pairs(line, _steps).items()):
             scores = [view.scorer.seeds(v, metric) for v in alike]
             sd = float(scores[0].std(ddof=1)) if len(alike) == 1 and scores[0].size > 1 else 0.0
             points.append((steps, float(np.mean([s.mean() for s in scores])), sd))

@@ -11,14 +11,17 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from idgbr.scores.read import metric as metric_named
 from sweeps.analysis import stats
-from sweeps.analysis.unit_sums import Sums, rows_for, score
-from sweeps.analysis.variants import Population, Variant, baseline_of, short_names, show
+from sweeps.analysis.unit_sums import Sums, metric_values, rows_for
+from sweeps.analysis.variants import Level, Population, Variant, baseline_of, short_names, show
+
+K = TypeVar("K")
+Levels = tuple[Level, ...]
 
 MANY_TRIALS = 300  # above, fewer bootstrap draws: the table says how many
 FEWER_DRAWS = 2000
@@ -32,30 +35,32 @@ class Scorer:
         self.n_units = len(sums.units)
         self.draws = stats.DRAWS if len(sums.trials) <= MANY_TRIALS else FEWER_DRAWS
         self.weights = stats.unit_weights(self.n_units, self.draws) if self.n_units >= stats.BOOTSTRAP_FROM else None
-        self._part = functools.cache(self._make_part)
+        self._term = functools.cache(self._make_term)
 
-    def part(self, variant: Variant, metric: str, coefficient: float) -> stats.Part:
-        unit, pooled, jackknife, draws = self._part(variant.trials, metric)
-        return stats.Part(coefficient, unit, pooled, jackknife, draws, variant.group)
+    def term(self, variant: Variant, metric: str, coefficient: float) -> stats.Term:
+        unit, pooled, jackknife, draws = self._term(variant.trials, metric)
+        return stats.Term(coefficient, unit, pooled, jackknife, draws, variant.group)
 
-    def _make_part(self, trials: tuple[str, ...], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    def _make_term(self, trials: tuple[str, ...], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         counts, columns = rows_for(self.sums, self.sums.of(trials), metric)  # [S,U,K,C]
         total = counts.sum(axis=1)
         draws = None
         if self.weights is not None:
             flat = counts.reshape(len(trials), self.n_units, -1)
-            draws = np.stack([score((self.weights @ x).reshape(-1, *counts.shape[2:]), columns, metric) for x in flat])
-        leave_one_out = score(total[:, None] - counts, columns, metric)
-        return score(counts, columns, metric), score(total, columns, metric), leave_one_out, draws
+            draws = np.stack([metric_values((self.weights @ x).reshape(-1, *counts.shape[2:]), columns, metric) for x in flat])
+        leave_one_out = metric_values(total[:, None] - counts, columns, metric)
+        return metric_values(counts, columns, metric), metric_values(total, columns, metric), leave_one_out, draws
 
     def seeds(self, variant: Variant, metric: str) -> np.ndarray:
         """[S] the metric of all units together, one a replicate."""
-        return self._part(variant.trials, metric)[1]
+        return self._term(variant.trials, metric)[1]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A named difference and what is known of it; `p_holm` within its family, `mark` what a table prints behind it."""
+    """A named difference and its inference; `p_holm`: adjusted within its family, `mark`: what a table prints after
+    it.
+    """
 
     name: str
     variant: Variant | None
@@ -66,11 +71,15 @@ class Contrast:
 
 
 def contrast(scorer: Scorer, metric: str, variant: Variant, baseline: Variant) -> stats.Effect:
-    return stats.infer([scorer.part(variant, metric, 1.0), scorer.part(baseline, metric, -1.0)])
+    """Paired difference of two variants in a metric, with its inference."""
+    return stats.infer([scorer.term(variant, metric, 1.0), scorer.term(baseline, metric, -1.0)])
 
 
-def against(scorer: Scorer, population: Population, metric: str, wanted: Mapping[str, Any]) -> list[Contrast | None]:
-    """Every variant against its own baseline; None for the baselines and for variants that have none. Marked as one family."""
+def against(scorer: Scorer, population: Population, metric: str, wanted: Mapping[str, Level]) -> list[Contrast | None]:
+    """Every variant against its own baseline; None for the baselines and for variants that have none.
+
+    Marked as one family.
+    """
     out: list[Contrast | None] = []
     candidates = [v for v in population.variants if v.matches(wanted)]
     for v in population.variants:
@@ -81,7 +90,9 @@ def against(scorer: Scorer, population: Population, metric: str, wanted: Mapping
 
 
 def mark(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Holm over the family, and what to print: `*` (adjusted p below 5 % and the interval clear of zero), `too few scenes`, or nothing."""
+    """Holm over the family, and what to print: `*` (adjusted p below 5 % and the interval clear of zero), `too few
+    scenes`, or nothing.
+    """
     adjusted = stats.holm([c.effect.p for c in contrasts])
     family = int(np.isfinite(adjusted).sum())
     out = []
@@ -99,9 +110,9 @@ def mark(contrasts: Sequence[Contrast]) -> list[Contrast]:
 
 
 def best_and_ties(scorer: Scorer, population: Population, metric: str) -> set[str]:
-    """Labels of the best variant and of all that the test cannot tell from it: ties are decided by the test, not by digits.
+    """Labels of the best variant and of all that do not differ from it significantly.
 
-    Empty where there are too few units for any test to tell anything: all would be tied, and a reader would take it for praise.
+    Empty where there are too few units for any test to be significant: every variant would be tied with the best.
     """
     higher = metric_named(metric).higher_is_better
     scores = {v.label: float(np.mean(scorer.seeds(v, metric))) for v in population.variants}
@@ -117,17 +128,17 @@ def best_and_ties(scorer: Scorer, population: Population, metric: str) -> set[st
     return {top} | {c.name for c in marked if c.mark != "*"}
 
 
-# ---- axes ------------------------------------------------------------------------------------------------------------------------
+# ---- axes ------------------------------------------------------------------------------------------------------------
 
 
-def levels(population: Population, axis: str) -> list[Any]:
+def levels(population: Population, axis: str) -> list[Level]:
     """Levels of an axis in the order of the variants."""
     return list(dict.fromkeys(v.axes[axis] for v in population.variants if v.axes[axis] is not None))
 
 
-def _cells(population: Population, axes: Sequence[str]) -> dict[tuple[Any, ...], dict[tuple[Any, ...], Variant]]:
+def _cells(population: Population, axes: Sequence[str]) -> dict[Levels, dict[Levels, Variant]]:
     """Other axes' values -> levels of `axes` -> variant."""
-    cells: dict[tuple[Any, ...], dict[tuple[Any, ...], Variant]] = {}
+    cells: dict[Levels, dict[Levels, Variant]] = {}
     for v in population.variants:
         if any(v.axes[a] is None for a in axes):
             continue
@@ -137,8 +148,8 @@ def _cells(population: Population, axes: Sequence[str]) -> dict[tuple[Any, ...],
 
 
 def main_effects(
-    scorer: Scorer, population: Population, metric: str, reference: Mapping[str, Any]
-) -> list[tuple[str, Any, Any, int, Contrast]]:
+    scorer: Scorer, population: Population, metric: str, reference: Mapping[str, Level]
+) -> list[tuple[str, Level, Level, int, Contrast]]:
     """For every axis and level: against the reference level, averaged over the other axes where both levels are there.
 
     Args:
@@ -147,7 +158,7 @@ def main_effects(
     Returns:
         (axis, level, reference level, number of pairs averaged, contrast), all marked as one family.
     """
-    out: list[tuple[str, Any, Any, int, Contrast]] = []
+    out: list[tuple[str, Level, Level, int, Contrast]] = []
     names = short_names(population.axes)
     for axis in population.axes:
         all_levels = levels(population, axis)
@@ -157,7 +168,7 @@ def main_effects(
             pairs = [(c[(level,)], c[(base,)]) for c in cells.values() if (level,) in c and (base,) in c]
             if level == base or not pairs:
                 continue
-            parts = [scorer.part(v, metric, sign / len(pairs)) for pair in pairs for v, sign in zip(pair, (1.0, -1.0))]
+            parts = [scorer.term(v, metric, sign / len(pairs)) for pair in pairs for v, sign in zip(pair, (1.0, -1.0))]
             name = f"{names[axis]}: {show(level)} against {show(base)}"
             out.append((axis, level, base, len(pairs), Contrast(name, None, None, stats.infer(parts))))
     marked = mark([row[-1] for row in out])
@@ -165,7 +176,9 @@ def main_effects(
 
 
 def interactions(scorer: Scorer, population: Population, metric: str) -> list[tuple[str, int, Contrast]]:
-    """Two-way interactions: by how much the step of one axis differs between two levels of another (difference of differences)."""
+    """Two-way interactions: by how much the step of one axis differs between two levels of another (difference of
+    differences).
+    """
     out: list[tuple[str, int, Contrast]] = []
     names = short_names(population.axes)
     for a, b in itertools.combinations(population.axes, 2):
@@ -176,18 +189,21 @@ def interactions(scorer: Scorer, population: Population, metric: str) -> list[tu
             whole = [c for c in cells.values() if all(f in c for f in four)]
             if not whole:
                 continue
-            parts = [scorer.part(c[f], metric, s / len(whole)) for c in whole for f, s in zip(four, (1.0, -1.0, -1.0, 1.0))]
+            parts = [scorer.term(c[f], metric, s / len(whole)) for c in whole for f, s in zip(four, (1.0, -1.0, -1.0, 1.0))]
             name = f"{names[a]} {show(la[0])} to {show(x)}, at {names[b]} {show(y)} rather than {show(lb[0])}"
             out.append((name, len(whole), Contrast(name, None, None, stats.infer(parts))))
     marked = mark([row[-1] for row in out])
     return [(*row[:-1], m) for row, m in zip(out, marked)]
 
 
-# ---- cost ------------------------------------------------------------------------------------------------------------------------
+# ---- cost ------------------------------------------------------------------------------------------------------------
 
 
 def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[bool]:
-    """Which (cost, score) points no other one beats: not dearer, not worse, and better in one of the two. NaN is never on the front."""
+    """Which (cost, score) points no other one beats: not dearer, not worse, and better in one of the two.
+
+    NaN is never on the front.
+    """
     sign = 1.0 if higher_is_better else -1.0
     out = []
     for cost, value in points:
@@ -204,11 +220,13 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True)
     return out
 
 
-def importance(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], values: Sequence[float], higher_is_better: bool) -> dict[str, float]:
+def importance(
+    rows: Sequence[Mapping[str, Level]], axes: Sequence[str], values: Sequence[float], higher_is_better: bool
+) -> dict[str, float]:
     """PED-ANOVA importance (Watanabe et al., IJCAI 2023, arXiv 2304.10255) by Optuna, on a study rebuilt from the rows.
 
-    It says which axes tell the best tenth of the trials from the rest. It is not a share of variance and has no interval.
-    Empty with fewer than two axes or ten trials, where it would say nothing.
+    It measures which axes separate the best tenth of the trials from the rest. It is not a share of variance and has
+    no interval. Empty with fewer than two axes or ten trials.
     """
     import optuna
 
@@ -217,23 +235,25 @@ def importance(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], values: S
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if higher_is_better else "minimize")
-    distributions: dict[str, Any] = {}
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {}
+    columns: dict[str, list[float] | list[str]] = {}
     for a in axes:
-        column = [r[a] for r, _ in known]
-        if all(isinstance(x, int | float) and not isinstance(x, bool) for x in column) and min(column) < max(column):
-            distributions[a] = optuna.distributions.FloatDistribution(float(min(column)), float(max(column)))
+        numbers = [float(x) for x in (r[a] for r, _ in known) if isinstance(x, int | float) and not isinstance(x, bool)]
+        if len(numbers) == len(known) and min(numbers) < max(numbers):
+            columns[a], distributions[a] = numbers, optuna.distributions.FloatDistribution(min(numbers), max(numbers))
         else:
-            distributions[a] = optuna.distributions.CategoricalDistribution(sorted({show(x) for x in column}))
-    for r, v in known:
-        params = {a: float(r[a]) if isinstance(d, optuna.distributions.FloatDistribution) else show(r[a]) for a, d in distributions.items()}
+            texts = [show(r[a]) for r, _ in known]
+            columns[a], distributions[a] = texts, optuna.distributions.CategoricalDistribution(sorted(set(texts)))
+    for i, (_, v) in enumerate(known):
+        params = {a: column[i] for a, column in columns.items()}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=float(v)))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
-def pairs(variants: Sequence[Variant], key: Callable[[Variant], Any]) -> dict[Any, list[Variant]]:
+def pairs(variants: Sequence[Variant], key: Callable[[Variant], K]) -> dict[K, list[Variant]]:
     """Variants by a key, in their order."""
-    out: dict[Any, list[Variant]] = {}
+    out: dict[K, list[Variant]] = {}
     for v in variants:
         out.setdefault(key(v), []).append(v)
     return out

@@ -48,7 +48,8 @@ class Selection:
         """The trials of these studies that pass the filters.
 
         Raises:
-            Missing: no such study in any of the stores. Disagreement: a part is half-written or foreign. BadRequest: a filter.
+            Missing: no such study in any of the stores. Disagreement: a part is half-written or foreign. BadRequest:
+                a filter.
         """
         from idgbr.store import default_root
         from sweeps.analysis.trials import load_trials
@@ -85,6 +86,7 @@ class Comparison(Selection):
 
     @classmethod
     def from_json(cls, found: PublishedRequest) -> Comparison:
+        """The comparison that `to_json` wrote; without stores."""
         return cls(
             split=found["split"], labels=found["labels"], metric=found["metric"], where=tuple(found.get("where", ())),
             metrics=",".join(found["metrics"]), baseline=found["baseline"], unit=found["unit"],

@@ -1,7 +1,7 @@
 """Intervals and tests for ablation tables: numpy and scipy only, no table, no metric, no torch.
 
-The unit of inference is the scene (or ground block), never the tile: tiles of one scene err together, so that a tile bootstrap
-covers 70 % where it promises 95 %. Shapes: U units, S replicate seeds, B bootstrap draws.
+The unit of inference is the scene (or ground block), never the tile: tiles of one scene err together, so that a tile
+bootstrap covers 70 % where it promises 95 %. Shapes: U units, S replicate seeds, B bootstrap draws.
 
 | units      | interval                                                                                                      |
 |------------|---------------------------------------------------------------------------------------------------------------|
@@ -9,8 +9,9 @@ covers 70 % where it promises 95 %. Shapes: U units, S replicate seeds, B bootst
 | 2 to 19    | Student t on the units' paired differences; replicate seeds add their own variance (Satterthwaite's freedom)  |
 | 20 and up  | paired cluster bootstrap: units drawn, counts pooled again in every draw, seeds drawn as a second level       |
 
-Percentile intervals of the bootstrap are a little short (93 % at 30 scenes), so the quantiles are widened as t over normal:
-the "expanded percentile" of Hesterberg, The American Statistician 69(4), 2015. `bootstrap_interval(expand=False)` is the plain one.
+Percentile intervals of the bootstrap are a little short (93 % at 30 scenes), so the quantiles are widened as t over
+normal: the "expanded percentile" of Hesterberg, The American Statistician 69(4), 2015.
+`bootstrap_interval(expand=False)` is the plain one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Part:
+class Term:
     """One side of a contrast: a variant, times its coefficient.
 
     Attributes:
@@ -54,8 +55,8 @@ class Part:
         pooled: [S] the metric of all units' counts together.
         jackknife: [S, U] the metric of all units' counts but one's.
         draws: [S, B] the metric of resampled units' counts, or None below `BOOTSTRAP_FROM` units.
-        group: parts of one group share what was drawn from the replicate seed (a sampler axis shares the trained refiner),
-            so their seeds are paired; different groups have independent seeds.
+        group: terms of one group share what was drawn from the replicate seed (a sampler axis shares the trained
+            refiner), so their seeds are paired; different groups have independent seeds.
     """
 
     coefficient: float
@@ -68,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a table says of one contrast. All differences in the metric's own unit; NaN where it cannot be had."""
+    """Inference about one contrast. Differences in the metric's own unit; NaN where undefined."""
 
     estimate: float
     low: float
@@ -80,7 +81,7 @@ class Effect:
     smallest_p: float  # 2^(1-U): no set of U units can give less
     units: int
     units_dropped: int  # undefined on one side at least
-    seeds: tuple[int, ...]  # seeds of each part
+    seeds: tuple[int, ...]  # seeds of each term
     seed_sd: float  # between replicate seeds, of the contrast; NaN with one seed
     method: str  # "t", "bootstrap" or "none"
     pooled: float  # difference of the metrics of all counts together
@@ -89,7 +90,7 @@ class Effect:
     detectable: float  # smallest true effect found with 80 % power at this level
 
 
-# ---- single pieces, each one a named procedure ------------------------------------------------------------------------------
+# ---- procedures ------------------------------------------------------------------------------------------------------
 
 
 def t_interval(differences: npt.ArrayLike, level: float = LEVEL) -> Interval:
@@ -107,9 +108,10 @@ def t_interval(differences: npt.ArrayLike, level: float = LEVEL) -> Interval:
 def two_level_interval(unit_seed: Sequence[FloatArray], level: float = LEVEL) -> Interval:
     """t interval over units and replicate seeds, for a sum of independent groups of crossed [S_g, U] values.
 
-    Model: value[s, u] = mean + unit_u + seed_s + rest. The variance of the grand mean is s_U^2/U (units, with rest/SU in it) plus,
-    for every group with two seeds or more, s_S^2/S less the rest/SU already counted, not below zero.
-    Degrees of freedom: Satterthwaite, Biometrics Bulletin 2, 1946. With one seed a group speaks of that seed only.
+    Model: value[s, u] = mean + unit_u + seed_s + rest. The variance of the grand mean is s_U^2/U (units, with rest/SU
+    in it) plus, for every group with two seeds or more, s_S^2/S less the rest/SU already counted, not below zero.
+    Degrees of freedom: Satterthwaite, Biometrics Bulletin 2, 1946. With one seed, the interval holds for that seed
+    only.
     """
     total = np.sum([v.mean(axis=0) for v in unit_seed], axis=0)  # [U]
     plain = t_interval(total, level)
@@ -146,8 +148,8 @@ def unit_weights(n_units: int, draws: int = DRAWS, seed: int = 0) -> FloatArray:
 def seed_weights(n_seeds: int, draws: int, group: int, seed: int = 0) -> FloatArray:
     """[B, S] weights of resampled replicate seeds, each row sums to 1.
 
-    S-1 of S are drawn: this makes the bootstrap variance s^2/S without bias, where S draws lose the factor (S-1)/S, a third for
-    three seeds (McCarthy and Snowden, Vital and Health Statistics 2-95, 1985; Rao and Wu, JASA 83, 1988).
+    S-1 of S are drawn: this makes the bootstrap variance s^2/S without bias, where S draws lose the factor (S-1)/S, a
+    third for three seeds (McCarthy and Snowden, Vital and Health Statistics 2-95, 1985; Rao and Wu, JASA 83, 1988).
     """
     if n_seeds < 2:
         return np.ones((draws, max(n_seeds, 1)))
@@ -242,27 +244,6 @@ def rank_biserial(differences: npt.ArrayLike) -> float:
     return float((ranks * np.sign(d)).sum() / ranks.sum())
 
 
-def wilcoxon_p(differences: npt.ArrayLike) -> float:
-    """Two-sided exact p of the Wilcoxon signed-rank test (zeros left out), with ties too: a robust companion of the sign-flip p.
-
-    Under the null every sign of every rank is equally likely. Tied |differences| share their mean rank, a multiple of 1/2, so the
-    distribution of the sum of the positive ranks is built rank by rank, without a table of untied ranks or an approximation.
-    """
-    d = np.asarray(differences, np.float64)
-    d = d[d != 0]
-    if not d.size:
-        return 1.0
-    doubled = np.rint(2 * ss.rankdata(np.abs(d))).astype(int)
-    total = int(doubled.sum())
-    chance = np.zeros(total + 1)  # chance[s]: probability that the doubled positive ranks sum to s
-    chance[0] = 1
-    for rank in doubled.tolist():
-        chance[rank:] = (chance[rank:] + chance[:-rank]) / 2
-        chance[:rank] /= 2
-    away = abs(2 * np.arange(total + 1) - total) >= abs(2 * int(doubled[d > 0].sum()) - total)
-    return min(1.0, float(chance[away].sum()))
-
-
 def probability_of_improvement(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """P(a seed of A scores above a seed of B), ties half (Agarwal et al., NeurIPS 2021, arXiv 2108.13264)."""
     x, y = np.asarray(a, np.float64)[:, None], np.asarray(b, np.float64)[None, :]
@@ -280,18 +261,18 @@ def detectable_ratio(df: float, alpha: float = 1 - LEVEL, power: float = 0.8) ->
     return float(brentq(lambda x: ss.nct.sf(critical, df, x) - power, 0.0, critical * 20 + 20, xtol=1e-6))
 
 
-# ---- a contrast, whole ------------------------------------------------------------------------------------------------------
+# ---- a contrast, whole -----------------------------------------------------------------------------------------------
 
 
-def infer(parts: Sequence[Part], *, level: float = LEVEL, seed: int = 0) -> Effect:
+def infer(terms: Sequence[Term], *, level: float = LEVEL, seed: int = 0) -> Effect:
     """Estimate, interval, p and effect sizes of a linear contrast of variants (see the table at the top of the file)."""
-    unit_values = [p.coefficient * p.unit for p in parts]
+    unit_values = [p.coefficient * p.unit for p in terms]
     per_unit = np.sum([v.mean(axis=0) for v in unit_values], axis=0)  # [U]
     known = np.isfinite(per_unit)
     n = int(known.sum())
-    seeds = tuple(p.unit.shape[0] for p in parts)
-    pooled = float(sum(p.coefficient * p.pooled.mean() for p in parts))
-    groups = _seed_groups(parts)
+    seeds = tuple(p.unit.shape[0] for p in terms)
+    pooled = float(sum(p.coefficient * p.pooled.mean() for p in terms))
+    groups = _seed_groups(terms)
     d = per_unit[known]
     if n < 2:
         estimate = float(d[0]) if n == 1 else math.nan
@@ -314,15 +295,15 @@ def infer(parts: Sequence[Part], *, level: float = LEVEL, seed: int = 0) -> Effe
             rank_biserial(d),
             math.nan,
         )
-    if n >= BOOTSTRAP_FROM and all(p.draws is not None for p in parts):
-        statistic = np.zeros(parts[0].draws.shape[1])  # type: ignore[union-attr]
+    if n >= BOOTSTRAP_FROM and all(p.draws is not None for p in terms):
+        statistic = np.zeros(terms[0].draws.shape[1])  # type: ignore[union-attr]
         for index, group in enumerate(groups):
             weights = seed_weights(group[0].unit.shape[0], statistic.size, index, seed)
             for p in group:
                 statistic += p.coefficient * (weights * np.asarray(p.draws).T).sum(axis=1)
         interval = bootstrap_interval(statistic, pooled, n, level)
         # leave-one-out pseudo-values: each unit's share in the pooled difference, the "scene sums" of a ratio metric
-        loo = np.sum([p.coefficient * p.jackknife.mean(axis=0) for p in parts], axis=0)
+        loo = np.sum([p.coefficient * p.jackknife.mean(axis=0) for p in terms], axis=0)
         share = per_unit.size * pooled - (per_unit.size - 1) * loo
         d = share[np.isfinite(share) & known]
         method, df = "bootstrap", n - 1.0
@@ -352,17 +333,17 @@ def infer(parts: Sequence[Part], *, level: float = LEVEL, seed: int = 0) -> Effe
     )
 
 
-def _seed_groups(parts: Sequence[Part]) -> list[list[Part]]:
-    """Parts whose seeds are paired, together; a group whose parts lack some seeds falls apart into independent ones."""
-    groups: list[list[Part]] = []
-    for g in sorted({p.group for p in parts}):
-        members = [p for p in parts if p.group == g]
+def _seed_groups(terms: Sequence[Term]) -> list[list[Term]]:
+    """Terms whose seeds are paired, together; a group whose terms lack some seeds falls apart into independent ones."""
+    groups: list[list[Term]] = []
+    for g in sorted({p.group for p in terms}):
+        members = [p for p in terms if p.group == g]
         paired = len({p.unit.shape[0] for p in members}) == 1
         groups += [members] if paired else [[p] for p in members]
     return groups
 
 
-def _seed_sd(groups: Sequence[Sequence[Part]]) -> float:
+def _seed_sd(groups: Sequence[Sequence[Term]]) -> float:
     """Standard deviation between seeds of the pooled contrast: paired in a group, independent between groups."""
     sums = [np.sum([p.coefficient * p.pooled for p in group], axis=0) for group in groups]
     several = [s for s in sums if s.size >= 2]

@@ -1,4 +1,6 @@
-"""Reading the trials table: studies of several stores merged, filters, duplicates, schema versions. `unit_sums.py` sums the counts.
+"""Reading the trials table: studies of several stores merged, filters, duplicates, schema versions.
+
+`unit_sums.py` sums the counts.
 
 tables/trials/study=<s>/<trial>.parquet    one row
 tables/counts/study=<s>/<trial>.parquet    tile x class (class -1: the whole tile), integers that may be added
@@ -12,7 +14,6 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -28,7 +29,7 @@ KINDS_OF_REFINER = about_setting(KIND).choices
 
 
 @dataclass(frozen=True)
-class Part:
+class TablePart:
     """One Parquet file of a study in a store."""
 
     store: Store
@@ -42,9 +43,9 @@ class Part:
     def path(self) -> str:
         return f"{self.store.base}/{self.name}"
 
-    def of(self, table: str) -> Part:
+    def of(self, table: str) -> TablePart:
         """The part of the same trial in another table."""
-        return Part(self.store, self.name.replace("tables/trials/", f"tables/{table}/", 1))
+        return TablePart(self.store, self.name.replace("tables/trials/", f"tables/{table}/", 1))
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Trials:
     """Rows of the trials table that count, with their parts.
 
     Attributes:
-        frame: finished trials, one a result (`key_counts`), in the order of (study, trial); settings that a kind does not read are null.
+        frame: finished trials, one a result (`key_counts`), in the order of (study, trial); settings that a kind does
+            not read are null.
         failed: the others.
         parts: trials-table part of every row of `frame`.
         notes: what was left out and why, in sentences.
@@ -60,7 +62,7 @@ class Trials:
 
     frame: pl.DataFrame
     failed: pl.DataFrame
-    parts: tuple[Part, ...]
+    parts: tuple[TablePart, ...]
     studies: tuple[str, ...]
     duplicates: int = 0
     notes: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ class Trials:
         return Trials(self.frame.filter(pl.Series(mask, dtype=pl.Boolean)), self.failed, parts, self.studies, self.duplicates, self.notes)
 
 
-# ---- trials ---------------------------------------------------------------------------------------------------------------------
+# ---- trials ----------------------------------------------------------------------------------------------------------
 
 
 def load_trials(stores: Sequence[str], studies: Sequence[str], where: Sequence[str] = (), schema_version: int | None = None) -> Trials:
@@ -82,9 +84,9 @@ def load_trials(stores: Sequence[str], studies: Sequence[str], where: Sequence[s
         Disagreement: a part is half-written or foreign, or parts have different schema versions.
         BadRequest: a filter that is not understood.
     """
-    found: list[Part] = []
+    found: list[TablePart] = []
     for study in studies:
-        here = [Part(store, name) for store in map(Store, stores) for name in store.names(f"tables/trials/study={study}", ".parquet")]
+        here = [TablePart(store, name) for store in map(Store, stores) for name in store.names(f"tables/trials/study={study}", ".parquet")]
         if not here:
             known = sorted({s for store in map(Store, stores) for s in study_names(store)})
             raise Missing(
@@ -100,7 +102,7 @@ def load_trials(stores: Sequence[str], studies: Sequence[str], where: Sequence[s
     return _choose(frame, found, tuple(dict.fromkeys(studies)), where)
 
 
-def _choose(frame: pl.DataFrame, found: list[Part], studies: tuple[str, ...], where: Sequence[str]) -> Trials:
+def _choose(frame: pl.DataFrame, found: list[TablePart], studies: tuple[str, ...], where: Sequence[str]) -> Trials:
     notes: list[str] = []
     done = frame.filter(pl.col("status") == "done")
     others = frame.filter(~pl.col("trial").is_in(done["trial"].implode()))  # a trial that failed once and was done later is done
@@ -132,6 +134,7 @@ def _choose(frame: pl.DataFrame, found: list[Part], studies: tuple[str, ...], wh
 
 
 def study_names(store: Store) -> list[str]:
+    """Studies with rows in a store, in alphabetical order."""
     names = store.names("tables/trials", ".parquet", recursive=True)
     return sorted({m.group(1) for n in names if (m := re.search(r"study=([^/]+)/", n))})
 
@@ -164,16 +167,17 @@ def fill_added(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(changes) if changes else frame
 
 
-def _check_part(part: Part, schema_version: int | None) -> tuple[str, tuple[str, ...]]:
+def damaged(part: TablePart, error: Exception, hint: str) -> Disagreement:
+    """A part that cannot be read as Parquet, with the first line of what the reader says."""
+    return Disagreement(f"{part.path} is not a whole Parquet file", value=str(error).splitlines()[0], hint=hint)
+
+
+def _check_part(part: TablePart, schema_version: int | None) -> tuple[str, tuple[str, ...]]:
     """Schema version and columns of a trials part, from its footer."""
     try:
         head = pq.read_metadata(part.path, filesystem=part.store.fs)
     except (pa.ArrowInvalid, OSError) as error:
-        raise Disagreement(
-            f"{part.path} is not a whole Parquet file",
-            value=str(error).splitlines()[0],
-            hint="move it away and run the study again: its trial is redone from what is stored",
-        ) from error
+        raise damaged(part, error, "move it away and run the study again: its trial is redone from what is stored") from error
     version = (head.metadata or {}).get(b"idgbr.version", b"").decode()
     columns = tuple(head.schema.to_arrow_schema().names)
     if not version or head.num_rows != 1 or not {"trial", "status", "key_counts"} <= set(columns):
@@ -193,9 +197,11 @@ def _check_part(part: Part, schema_version: int | None) -> tuple[str, tuple[str,
     return version, columns
 
 
-def _read_rows(parts: Sequence[Part], columns: Sequence[tuple[str, ...]]) -> pl.DataFrame:
-    """One row a part, in no order, with `study` and the part's place `_part`; parts of like columns are read in one go."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
+def _read_rows(parts: Sequence[TablePart], columns: Sequence[tuple[str, ...]]) -> pl.DataFrame:
+    """One row a part, in no order, with `study` and the part's place `_part`; parts of like columns are read in one
+    go.
+    """
+    groups: dict[tuple[bool, tuple[str, ...]], list[int]] = {}
     for i, (part, names) in enumerate(zip(parts, columns)):
         groups.setdefault((part.store.is_local, names), []).append(i)
     frames = []
@@ -214,11 +220,17 @@ def _read_rows(parts: Sequence[Part], columns: Sequence[tuple[str, ...]]) -> pl.
 
 
 def version_of(schema: pa.Schema) -> str | None:
+    """Schema version in the metadata of a part; None where there is none."""
     value = (schema.metadata or {}).get(b"idgbr.version")
     return value.decode() if value else None
 
 
 def one_version(versions: Iterable[tuple[str, str | None]]) -> None:
+    """Check that all parts have one schema version. `versions`: (path, version).
+
+    Raises:
+        Disagreement: parts of different versions.
+    """
     seen: dict[str | None, str] = {}
     for path, version in versions:
         seen.setdefault(version, path)
@@ -226,13 +238,13 @@ def one_version(versions: Iterable[tuple[str, str | None]]) -> None:
         raise Disagreement(
             "parts of different schema versions cannot be merged",
             value="; ".join(f"{p} has version {v}" for v, p in seen.items()),
-            hint="run the older study again with this idgbr: its artefacts are reused, only the tables are written anew",
+            hint="run the older study again with this idgbr: its artefacts are reused, only the tables are written again",
         )
 
 
-# ---- filters ---------------------------------------------------------------------------------------------------------------------
+# ---- filters ---------------------------------------------------------------------------------------------------------
 
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+_OPERATORS: dict[str, Callable[[pl.Expr, bool | float | str], pl.Expr]] = {
     "<=": operator.le,
     ">=": operator.ge,
     "!=": operator.ne,
@@ -267,7 +279,9 @@ def resolve(name: str, columns: Iterable[str]) -> str:
 
 
 def parse_where(text: str, columns: Iterable[str]) -> pl.Expr:
-    """`steps<=8 and schedule in cosine,linear` -> a polars expression. A setting that a trial does not read passes every filter.
+    """`steps<=8 and schedule in cosine,linear` -> a polars expression.
+
+    A setting that a trial does not read passes every filter.
 
     Raises:
         BadRequest: not a comparison, or no such column.
@@ -291,7 +305,7 @@ def parse_where(text: str, columns: Iterable[str]) -> pl.Expr:
     return out
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> bool | int | float | str:
     text = text.strip().strip("'\"")
     for cast in (int, float):
         try:
@@ -301,7 +315,7 @@ def _literal(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _compare(column: pl.Expr, op: str, value: Any) -> pl.Expr:
+def _compare(column: pl.Expr, op: str, value: bool | float | str) -> pl.Expr:
     if isinstance(value, str):
         return _OPERATORS[op](column.cast(pl.String), value)
     if isinstance(value, bool):

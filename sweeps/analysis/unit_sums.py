@@ -1,7 +1,7 @@
 """Counts summed by unit of inference, with filters and sums pushed into the Parquet scan.
 
 T trials, U units (scenes, or ground blocks where a split has fewer than six scenes), K classes, C columns.
-Trials are paired by tile: a tile that one of them lacks is left out for all of them, and told.
+Trials are paired by tile: a tile that one of them lacks is left out for all of them, and a note says how many.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from idgbr.errors import BadRequest, Disagreement, nearest
 from idgbr.scores.read import METRICS, Metric, mean_of_defined, ratio
-from sweeps.analysis.trials import Part, one_version, version_of
+from sweeps.analysis.trials import TablePart, damaged, one_version, version_of
 
 FEWEST_SCENES = 6
 UNITS = ("auto", "scene", "block")  # a tile is none: tiles of one scene err together
@@ -58,7 +58,7 @@ class Sums:
         return {t: i for i, t in enumerate(self.trials)}
 
 
-def label_sets(parts: Sequence[Part]) -> list[tuple[str, str]]:
+def label_sets(parts: Sequence[TablePart]) -> list[tuple[str, str]]:
     """(split, label_set) pairs in the counts of these trials, in alphabetical order."""
     _check_parts(tuple(p.of("counts") for p in parts))
     found: set[tuple[str, str]] = set()
@@ -68,11 +68,12 @@ def label_sets(parts: Sequence[Part]) -> list[tuple[str, str]]:
 
 
 def unit_sums(
-    parts: Sequence[Part], metrics: Sequence[str], *, split: str, label_set: str, unit: str = "auto", columns: Sequence[str] = ()
+    parts: Sequence[TablePart], metrics: Sequence[str], *, split: str, label_set: str, unit: str = "auto", columns: Sequence[str] = ()
 ) -> Sums:
     """Sum what some metrics need over the tiles, by trial, unit and class.
 
-    A metric that is a mean over tiles becomes two columns, `<name>.sum<j>` and `<name>.n<j>`, for each of its values a tile.
+    A metric that is a mean over tiles becomes two columns, `<name>.sum<j>` and `<name>.n<j>`, for each of its values
+    a tile.
 
     Args:
         parts: trials-table parts, one a trial; their counts parts are read.
@@ -80,7 +81,8 @@ def unit_sums(
         unit: "scene", "block", or "auto": blocks where the split has fewer than six scenes.
 
     Raises:
-        Disagreement: a counts part is missing, half-written or foreign; versions differ; the trials have no tile in common.
+        Disagreement: a counts part is missing, half-written or foreign; versions differ; the trials have no tile in
+            common.
         BadRequest: no such unit.
     """
     if unit not in UNITS:
@@ -121,7 +123,9 @@ def unit_sums(
 
 
 def _with_tile_values(frame: pl.DataFrame, metrics: Sequence[Metric]) -> pl.DataFrame:
-    """Per tile (and class) the values of metrics that are means over tiles, as `.sum` (0 where undefined) and `.n` (0 or 1) columns."""
+    """Per tile (and class) the values of metrics that are means over tiles, as `.sum` (0 where undefined) and `.n` (0
+    or 1) columns.
+    """
     out = []
     for m in metrics:
         of_tile = m.rows == "tile"
@@ -135,14 +139,16 @@ def _with_tile_values(frame: pl.DataFrame, metrics: Sequence[Metric]) -> pl.Data
 
 
 def rows_for(sums: Sums, counts: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """[..., K, C] in the order of `sums` -> only the classes and columns that a metric reads, and the names of the columns."""
+    """[..., K, C] in the order of `sums` -> only the classes and columns that a metric reads, and the names of the
+    columns.
+    """
     m = METRICS[name]
     columns = tuple(m.columns) if m.how == "pooled" else tuple(c for c in sums.columns if c.startswith((f"{name}.sum", f"{name}.n")))
     classes = [i for i, c in enumerate(sums.classes) if (c == WHOLE_TILE) == (m.rows == "tile")]
     return counts[..., classes, :][..., [sums.columns.index(c) for c in columns]], columns
 
 
-def score(rows: np.ndarray, columns: Sequence[str], name: str) -> np.ndarray:
+def metric_values(rows: np.ndarray, columns: Sequence[str], name: str) -> np.ndarray:
     """[..., K, C] sums as `rows_for` gives them (K is 1 for the whole tile) -> [...] metric, NaN where undefined."""
     m = METRICS[name]
     if m.how == "pooled":
@@ -158,8 +164,10 @@ def _place(series: pl.Series, names: Sequence[object]) -> np.ndarray:
     return series.replace_strict(list(names), list(range(len(names))), return_dtype=pl.Int64).to_numpy()
 
 
-def _common_tiles(counts: Sequence[Part], wanted: pl.Expr) -> tuple[pl.DataFrame, list[str], pl.DataFrame | None]:
-    """Tiles that every trial has (scene, block, raster, row, col); notes; and the same as a filter, None when nothing must be filtered."""
+def _common_tiles(counts: Sequence[TablePart], wanted: pl.Expr) -> tuple[pl.DataFrame, list[str], pl.DataFrame | None]:
+    """Tiles that every trial has (scene, block, raster, row, col); notes; and the same as a filter, None when nothing
+    must be filtered.
+    """
     place = ["scene", "block", "raster", "row", "col"]
     whole = wanted & (pl.col("class") == WHOLE_TILE)
     prints = pl.concat(
@@ -196,7 +204,7 @@ def _common_tiles(counts: Sequence[Part], wanted: pl.Expr) -> tuple[pl.DataFrame
 
 
 @functools.lru_cache(maxsize=8)
-def _check_parts(counts: tuple[Part, ...]) -> None:
+def _check_parts(counts: tuple[TablePart, ...]) -> None:
     versions = []
     for part in counts:
         try:
@@ -206,17 +214,15 @@ def _check_parts(counts: tuple[Part, ...]) -> None:
                 f"trial {part.trial} is recorded as done, but {part.path} is not there", hint="run the study again: it is redone"
             ) from error
         except (pa.ArrowInvalid, OSError) as error:
-            raise Disagreement(
-                f"{part.path} is not a whole Parquet file",
-                value=str(error).splitlines()[0],
-                hint="move it and its part in tables/trials away, then run the study again",
-            ) from error
+            raise damaged(part, error, "move it and its part in tables/trials away, then run the study again") from error
         versions.append((part.path, version_of(schema)))
     one_version(versions)
 
 
-def _batches(parts: Sequence[Part], columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
-    """The parts as lazy frames of some hundred files; local files are scanned by polars, others read through their filesystem."""
+def _batches(parts: Sequence[TablePart], columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
+    """The parts as lazy frames of some hundred files; local files are scanned by polars, others read through their
+    filesystem.
+    """
     for start in range(0, len(parts), FILES_AT_A_TIME):
         batch = parts[start : start + FILES_AT_A_TIME]
         if all(p.store.is_local for p in batch):

@@ -1,4 +1,5 @@
-"""Trials -> variants (one set of settings, several replicate seeds), their axes, their baselines, and which seeds are paired.
+"""Trials -> variants (one set of settings, several replicate seeds), their axes, their baselines, and which seeds are
+paired.
 
 A population is what may be compared at all: one data key and one way of counting.
 """
@@ -9,15 +10,16 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
 from idgbr.config import about_setting
 from idgbr.errors import BadRequest, nearest
 from idgbr.stages import STAGES
-from sweeps.analysis.trials import Part, Trials, resolve
+from sweeps.analysis.trials import TablePart, Trials, resolve
+from sweeps.tables import Row
 
+Level = bool | int | float | str | None  # value of an axis; None where a kind of refiner does not read the setting
 KINDS = {"none": "coarse", "one_pass": "one_pass", "cascade": "cascade", "diffusion": "diffusion"}
 _FIRST = {"coarse": 0, "one_pass": 1, "cascade": 2, "diffusion": 3}
 
@@ -27,40 +29,44 @@ class Variant:
     """Trials that differ in nothing but the replicate seed.
 
     Attributes:
-        kind: coarse, one_pass or diffusion. axes: the settings that vary in the population (None: not read by this kind).
+        kind: coarse, one_pass or diffusion. axes: the settings that vary in the population (None: not read by this
+            kind).
         trials, seeds: one a replicate, by rising seed. group: variants of one group share what was drawn from the seed.
         row: the trials-table row of the first replicate.
     """
 
     label: str
     kind: str
-    axes: Mapping[str, Any]
+    axes: Mapping[str, Level]
     trials: tuple[str, ...]
     seeds: tuple[int, ...]
     group: int
-    row: Mapping[str, Any]
+    row: Row
 
-    def matches(self, conditions: Mapping[str, Any]) -> bool:
+    def matches(self, conditions: Mapping[str, Level]) -> bool:
         return all(self.kind == v if k == "kind" else same(self.axes.get(k), v) for k, v in conditions.items())
 
 
 @dataclass(frozen=True)
 class Population:
-    """Variants that may be compared: same data key, same settings of the counting. `number`: 1 for the largest of several."""
+    """Variants that may be compared: same data key, same settings of the counting.
+
+    `number`: 1 for the largest of several.
+    """
 
     variants: tuple[Variant, ...]
     axes: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[TablePart, ...]
     frame: pl.DataFrame
     notes: tuple[str, ...] = ()
     number: int = 1
 
     @functools.cached_property
-    def rows(self) -> dict[str, dict[str, Any]]:
+    def rows(self) -> dict[str, Row]:
         """Trials-table rows by trial id."""
         return {row["trial"]: row for row in self.frame.iter_rows(named=True)}
 
-    def part_of(self, trial: str) -> Part:
+    def part_of(self, trial: str) -> TablePart:
         return self.parts[list(self.rows).index(trial)]
 
 
@@ -123,32 +129,35 @@ def short_names(axes: Iterable[str]) -> dict[str, str]:
     return {a: name if last.count(name) == 1 else a for a, name in zip(axes, last)}
 
 
-def show(value: Any) -> str:
+def show(value: Level) -> str:
+    """A value of a setting as text; of a path only its last part."""
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)
     return text.rpartition("/")[2] if "/" in text and " " not in text else text
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: Level, b: Level) -> bool:
     """Whether two settings are the same, given one of them as text."""
     if isinstance(a, int | float) and not isinstance(a, bool) and not isinstance(b, bool):
         try:
-            return float(a) == float(b)
+            return b is not None and float(a) == float(b)
         except (TypeError, ValueError):
             return False
     return a == b or str(a).lower() == str(b).lower()
 
 
-def _order(value: Any) -> tuple[int, float, str]:
+def _order(value: Level) -> tuple[int, float, str]:
     if value is None:
         return (0, 0.0, "")
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
 
 
-def _seed_groups(found: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
-    """A number for every variant; equal where the variants share, seed by seed, an artefact that was drawn from the seed."""
-    group_of: dict[Any, int] = {}
+def _seed_groups(found: Sequence[Sequence[Row]]) -> list[int]:
+    """A number for every variant; equal where the variants share, seed by seed, an artefact that was drawn from the
+    seed.
+    """
+    group_of: dict[tuple[str, tuple[str | None, ...]], int] = {}
     out = []
     for i, rows in enumerate(found):
         keys = []
@@ -170,11 +179,12 @@ def _seed_groups(found: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
     return out
 
 
-# ---- baselines -------------------------------------------------------------------------------------------------------------------
+# ---- baselines -------------------------------------------------------------------------------------------------------
 
 
-def conditions(text: str, population: Population) -> dict[str, Any]:
-    """`coarse`, `one_pass`, `steps=1`, `resnet50`, `one_pass, guidance_width=32`, or a whole label -> what a baseline must be.
+def conditions(text: str, population: Population) -> dict[str, Level]:
+    """`coarse`, `one_pass`, `steps=1`, `resnet50`, `one_pass, guidance_width=32`, or a whole label -> what a baseline
+    must be.
 
     Raises:
         BadRequest: no variant is like that.
@@ -182,7 +192,7 @@ def conditions(text: str, population: Population) -> dict[str, Any]:
     exact = [v for v in population.variants if v.label == text]
     if exact:
         return {"kind": exact[0].kind, **{a: v for a, v in exact[0].axes.items() if v is not None}}
-    out: dict[str, Any] = {}
+    out: dict[str, Level] = {}
     for word in (w.strip() for w in text.split(",") if w.strip()):
         name, equals, value = word.partition("=")
         if equals:
@@ -213,9 +223,10 @@ def _no_baseline(text: str, population: Population, why: str) -> None:
 
 
 def baseline_of(
-    variant: Variant, wanted: Mapping[str, Any], population: Population, candidates: Sequence[Variant] | None = None
+    variant: Variant, wanted: Mapping[str, Level], population: Population, candidates: Sequence[Variant] | None = None
 ) -> Variant | None:
-    """The baseline of one variant: what is `wanted`, and like the variant in everything else; None where there is none or no single one.
+    """The baseline of one variant: what is `wanted`, and like the variant in everything else; None where there is
+    none or no single one.
 
     Args:
         candidates: the variants that match `wanted`, where the caller asks for many variants.

@@ -42,6 +42,7 @@ class View:
         unit: str = "auto",
         columns: Sequence[str] = COUNTED,
     ) -> View:
+        """Sum the counts of a population for one split and label set; `columns`: summed beside what the metrics read."""
         sums = unit_sums(population.parts, metrics, split=split, label_set=label_set, unit=unit, columns=columns)
         return cls(population, split, label_set, sums, Scorer(sums), trials)
 
@@ -55,7 +56,7 @@ def views(
     unit: str = "auto",
     columns: Sequence[str] = COUNTED,
 ) -> Iterator[View]:
-    """One view a population, split and label set: what may stand in one table.
+    """One view for each population, split and label set; each may be one table.
 
     Raises:
         BadRequest: no counts of the wanted split or label set.

@@ -1,21 +1,26 @@
-"""Tables of an ablation: refined against coarse, diffusion against one pass, main effects, interactions, cost, importance."""
+"""Tables of an ablation: refined against coarse, diffusion against one pass, main effects, interactions, cost,
+importance.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from idgbr.scores.read import METRICS
 from sweeps.analysis import stats
 from sweeps.analysis.contrasts import Contrast, contrast, importance, interactions, main_effects, mark, pareto
-from sweeps.analysis.variants import Variant, baseline_of, conditions, short_names, show
+from sweeps.analysis.variants import Level, Variant, baseline_of, conditions, short_names, show
 from sweeps.analysis.views import View
+from sweeps.definition import Definition
 from sweeps.report.formats import Cell, Column, Table
 from sweeps.report.score_tables import TITLES, duration, effect_data, effect_text, heading, number, p_text, score_cell, title
+
+COSTS = ("seconds_per_megapixel", "training_hours")
 
 
 def _effect_columns(metric: str) -> list[Column]:
@@ -58,10 +63,10 @@ def family_note(contrasts: Sequence[Contrast]) -> list[str]:
     return out
 
 
-# ---- tables ---------------------------------------------------------------------------------------------------------------------
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def main_effects_table(view: View, metric: str, reference: Mapping[str, Any]) -> Table | None:
+def main_effects_table(view: View, metric: str, reference: Mapping[str, Level]) -> Table | None:
     """Every level of every axis against its reference level, averaged over the other axes; None without an axis."""
     rows, contrasts = [], []
     names = short_names(view.population.axes)
@@ -99,15 +104,17 @@ def interactions_table(view: View, metric: str) -> Table | None:
 
 
 def refined_against_coarse(view: View, metric: str, by: Sequence[str]) -> tuple[Table | None, list[Contrast]]:
-    """The paper's claim: one row a level of `by` (a backbone), all its refined variants averaged, against its own coarse map."""
-    groups: dict[tuple[Any, ...], list[tuple[Variant, Variant]]] = {}
+    """The paper's claim: one row a level of `by` (a backbone), all its refined variants averaged, against its own
+    coarse map.
+    """
+    groups: dict[tuple[Level, ...], list[tuple[Variant, Variant]]] = {}
     for v in view.population.variants:
         coarse = baseline_of(v, {"kind": "coarse"}, view.population)
         if v.kind == "diffusion" and coarse is not None:
             groups.setdefault(tuple(v.axes[a] for a in by), []).append((v, coarse))
     contrasts = []
     for level, found in groups.items():
-        parts = [view.scorer.part(x, metric, s / len(found)) for pair in found for x, s in zip(pair, (1.0, -1.0))]
+        parts = [view.scorer.term(x, metric, s / len(found)) for pair in found for x, s in zip(pair, (1.0, -1.0))]
         name = ", ".join(show(x) for x in level) or "all refined variants"
         contrasts.append(Contrast(name, found[0][0] if len(found) == 1 else None, found[0][1], stats.infer(parts)))
     contrasts = mark(contrasts)
@@ -171,35 +178,48 @@ def diffusion_against_one_pass(view: View, metric: str) -> tuple[Table | None, l
 
 
 def costs(view: View, v: Variant) -> tuple[float, float]:
-    """(seconds a megapixel of refining, device hours of training the refiner), means over the replicates; NaN where not recorded.
+    """(seconds a megapixel of refining, device hours of training the refiner), means over the replicates; NaN where
+    not recorded.
 
     Device hours: time on the clock times the processes that shared the training, each on its GPU (or on the CPU).
     """
-    rows: list[dict[str, Any]] = [view.population.rows[t] for t in v.trials]
+    rows = [view.population.rows[t] for t in v.trials]
     whole = view.sums.classes.index(-1)
     pixels = sum(view.sums.of(v.trials)[0, :, whole, view.sums.columns.index(c)].sum() for c in ("valid", "ignored"))
-    seconds: list[Any] = [r.get("seconds_refined") for r in rows]
-    clock: list[Any] = [r.get("seconds_refiner") for r in rows]
-    training: list[Any] = [s if s is None else s * (r.get("processes_refiner") or 1) for s, r in zip(clock, rows)]
-    per_megapixel = float(np.mean(seconds)) / pixels * 1e6 if None not in seconds and pixels else math.nan
-    return per_megapixel, float(np.mean(training)) / 3600 if None not in training else (0.0 if v.kind == "coarse" else math.nan)
+    seconds = [r["seconds_refined"] for r in rows if r.get("seconds_refined") is not None]
+    training = [r["seconds_refiner"] * (r.get("processes_refiner") or 1) for r in rows if r.get("seconds_refiner") is not None]
+    per_megapixel = float(np.mean(seconds)) / pixels * 1e6 if len(seconds) == len(rows) and pixels else math.nan
+    hours = float(np.mean(training)) / 3600 if len(training) == len(rows) else (0.0 if v.kind == "coarse" else math.nan)
+    return per_megapixel, hours
 
 
-def cost_points(view: View, metric: str) -> list[dict[str, Any]]:
+@dataclass
+class CostPoint:
+    """Score of a variant and what it costs, by `COSTS`; and whether it lies on that cost's Pareto front."""
+
+    variant: str
+    kind: str
+    score: float
+    cost: dict[str, float]
+    is_on_front: dict[str, bool] = field(default_factory=dict)
+
+
+def cost_points(view: View, metric: str) -> list[CostPoint]:
     """Score, seconds a megapixel and training hours of every variant, and whether it lies on either front."""
-    points: list[dict[str, Any]] = []
+    points: list[CostPoint] = []
     for v in view.population.variants:
         seconds, hours = (0.0, 0.0) if v.kind == "coarse" else costs(view, v)
         score = float(view.scorer.seeds(v, metric).mean())
-        points.append({"variant": v.label, "kind": v.kind, "score": score, "seconds_per_megapixel": seconds, "training_hours": hours})
+        points.append(CostPoint(v.label, v.kind, score, dict(zip(COSTS, (seconds, hours), strict=True))))
     higher = METRICS[metric].higher_is_better
-    for cost in ("seconds_per_megapixel", "training_hours"):
-        for p, front in zip(points, pareto([(p[cost], p["score"]) for p in points], higher)):
-            p[f"front_{cost}"] = front
+    for cost in COSTS:
+        for p, front in zip(points, pareto([(p.cost[cost], p.score) for p in points], higher)):
+            p.is_on_front[cost] = front
     return points
 
 
 def cost_table(view: View, metric: str) -> Table:
+    """Score, seconds a megapixel and training time of every variant, and the Pareto fronts."""
     columns = [
         Column("variant", "variant", False),
         Column("score", title(metric)),
@@ -210,11 +230,11 @@ def cost_table(view: View, metric: str) -> Table:
     ]
     rows = []
     for p in cost_points(view, metric):
-        cells = [Cell(p["variant"]), Cell(number(metric, p["score"]), p["score"], sort=p["score"])]
-        texts = {"seconds_per_megapixel": f"{p['seconds_per_megapixel']:.3f}", "training_hours": duration(3600 * p["training_hours"])}
-        for cost, text in texts.items():
-            on = p[f"front_{cost}"]
-            cells += [Cell(text if math.isfinite(p[cost]) else "", p[cost], sort=p[cost]), Cell("yes" if on else "", on)]
+        cells = [Cell(p.variant), Cell(number(metric, p.score), p.score, sort=p.score)]
+        texts = f"{p.cost['seconds_per_megapixel']:.3f}", duration(3600 * p.cost["training_hours"])
+        for cost, text in zip(COSTS, texts, strict=True):
+            value, on = p.cost[cost], p.is_on_front[cost]
+            cells += [Cell(text if math.isfinite(value) else "", value, sort=value), Cell("yes" if on else "", on)]
         rows.append(cells)
     notes = [
         "Front: no other variant is both cheaper and better (Pareto). Seconds of refining alone, on the host that made it.",
@@ -225,7 +245,9 @@ def cost_table(view: View, metric: str) -> Table:
 
 
 def importance_table(view: View, metric: str) -> Table | None:
-    """PED-ANOVA importance of the axes over single trials; None where there are too few trials or axes to say anything."""
+    """PED-ANOVA importance of the axes over single trials; None where there are too few trials or axes to say
+    anything.
+    """
     variants = [v for v in view.population.variants if v.kind == "diffusion"]
     rows, values = [], []
     for v in variants:
@@ -246,30 +268,36 @@ def importance_table(view: View, metric: str) -> Table | None:
     return _table(view, "importance", "PED-ANOVA importance of the axes", columns, cells, notes, metric)
 
 
-# ---- all of them ---------------------------------------------------------------------------------------------------------------
+# ---- all of them -----------------------------------------------------------------------------------------------------
 
 
-def declared(view: View) -> dict[str, Any]:
-    """`studies/<name>.json` of the first study that has one: axes, baseline, replicates; empty where only the tables were synced."""
+def declared(view: View) -> Definition | None:
+    """`studies/<name>.json` of the first study that has one: axes, baseline, replicates; None where only the tables
+    were synced.
+    """
     for part in view.population.parts[:1]:
         for study in view.trials.studies:
             data = part.store.read_bytes(f"studies/{study}.json")
             if data:
-                found: dict[str, Any] = json.loads(data)
+                found: Definition = json.loads(data)
                 return found
-    return {}
+    return None
 
 
-def reference_levels(view: View, baseline: str) -> dict[str, Any]:
+def reference_levels(view: View, baseline: str) -> dict[str, Level]:
     """axis -> reference level: what the study declares as its baseline, overruled by axes named in `baseline`."""
-    out = {k: _text(v) for k, v in (declared(view).get("baseline") or {}).items()}
+    found = declared(view)
+    out = {k: _text(v) for k, v in found["baseline"].items()} if found else {}
     if baseline not in ("", "coarse", "one_pass"):
         out |= {k: v for k, v in conditions(baseline, view.population).items() if k != "kind"}
     return out
 
 
-def _text(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
+def _text(value: object) -> Level:
+    """A value of JSON as the trials table has it: lists are text there."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, bool | int | float | str) else None
 
 
 def by_axes(view: View, by: str) -> list[str]:
@@ -283,7 +311,7 @@ def by_axes(view: View, by: str) -> list[str]:
 
 
 def ablation_tables(view: View, metric: str, baseline: str, by: str) -> list[Table]:
-    """Everything but the main table, in reading order; tables that have nothing to say are left out."""
+    """All tables but the main one, in reading order; empty ones are left out."""
     claim, _ = refined_against_coarse(view, metric, by_axes(view, by))
     against_one_pass, _ = diffusion_against_one_pass(view, metric)
     tables = [

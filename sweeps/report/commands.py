@@ -1,4 +1,7 @@
-"""table, ablate, tiles, report, publish, verify: plain functions behind `python -m sweeps`. They import neither torch nor ray."""
+"""table, ablate, tiles, report, publish, verify: plain functions behind `python -m sweeps`.
+
+They import neither torch nor ray.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ def table(studies: Sequence[str], comparison: Comparison, output: Output | None 
 
 
 def ablate(studies: Sequence[str], comparison: Comparison, output: Output | None = None, *, by: str = "") -> None:
-    """The main table, then refined against coarse, diffusion against one pass, main effects, interactions, cost, importance.
+    """The main table, then refined against coarse, diffusion against one pass, main effects, interactions, cost,
+    importance.
 
     Args:
         by: axis or stage; refined against coarse gets one row for each of its levels.
@@ -110,7 +114,8 @@ def publish(study: str, comparison: Comparison, *, results: str = RESULTS, tile_
     """results/published/<study>/: rows under 1 MB, tables, report, README.
 
     Raises:
-        Missing: no such study, or nowhere to write. BadRequest: rows too large, or a metric that rows by scene cannot give.
+        Missing: no such study, or nowhere to write. BadRequest: rows too large, or a metric that rows by scene cannot
+            give.
     """
     from sweeps.report.page import EXTRA_COLUMNS, page
     from sweeps.report.publish import write

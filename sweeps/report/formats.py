@@ -1,7 +1,7 @@
 """One table, five ways out: terminal (rich), Markdown, LaTeX (booktabs), JSON, CSV.
 
-A cell carries the text that is printed and the numbers it was printed from, so that every format tells the same story and every printed
-number can be recomputed.
+A cell holds the printed text and the numbers behind it, so that all formats agree and every printed number can be
+recomputed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from idgbr.errors import BadRequest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 FORMATS = ("rich", "md", "latex", "json", "csv")
 TABLE_VERSION = 1
@@ -25,13 +28,15 @@ class Cell:
     """Printed text and the numbers behind it. `bold`: best, or tied with the best by the test."""
 
     text: str
-    data: Any = None
+    data: object = None
     bold: bool = False
     sort: float | None = None
 
 
 @dataclass(frozen=True)
 class Column:
+    """A column of a table. `rank`: of the columns that a narrow terminal leaves out, the highest rank first; 0: never."""
+
     name: str  # for machines
     title: str  # for people
     is_number: bool = True
@@ -52,7 +57,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)  # the header for machines
+    facts: dict[str, object] = field(default_factory=dict)  # the header for machines
 
 
 def render(tables: Sequence[Table], form: str) -> str:
@@ -71,7 +76,21 @@ def render(tables: Sequence[Table], form: str) -> str:
     return "\n".join(one[form](t) for t in tables)
 
 
-def to_json(table: Table) -> dict[str, Any]:
+class TableJson(TypedDict):
+    """A table as `tables.json` holds it. `rows`: the numbers by column; `printed`: the text of every cell."""
+
+    version: int
+    name: str
+    title: str
+    header: dict[str, str]
+    facts: object
+    columns: list[str]
+    rows: list[dict[str, object]]
+    printed: list[list[str]]
+    notes: list[str]
+
+
+def to_json(table: Table) -> TableJson:
     """Plain JSON: no NaN (null stands for "not defined")."""
     return {
         "version": TABLE_VERSION,
@@ -88,7 +107,7 @@ def to_json(table: Table) -> dict[str, Any]:
     }
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> object:
     """The same value with NaN and infinities as None and numpy scalars as Python's."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
@@ -102,6 +121,8 @@ def finite(value: Any) -> Any:
 
 
 def to_markdown(table: Table) -> str:
+    """A Markdown table with its header as a list before it and its notes after it."""
+
     def clean(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", " ")
 
@@ -149,7 +170,9 @@ _TEX = {
 
 
 def tex(text: str) -> str:
-    """Escaped for LaTeX, one pass; characters outside its reach become '?', which a reader sees, and never a failed compilation."""
+    """Escaped for LaTeX, one pass; characters outside its reach become '?', which a reader sees, and never a failed
+    compilation.
+    """
     return "".join(_TEX.get(c, c if ord(c) < 0x250 else "?") for c in text)
 
 
@@ -159,10 +182,7 @@ def tex_number(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `table*` that shrinks to the text's width where it is wider; needs the packages booktabs and graphicx.
-
-    `latex_document` wraps it to be compiled alone.
-    """
+    """A `table*` that shrinks to the text's width where it is wider; needs the packages booktabs and graphicx."""
     lines = [
         r"\begin{table*}[t]",
         r"\centering",
@@ -187,21 +207,9 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
-def latex_document(body: str) -> str:
-    """A document that compiles on its own with nothing but booktabs, graphicx and geometry."""
-    head = [
-        r"\documentclass[a4paper,landscape]{article}",
-        r"\usepackage[utf8]{inputenc}",
-        r"\usepackage[T1]{fontenc}",
-        r"\usepackage{booktabs,graphicx}",
-        r"\usepackage[margin=1cm]{geometry}",
-        r"\begin{document}",
-    ]
-    return "\n".join([*head, body, r"\end{document}"]) + "\n"
-
-
 def to_csv(tables: Sequence[Table]) -> str:
-    """Raw numbers, one column a number: `effect.low`, `effect.high`, ...; one head for all tables, so that any program reads it.
+    """Raw numbers, one column a number: `effect.low`, `effect.high`, ...; one head for all tables, so that any
+    program reads it.
 
     The column `table` names the table; columns that a table has not are empty.
     """
@@ -214,8 +222,8 @@ def to_csv(tables: Sequence[Table]) -> str:
     return out.getvalue()
 
 
-def _flat(table: Table, row: Sequence[Cell]) -> dict[str, Any]:
-    values: dict[str, Any] = {"table": table.name}
+def _flat(table: Table, row: Sequence[Cell]) -> dict[str, object]:
+    values: dict[str, object] = {"table": table.name}
     for column, cell in zip(table.columns, row):
         data = finite(cell.text if cell.data is None else cell.data)
         if isinstance(data, dict):
@@ -226,7 +234,9 @@ def _flat(table: Table, row: Sequence[Cell]) -> dict[str, Any]:
 
 
 def fitting(table: Table, width: int) -> list[int]:
-    """Places of the columns that a terminal of `width` characters has room for: ranked columns are left out, the highest rank first."""
+    """Places of the columns that a terminal of `width` characters has room for: ranked columns are left out, the
+    highest rank first.
+    """
     sizes = [max(len(c.title), *(len(row[i].text) for row in table.rows), 0) + 3 for i, c in enumerate(table.columns)]
     kept = list(range(len(sizes)))
     while 1 + sum(sizes[i] for i in kept) > width and any(table.columns[i].rank for i in kept):
@@ -234,7 +244,7 @@ def fitting(table: Table, width: int) -> list[int]:
     return kept
 
 
-def rich_renderables(table: Table, width: int) -> list[Any]:
+def rich_renderables(table: Table, width: int) -> list[RenderableType]:
     """For `rich.console.Console.print`: heading, table (without the columns that `width` has no room for), notes."""
     from rich.markup import escape
     from rich.table import Table as RichTable

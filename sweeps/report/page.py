@@ -1,4 +1,7 @@
-"""One self-contained HTML page: headline, tables, figures, tiles, cost, failures, versions and keys. No request leaves it."""
+"""One self-contained HTML page: headline, tables, figures, tiles, cost, failures, versions and keys.
+
+No request leaves it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from idgbr.errors import IdgbrError, Missing
 from idgbr.labels import ClassTable
@@ -94,11 +96,11 @@ def page(trials: Trials, views: Sequence[View], comparison: Comparison, tile_ima
     )
 
 
-# ---- words ---------------------------------------------------------------------------------------------------------------------
+# ---- words -----------------------------------------------------------------------------------------------------------
 
 
 def leading(views: Sequence[View]) -> list[View]:
-    """The views that the headline speaks of: every split of the largest population, with the full labels where there are such."""
+    """The views of the headline: every split of the largest population, with the full label set if there is one."""
     mine = [v for v in views if v.population is views[0].population]
     return [v for v in mine if v.label_set == "full"] or mine[:1]
 
@@ -134,6 +136,7 @@ def _improves(c: Contrast, metric: str) -> bool:
 
 
 def words(c: Contrast, metric: str) -> str:
+    """An effect in words: estimate, interval and p, or why there is none."""
     e = c.effect
     unit = "px" if metric in IN_PX else "points"
     if e.units == 0:
@@ -147,7 +150,7 @@ def words(c: Contrast, metric: str) -> str:
     return text + f", p {'< ' + p[1:] if p.startswith('<') else '= ' + p}" + ("" if c.mark == "*" else ", which chance may explain")
 
 
-# ---- figures -------------------------------------------------------------------------------------------------------------------
+# ---- figures ---------------------------------------------------------------------------------------------------------
 
 
 def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tuple[list[Shown], list[str]]:
@@ -166,11 +169,13 @@ def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tup
             known = [c for c in effects if math.isfinite(c.effect.estimate)]
             best_first = sorted(known, key=lambda c: -sign * c.effect.estimate)[:MOST_FOREST_ROWS]
             few, caption = [c for c in effects if c in best_first], f"{caption}, the best {MOST_FOREST_ROWS} of {len(effects)} variants"
-        figures.append(forest(few, f"difference in {name} from {baseline} ({points_unit})", scale, metric, caption))
+        figures.append(effects_figure(few, f"difference in {name} from {baseline} ({points_unit})", scale, metric, caption))
     _, claims = refined_against_coarse(view, metric, by_axes(view, ""))
     if len(claims) > 1:
         figures.append(
-            forest(claims, f"refined minus coarse, {name} ({points_unit})", scale, metric, "Refined against coarse, one row a backbone")
+            effects_figure(
+                claims, f"refined minus coarse, {name} ({points_unit})", scale, metric, "Refined against coarse, one row a backbone"
+            )
         )
     best = best_refined(view, metric)
     coarse = baseline_of(best, {"kind": "coarse"}, view.population) if best else None
@@ -219,7 +224,8 @@ def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tup
     return figures, notes
 
 
-def forest(contrasts: Sequence[Contrast], xlabel: str, scale: float, metric: str, caption: str) -> Shown:
+def effects_figure(contrasts: Sequence[Contrast], xlabel: str, scale: float, metric: str, caption: str) -> Shown:
+    """Forest plot of contrasts in per cent or px, with its alternative text."""
     rows = [(c.name, scale * c.effect.estimate, scale * c.effect.low, scale * c.effect.high, c.mark) for c in contrasts]
     alt = "; ".join(f"{c.name}: {effect_text(c, metric)}" for c in contrasts[:12])
     text = f"{caption}: estimate and 95 % interval; filled where significant after Holm."
@@ -264,24 +270,29 @@ def class_table(view: View) -> ClassTable | None:
 
 
 def tiles_of(view: View, metric: str) -> Shown:
+    """Picture of the best, median and worst tiles as a data URI.
+
+    Raises:
+        Missing: artefacts or data are not there any more.
+    """
     shown, table, title = panels_of(view, metric, 2)
     src = "data:image/png;base64," + base64.b64encode(plots.png(plots.tiles_figure(shown, table), dpi=85)).decode()
     alt = f"{title}. Columns: image, coarse, refined, target, change. " + "; ".join(p.title.replace("\n", ", ") for p in shown)
     return Shown(alt, f"{title}. Best, median and worst.", src=src, wide=True)
 
 
-# ---- plan, failures, keys --------------------------------------------------------------------------------------------------------
+# ---- plan, failures, keys --------------------------------------------------------------------------------------------
 
 
 def planned(trials: Trials, views: Sequence[View]) -> tuple[list[Table], list[str]]:
-    """Trials planned and done, and by stage: distinct artefacts, their seconds, and what they would have cost without sharing."""
+    """Trials planned and done, and by stage: distinct artefacts, their seconds, and what they would have cost without
+    sharing.
+    """
     frame = trials.frame
     definition = declared(views[0])
     counts = f"{frame.height} results in the tables, {trials.failed.height} failed, {trials.duplicates} duplicates by key"
     notes = [
-        f"Planned: {len(definition['trials'])} trials. {counts}."
-        if definition.get("trials")
-        else f"{counts}. (The study's definition is not here.)"
+        f"Planned: {len(definition['trials'])} trials. {counts}." if definition else f"{counts}. (The study's definition is not here.)"
     ]
     rows = []
     total = [0.0, 0.0]
@@ -321,14 +332,16 @@ def failures(trials: Trials, lines: int = 6) -> list[dict[str, str]]:
 
 
 def keys_tables(trials: Trials) -> list[Table]:
-    """Trials with their keys, and the sets of versions that they were made with, by number: few sets serve thousands of trials."""
+    """Trials with their keys, and the sets of versions that they were made with, by number: few sets serve thousands
+    of trials.
+    """
     columns = [Column("trial", "trial", False), Column("study", "study", False), Column("label", "what was varied", False)]
     columns += [Column(f"key_{s}", s, False) for s in STAGES] + [Column("commit", "commit", False), Column("versions", "versions")]
     numbers: dict[str, int] = {}
     rows = []
     for row in trials.frame.iter_rows(named=True):
         number = numbers.setdefault(row["versions"] or "{}", len(numbers) + 1)
-        values: list[Any] = [row["trial"], row["study"], row.get("label")]
+        values = [row["trial"], row["study"], row.get("label")]
         values += [(row[f"key_{s}"] or "")[:12] for s in STAGES] + [(row["git_commit"] or "")[:10]]
         rows.append((*(Cell(str(v or "")) for v in values), _integer(number)))
     packages = list(dict.fromkeys(name for text in numbers for name in json.loads(text)))

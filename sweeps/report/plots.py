@@ -1,6 +1,7 @@
-"""Figures. Colours: Okabe and Ito (2008), told apart with every kind of colour vision; never by colour alone.
+"""Figures. Colours: Okabe and Ito (2008), distinguishable with every kind of colour vision; never by colour alone.
 
-Figures for the report are SVG whose ink is `currentColor` and whose grid is `var(--grid)`, so that they follow light, dark and print.
+Figures for the report are SVG whose ink is `currentColor` and whose grid is `var(--grid)`, so that they follow light,
+dark and print.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import io
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from idgbr.labels import ClassTable
+from sweeps.analysis.breakdowns import DistanceCurve, Point
+from sweeps.report.ablation_tables import COSTS, CostPoint
 from sweeps.report.tile_panels import CHANGES, Panel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY = (
@@ -38,7 +42,9 @@ _INK, _GRID = "#010203", "#010204"  # placeholders, replaced in the SVG
 
 @contextlib.contextmanager
 def style(themed: bool = True) -> Iterator[None]:
-    """Our rcParams for the time of the block; also a decorator. Matplotlib reads some when it draws, so it covers making and saving.
+    """Our rcParams for the time of the block; also a decorator.
+
+    Matplotlib reads some when it draws, so it covers making and saving.
 
     Args:
         themed: ink and grid are placeholders that `svg` replaces.
@@ -88,7 +94,7 @@ def svg(figure: Figure) -> str:
     return f'{head} style="max-width:{figure.get_figwidth() * 96:.0f}px">{rest}'
 
 
-# ---- tiles ---------------------------------------------------------------------------------------------------------------------
+# ---- tiles -----------------------------------------------------------------------------------------------------------
 
 
 @style(themed=False)
@@ -101,7 +107,7 @@ def tiles_figure(panels: Sequence[Panel], table: ClassTable, title: str = "") ->
     figure = new_figure(11, 2.35 * len(panels) + 0.9, themed=False)
     grid = figure.subplots(len(panels), 5, squeeze=False)
     for line, (axes, panel) in enumerate(zip(grid, panels)):
-        pictures: list[Any] = [panel.image, *(table.colorize(m) for m in (panel.coarse, panel.refined, panel.target)), panel.change]
+        pictures = [panel.image, *(table.colorize(m) for m in (panel.coarse, panel.refined, panel.target)), panel.change]
         for i, (ax, picture, name) in enumerate(zip(axes, pictures, columns)):
             if name == "change":
                 ax.imshow(picture, cmap=ListedColormap(CHANGE_COLORS), vmin=-0.5, vmax=len(CHANGES) - 0.5, interpolation="nearest")
@@ -130,12 +136,14 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     return out.getvalue()
 
 
-# ---- effects -------------------------------------------------------------------------------------------------------------------
+# ---- effects ---------------------------------------------------------------------------------------------------------
 
 
 @style()
 def forest(rows: Sequence[tuple[str, float, float, float, str]], xlabel: str) -> Figure:
-    """One row an effect: (name, estimate, low, high, mark), with a line at zero; filled where it is marked significant."""
+    """One row an effect: (name, estimate, low, high, mark), with a line at zero; filled where it is marked
+    significant.
+    """
     figure = new_figure(9.5, 0.28 * len(rows) + 0.9)
     ax = figure.subplots()
     for i, (_, estimate, low, high, mark) in enumerate(rows):
@@ -152,14 +160,14 @@ def forest(rows: Sequence[tuple[str, float, float, float, str]], xlabel: str) ->
     return figure
 
 
-def _band(ax: Any, x: np.ndarray, points: Sequence[Any], label: str, index: int, scale: float = 100.0) -> None:
+def _band(ax: Axes, x: np.ndarray, points: Sequence[Point], label: str, index: int, scale: float = 100.0) -> None:
     value, low, high = (scale * np.array([getattr(p, n) for p in points]) for n in ("value", "low", "high"))
     ax.plot(x, value, marker=MARKERS[index], color=CYCLE[index], markersize=5, linewidth=1.5, label=label)
     ax.fill_between(x, low, high, color=CYCLE[index], alpha=0.18, linewidth=0)
 
 
 @style()
-def distance_figure(curve: Any) -> Figure:
+def distance_figure(curve: DistanceCurve) -> Figure:
     """Accuracy by distance to the boundary, and the paired gain over the first map, with 95 % bands."""
     figure = new_figure(9.5, 3.4)
     left, right = figure.subplots(1, 2)
@@ -183,7 +191,9 @@ def distance_figure(curve: Any) -> Figure:
 
 @style()
 def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figure:
-    """For each class: repaired to the right, damaged to the left, in per cent of its pixels; hatching tells them apart without colour."""
+    """For each class: repaired to the right, damaged to the left, in per cent of its pixels; hatching distinguishes
+    them without colour.
+    """
     figure = new_figure(5.8, 0.34 * len(rows) + 1.3)
     ax = figure.subplots()
     y = np.arange(len(rows))
@@ -205,7 +215,7 @@ def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Fig
 
 
 @style()
-def frequency_figure(gains: Sequence[tuple[str, Any]]) -> Figure:
+def frequency_figure(gains: Sequence[tuple[str, Point]]) -> Figure:
     """Error energy removed by size of structure, with 95 % intervals."""
     figure = new_figure(5.8, 3)
     ax = figure.subplots()
@@ -226,37 +236,40 @@ def frequency_figure(gains: Sequence[tuple[str, Any]]) -> Figure:
     return figure
 
 
-# ---- cost and course -----------------------------------------------------------------------------------------------------------
+# ---- cost and course -------------------------------------------------------------------------------------------------
 
 
-def numbered_fronts(points: Sequence[dict[str, Any]]) -> dict[str, int]:
+def numbered_fronts(points: Sequence[CostPoint]) -> dict[str, int]:
     """Variants on either front, numbered by rising cost of refining: names are too long to stand beside their points."""
-    front = [p for p in points if p["front_seconds_per_megapixel"] or p["front_training_hours"]]
-    front.sort(key=lambda p: (p["seconds_per_megapixel"], p["training_hours"]))
-    return {p["variant"]: i for i, p in enumerate(front, 1)}
+    front = [p for p in points if any(p.is_on_front.values())]
+    front.sort(key=lambda p: [p.cost[cost] for cost in COSTS])
+    return {p.variant: i for i, p in enumerate(front, 1)}
 
 
 @style()
-def pareto_figure(points: Sequence[dict[str, Any]], ylabel: str, scale: float = 100.0) -> Figure:
-    """Score against seconds a megapixel and against GPU time of training; the front is a step line, variants carry `numbered_fronts`."""
+def pareto_figure(points: Sequence[CostPoint], ylabel: str, scale: float = 100.0) -> Figure:
+    """Score against seconds a megapixel and against GPU time of training; the front is a step line, variants carry
+    `numbered_fronts`.
+    """
     figure = new_figure(9.5, 3.8)
-    longest = max((p["training_hours"] for p in points if np.isfinite(p["training_hours"])), default=0.0)
+    longest = max((p.cost["training_hours"] for p in points if np.isfinite(p.cost["training_hours"])), default=0.0)
     unit, factor = ("h", 1.0) if longest >= 1 else ("min", 60.0) if longest >= 1 / 60 else ("s", 3600.0)
-    numbers, kinds = numbered_fronts(points), list(dict.fromkeys(p["kind"] for p in points))
+    numbers, kinds = numbered_fronts(points), list(dict.fromkeys(p.kind for p in points))
     for ax, cost, xlabel, times in zip(
         figure.subplots(1, 2, sharey=True),
-        ("seconds_per_megapixel", "training_hours"),
+        COSTS,
         ("refining (s per megapixel)", f"training of the refiner (GPU time, {unit})"),
         (1.0, factor),
     ):
         for i, kind in enumerate(kinds):
-            x, y = ([f * p[key] for p in points if p["kind"] == kind] for key, f in ((cost, times), ("score", scale)))
+            of_kind = [p for p in points if p.kind == kind]
+            x, y = [times * p.cost[cost] for p in of_kind], [scale * p.score for p in of_kind]
             ax.plot(x, y, MARKERS[i % len(MARKERS)], color=CYCLE[i % len(CYCLE)], markersize=6, label=kind)
-        front = sorted((p for p in points if p[f"front_{cost}"]), key=lambda p: p[cost])
-        steps = [times * p[cost] for p in front], [scale * p["score"] for p in front]
+        front = sorted((p for p in points if p.is_on_front[cost]), key=lambda p: p.cost[cost])
+        steps = [times * p.cost[cost] for p in front], [scale * p.score for p in front]
         ax.step(*steps, where="post", color=_INK, linewidth=1, linestyle="--", label="Pareto front")
-        for p, x, y in zip(front, *steps):
-            ax.annotate(str(numbers[p["variant"]]), (x, y), xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=8)
+        for p, *place in zip(front, *steps):
+            ax.annotate(str(numbers[p.variant]), place, xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=8)
         ax.set_xlabel(xlabel)
         ax.grid(linewidth=0.6)
         ax.set_axisbelow(True)
@@ -284,8 +297,10 @@ def lines_figure(
     for i, (name, points) in enumerate(lines.items()):
         x, y = [p[0] for p in points], [scale * p[1] for p in points]
         error = [scale * p[2] for p in points] if points and len(points[0]) > 2 else None
-        style: dict[str, Any] = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", "--", ":")[i // len(CYCLE) % 3], "linewidth": 1.5}
-        ax.errorbar(x, y, error, marker=MARKERS[i % len(MARKERS)] if len(x) < 30 else "", markersize=5, capsize=3, label=name, **style)
+        ax.errorbar(
+            x, y, error, marker=MARKERS[i % len(MARKERS)] if len(x) < 30 else "", markersize=5, capsize=3, label=name,
+            color=CYCLE[i % len(CYCLE)], linestyle=("-", "--", ":")[i // len(CYCLE) % 3], linewidth=1.5,
+        )  # fmt: skip
     for i, (name, value) in enumerate((levels or {}).items()):
         ax.axhline(scale * value, color=GREY, linestyle=("-.", ":", "--")[i % 3], linewidth=1.2, label=name)
     if log_x:

@@ -1,4 +1,5 @@
-"""Small published results: rows summed by scene, tables, report, README; and recomputing every published number from those rows.
+"""Small published results: rows summed by scene, tables, report, README; and recomputing every published number from
+those rows.
 
 results/published/<study>/
     README.md, published.json           how it was made, with which expected scores; the request
@@ -19,11 +20,10 @@ import shlex
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -41,7 +41,7 @@ from sweeps.analysis.unit_sums import IDENTITY
 from sweeps.analysis.views import View, views_of
 from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables
-from sweeps.report.formats import Table
+from sweeps.report.formats import Table, TableJson
 from sweeps.report.page import headline, leading
 from sweeps.report.score_tables import TITLES, number, score_table
 
@@ -73,7 +73,7 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], compa
     folder = temporary_beside(target)
     try:
         (folder / "rows").mkdir(parents=True)
-        write_rows(folder / "rows", study, trials, views, comparison)
+        write_summed_rows(folder / "rows", study, trials, views, comparison)
         found = build(views, comparison)
         with unpacked(folder / "rows", study) as store:
             again = build(_recomputed(store, study, comparison), comparison)
@@ -99,7 +99,7 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], compa
     return target
 
 
-def write_rows(folder: Path, study: str, trials: Trials, views: Sequence[View], comparison: Comparison) -> None:
+def write_summed_rows(folder: Path, study: str, trials: Trials, views: Sequence[View], comparison: Comparison) -> None:
     """trials.parquet as the study wrote it, counts.parquet summed by unit, study.json."""
     parts = [pq.read_table(p.path, filesystem=p.store.fs, partitioning=None) for p in trials.parts]
     pq.write_table(pa.concat_tables(parts, promote_options="default"), folder / "trials.parquet", compression="zstd")
@@ -144,7 +144,7 @@ def _with_schema(frame: pl.DataFrame) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-# ---- recomputing ----------------------------------------------------------------------------------------------------------------
+# ---- recomputing -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -181,7 +181,8 @@ def _recomputed(store: str, study: str, comparison: Comparison) -> list[View]:
 
 
 def recompute(folder: Path) -> int:
-    """Recompute every published number from the rows: tables (all three forms), README, tables and headline of the report.
+    """Recompute every published number from the rows: tables (all three forms), README, tables and headline of the
+    report.
 
     Returns:
         How many tables agreed.
@@ -218,7 +219,7 @@ def recompute(folder: Path) -> int:
         raise Disagreement(
             f"{len(differences)} published numbers are not what the rows give",
             value="; ".join(differences[:5]),
-            hint="python -m sweeps publish STUDY writes them anew",
+            hint="python -m sweeps publish STUDY writes them again",
         )
     return len(published)
 
@@ -239,7 +240,7 @@ def _said(page: str) -> list[str]:
     return [html.unescape(s).replace("\u00a0", " ") for s in re.findall(r"<p>(.*?)</p>", lead[1] if lead else "", re.DOTALL)]
 
 
-def compare(published: Sequence[Mapping[str, Any]], recomputed: Sequence[Mapping[str, Any]]) -> list[str]:
+def compare(published: Sequence[TableJson], recomputed: Sequence[TableJson]) -> list[str]:
     """Differences in names, columns, numbers (beyond `TOLERANCE`) and printed text, in words."""
     if [t["name"] for t in published] != [t["name"] for t in recomputed]:
         return [f"tables {[t['name'] for t in published]} were published, {[t['name'] for t in recomputed]} recomputed"]
@@ -255,7 +256,7 @@ def compare(published: Sequence[Mapping[str, Any]], recomputed: Sequence[Mapping
     return out
 
 
-def _differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
+def _differences(a: object, b: object, where: str = "") -> Iterator[str]:
     if isinstance(a, dict) and isinstance(b, dict) and set(a) == set(b):
         for key in a:
             yield from _differences(a[key], b[key], f"{where}.{key}" if where else key)

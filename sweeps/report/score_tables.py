@@ -1,4 +1,6 @@
-"""The main table: every variant's scores, and its effect against its own baseline with interval, p and smallest detectable effect."""
+"""The main table: every variant's scores, and its effect against its own baseline with interval, p and smallest
+detectable effect.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ import collections
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from idgbr.scores.read import METRICS
 from sweeps.analysis import stats
@@ -56,6 +57,7 @@ def scaled(metric: str, value: float) -> float:
 
 
 def number(metric: str, value: float, sign: bool = False) -> str:
+    """A score in per cent (a distance in px) with two decimals; `undefined` where it is NaN."""
     if not math.isfinite(value):
         return "undefined"
     text = f"{scaled(metric, value):{'+' if sign else ''}.2f}"
@@ -63,6 +65,7 @@ def number(metric: str, value: float, sign: bool = False) -> str:
 
 
 def p_text(p: float) -> str:
+    """A p value with three decimals; empty where there is none."""
     return "" if not math.isfinite(p) else (f"{p:.3f}" if p >= 0.001 else "<0.001")
 
 
@@ -73,7 +76,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"
 
 
-def effect_data(c: Contrast | None, metric: str) -> dict[str, Any] | None:
+def effect_data(c: Contrast | None, metric: str) -> dict[str, object] | None:
+    """The numbers behind `effect_text`, for JSON and CSV; None without a contrast."""
     if c is None:
         return None
     e = c.effect
@@ -102,6 +106,7 @@ def effect_data(c: Contrast | None, metric: str) -> dict[str, Any] | None:
 
 
 def effect_text(c: Contrast | None, metric: str, with_mark: bool = True) -> str:
+    """Estimate, 95 % interval and mark of significance, as a table prints them."""
     if c is None:
         return "–"
     e = c.effect
@@ -114,6 +119,7 @@ def effect_text(c: Contrast | None, metric: str, with_mark: bool = True) -> str:
 
 
 def score_cell(view: View, variant: Variant, metric: str, best: set[str]) -> Cell:
+    """Mean and standard deviation over seeds; bold for labels in `best`."""
     values = view.scorer.seeds(variant, metric)
     mean = float(values.mean())
     sd = float(values.std(ddof=1)) if values.size > 1 else math.nan
@@ -160,7 +166,7 @@ def score_table(view: View, comparison: Comparison, name: str = "scores") -> Tab
     return Table(name, table_title, header, tuple(columns), tuple(rows), notes(view, compared, primary, baseline), facts)
 
 
-def heading(view: View, baseline: str, primary: str) -> tuple[tuple[tuple[str, str], ...], dict[str, Any]]:
+def heading(view: View, baseline: str, primary: str) -> tuple[tuple[tuple[str, str], ...], dict[str, object]]:
     """What every table names: label set, split, scenes, seeds, versions; for people and for machines."""
     s, frame = view.sums, view.population.frame
     seeds = sorted({seed for v in view.population.variants for seed in v.seeds})
@@ -217,7 +223,7 @@ def _block(view: View) -> str:
 
 
 def notes(view: View, contrasts: Sequence[Contrast], primary: str, baseline: str) -> tuple[str, ...]:
-    """What a reader must know not to be misled by the numbers; the method in short."""
+    """Notes below a table: the method in short, and limits of the numbers."""
     s = view.sums
     what = {"scene": "scene", "block": "ground block"}[s.unit_kind]
     methods = {c.effect.method for c in contrasts}

@@ -5,23 +5,23 @@ H, W: a scoring tile's sides; C bands, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from idgbr.datasets.index import BandStats
 from idgbr.errors import Disagreement, Missing
 from idgbr.labels import ClassTable
 from idgbr.scores.read import METRICS, arrays
-from sweeps.analysis.trials import Part
+from sweeps.analysis.trials import TablePart
 from sweeps.analysis.unit_sums import IDENTITY
 from sweeps.analysis.variants import Population, Variant, baseline_of
 from sweeps.analysis.views import View
 from sweeps.report.score_tables import TITLES
+from sweeps.tables import Row
 
 PLACE = ("scene", "raster", "row", "col")
 CHANGES = ("kept", "repaired", "damaged", "still wrong", "not scored")
@@ -29,7 +29,9 @@ CHANGES = ("kept", "repaired", "damaged", "still wrong", "not scored")
 
 @dataclass(frozen=True)
 class Panel:
-    """One tile: image uint8 [H,W,3]; coarse, refined, target uint8 [H,W] class indices; change uint8 [H,W] places in `CHANGES`."""
+    """One tile: image uint8 [H,W,3]; coarse, refined, target uint8 [H,W] class indices; change uint8 [H,W] places in
+    `CHANGES`.
+    """
 
     title: str
     image: np.ndarray
@@ -40,10 +42,11 @@ class Panel:
 
 
 def improvements(population: Population, variant: Variant, coarse: Variant, metric: str, split: str, label_set: str) -> pl.DataFrame:
-    """Tiles of the first replicate with the metric of both maps and the improvement (positive is better), the best first.
+    """Tiles of the first replicate with the metric of both maps and the improvement (positive is better), the best
+    first.
 
-    Tiles where the metric is undefined on either side are left out, and those with hardly any boundary (less than a quarter of the
-    median): a handful of pixels makes any ratio.
+    Tiles where the metric is undefined on either side are left out, and those with hardly any boundary (less than a
+    quarter of the median): a handful of pixels makes any ratio.
     """
     frames = []
     m = METRICS[metric]
@@ -66,7 +69,7 @@ def improvements(population: Population, variant: Variant, coarse: Variant, metr
     return joined.sort("improvement", *PLACE, descending=[True, False, False, False, False])
 
 
-def choose(tiles: pl.DataFrame, each: int = 1) -> list[tuple[str, dict[str, Any]]]:
+def choose(tiles: pl.DataFrame, each: int = 1) -> list[tuple[str, Row]]:
     """(best | median | worst, row), `each` of every kind where there are enough tiles."""
     n = tiles.height
     if n == 0:
@@ -82,7 +85,7 @@ def choose(tiles: pl.DataFrame, each: int = 1) -> list[tuple[str, dict[str, Any]
     return [(name, tiles.row(i, named=True)) for i, name in seen.items()]
 
 
-def panels(part: Part, row: Mapping[str, Any], label_set: str, chosen: list[tuple[str, dict[str, Any]]]) -> tuple[list[Panel], ClassTable]:
+def panels(part: TablePart, row: Row, label_set: str, chosen: list[tuple[str, Row]]) -> tuple[list[Panel], ClassTable]:
     """Windows of the chosen tiles.
 
     Args:
@@ -138,8 +141,10 @@ def changes(coarse: np.ndarray, refined: np.ndarray, target: np.ndarray, n_class
     return out
 
 
-def rgb(values: np.ndarray, valid: np.ndarray, stats: Any) -> np.ndarray:
-    """Raw [C,H,W] -> uint8 [H,W,3], from the 1st to the 99th percentile of the training rasters; one or two bands are shown grey."""
+def rgb(values: np.ndarray, valid: np.ndarray, stats: BandStats) -> np.ndarray:
+    """Raw [C,H,W] -> uint8 [H,W,3], from the 1st to the 99th percentile of the training rasters; one or two bands are
+    shown grey.
+    """
     bands = [0, 1, 2] if values.shape[0] >= 3 else [0, 0, 0]
     low, high = (np.array([x[b] for b in bands], np.float32)[:, None, None] for x in (stats.low, stats.high))
     scaled = np.clip((values[bands] - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
@@ -163,6 +168,7 @@ def panels_of(view: View, metric: str, each: int = 1) -> tuple[list[Panel], Clas
 
 
 def best_refined(view: View, metric: str) -> Variant | None:
+    """The diffusion variant with the best mean score; None where there is none with a defined score."""
     sign = 1 if METRICS[metric].higher_is_better else -1
     scored = [(sign * float(view.scorer.seeds(v, metric).mean()), v) for v in view.population.variants if v.kind == "diffusion"]
     known = [(s, v) for s, v in scored if s == s]

@@ -1,4 +1,6 @@
-"""A study cut to a budget of GPU-hours: fewer seeds first, then fewer backbones from the end of its list, and what that leaves out."""
+"""A study cut to a budget of GPU-hours: fewer seeds first, then fewer backbones from the end of its list, and what
+that leaves out.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Optional observers of a run: TensorBoard, MLflow, W&B. Off by default; Parquet is the record, these are copies for looking.
+"""Optional observers of a run: TensorBoard, MLflow, W&B. Off by default; the Parquet tables are the record, these are
+copies to look at.
 
-`python -m sweeps run STUDY --callback tensorboard --callback mlflow`. All write files below the store (or its cache) and reach no
-network, unless MLFLOW_TRACKING_URI or WANDB_MODE says otherwise. A callback that fails is said once and dropped; it never costs a trial.
+`python -m sweeps run STUDY --callback tensorboard --callback mlflow`. All write files below the store (or its cache)
+and reach no network, unless MLFLOW_TRACKING_URI or WANDB_MODE says otherwise. A callback that fails is reported once
+and dropped; no trial fails for it.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol, cast
 
 from idgbr.errors import BadRequest, Missing, nearest
 from idgbr.store import Store
@@ -19,9 +21,9 @@ from sweeps.study import Trial
 
 
 class Observer(Protocol):
-    """Told of every report of a running job and of every finished trial."""
+    """Receives every report of a running job and every finished trial."""
 
-    def report(self, unit: str, title: str, values: dict[str, Any]) -> None: ...
+    def report(self, unit: str, title: str, values: Mapping[str, object]) -> None: ...
 
     def trial(self, trial: Trial, score: float | None, goal: str) -> None: ...
 
@@ -37,7 +39,7 @@ class TensorBoard:
         self.folder, self.writer = folder, functools.cache(lambda name: SummaryWriter(str(folder / name)))
         self.names: set[str] = set()
 
-    def report(self, unit: str, title: str, values: dict[str, Any]) -> None:
+    def report(self, unit: str, title: str, values: Mapping[str, object]) -> None:
         images = values.get("images")
         if images is None:
             return
@@ -58,7 +60,9 @@ class TensorBoard:
 
 
 class MLflow:
-    """One MLflow run a trial: its settings as parameters, its score as a metric; in a file store unless MLFLOW_TRACKING_URI says else."""
+    """One MLflow run a trial: its settings as parameters, its score as a metric; in a file store unless
+    MLFLOW_TRACKING_URI says else.
+    """
 
     def __init__(self, folder: Path, study: str):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -69,7 +73,7 @@ class MLflow:
         found = self.client.get_experiment_by_name(study)
         self.experiment = found.experiment_id if found else self.client.create_experiment(study)
 
-    def report(self, unit: str, title: str, values: dict[str, Any]) -> None:
+    def report(self, unit: str, title: str, values: Mapping[str, object]) -> None:
         """Curves of shared trainings belong to many trials; they are in the curves table."""
 
     def trial(self, trial: Trial, score: float | None, goal: str) -> None:
@@ -85,7 +89,9 @@ class MLflow:
 
 
 class WandB:
-    """One W&B run a trial: its settings as config, its score as summary; `wandb sync FOLDER/wandb/offline-run-*` sends them."""
+    """One W&B run a trial: its settings as config, its score as summary; `wandb sync FOLDER/wandb/offline-run-*`
+    sends them.
+    """
 
     def __init__(self, folder: Path, study: str):
         import wandb
@@ -93,11 +99,11 @@ class WandB:
         folder.mkdir(parents=True, exist_ok=True)
         self.module, self.folder, self.study = wandb, folder, study
 
-    def report(self, unit: str, title: str, values: dict[str, Any]) -> None:
+    def report(self, unit: str, title: str, values: Mapping[str, object]) -> None:
         """Curves of shared trainings belong to many trials; they are in the curves table."""
 
     def trial(self, trial: Trial, score: float | None, goal: str) -> None:
-        mode: Any = os.environ.get("WANDB_MODE", "offline")  # W&B checks it
+        mode = cast(Literal["online", "offline", "disabled"], os.environ.get("WANDB_MODE", "offline"))  # W&B checks it
         run = self.module.init(
             project=self.study, id=trial.id, name=trial.label, job_type=trial.role, dir=str(self.folder), reinit="create_new",
             mode=mode, config={**trial.overrides, "seed": trial.experiment.seed},
@@ -125,7 +131,7 @@ class Careful:
     def __init__(self, name: str, observer: Observer):
         self.name, self.observer, self.is_broken = name, observer, False
 
-    def report(self, unit: str, title: str, values: dict[str, Any]) -> None:
+    def report(self, unit: str, title: str, values: Mapping[str, object]) -> None:
         self._call(lambda: self.observer.report(unit, title, values))
 
     def trial(self, trial: Trial, score: float | None, goal: str) -> None:
@@ -139,7 +145,7 @@ class Careful:
             return
         try:
             work()
-        except Exception as error:  # a copy for looking must not cost a result
+        except Exception as error:  # an observer must not fail a trial
             self.is_broken = True
             print(f"callback {self.name} has failed and is dropped: {error}", file=sys.stderr)
 

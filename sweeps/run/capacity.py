@@ -1,8 +1,8 @@
 """How many workers the cluster holds, followed while nodes come and go.
 
-Nodes of a cloud come minutes after the head, so the start waits for a first one that can hold a job. While the study runs, capacity is
-counted again every few seconds: new nodes get work, lost ones do not hold it up. An autoscaler sees what waits: with `max_workers`, so
-many units are handed to Ray although they do not fit yet.
+Nodes of a cloud come minutes after the head, so the start waits for a first one that can hold a job. While the study
+runs, capacity is counted again every few seconds: new nodes get work, lost ones do not hold it up. An autoscaler sees
+what waits: with `max_workers`, so many units are handed to Ray although they do not fit yet.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Who works on what: claim files with heartbeats, so that two drivers on one store share the work instead of doing it twice.
+"""Claim files with heartbeats, by which two drivers on one store share the work instead of doing it twice.
 
-    claims/<name>.json            {driver, host, pid, ...}: that driver does this now
+    claims/<name>.json            {driver, host, pid, ...}: this driver does it now
     claims/drivers/<driver>.json  a counter that grows while the driver lives
 
-A claim saves work, it protects nothing: should two drivers ever compute one key, both artefacts are complete and the last manifest wins.
-A driver of the same host is dead when its process is; another one when its counter has not moved for `STALE_S`. Clocks are not compared.
+Results do not depend on claims: if two drivers compute one key, both artefacts are complete and the last manifest
+wins. A driver of the same host is dead when its process is; a driver of another host when its counter has not changed
+for `STALE_S`. Clocks are not compared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from idgbr.errors import IdgbrError
 from idgbr.files import create, unwritable
@@ -27,8 +28,21 @@ BEAT_S = 3.0
 STALE_S = 30.0
 
 
+class Driver(TypedDict):
+    """A driver, as claims and heartbeats describe it. `started`: see `_started`."""
+
+    driver: str
+    host: str
+    pid: int
+    started: str
+    study: str
+    beat: NotRequired[int]
+
+
 def _started(pid: int) -> str:
-    """What tells a process from a later one of the same number: its start time in /proc, or nothing elsewhere."""
+    """Start time of a process in /proc, which distinguishes it from a later process of the same number; empty on
+    other systems.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -36,12 +50,18 @@ def _started(pid: int) -> str:
 
 
 class Claims:
-    """The claims of one driver. Use as a context manager: the heart beats inside, claims are given back at the end."""
+    """The claims of one driver. A context manager: heartbeats are written inside, claims are released at the end."""
 
     def __init__(self, store: Store, study: str):
         self.store = store
         self.id = uuid.uuid4().hex[:12]
-        self.who = {"driver": self.id, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "study": study}
+        self.who: Driver = {
+            "driver": self.id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "study": study,
+        }
         self.mine: set[str] = set()
         self.seen: dict[str, tuple[int, float]] = {}  # driver -> (its counter, when this process saw it change)
         self._end = threading.Event()
@@ -52,7 +72,7 @@ class Claims:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join(timeout=10)
         with contextlib.suppress(IdgbrError):  # of a store that is away: claims end with their driver
@@ -60,7 +80,7 @@ class Claims:
                 self.release(name)
             self.store.delete(f"claims/drivers/{self.id}.json")
 
-    # ---- heart -------------------------------------------------------------------------------------------------------
+    # ---- heartbeats --------------------------------------------------------------------------------------------------
 
     def _write_beat(self, count: int) -> None:
         self.store.write_bytes(f"claims/drivers/{self.id}.json", json.dumps(self.who | {"beat": count}).encode())
@@ -71,13 +91,13 @@ class Claims:
             count += 1
             try:
                 self._write_beat(count)
-            except IdgbrError:  # a full disk: the work itself will say so; others may take over meanwhile, which harms nothing
+            except IdgbrError:  # a full disk: the work itself reports it; another driver may take over meanwhile, which is safe
                 continue
 
     # ---- claims ------------------------------------------------------------------------------------------------------
 
-    def take(self, name: str) -> dict[str, Any] | None:
-        """None: it is ours now (or was). Else who has it."""
+    def take(self, name: str) -> Driver | None:
+        """None: this driver has the claim now (or had it before). Else the driver that has it."""
         if name in self.mine:
             return None
         path = f"claims/{name}.json"
@@ -110,11 +130,12 @@ class Claims:
         self.store.write_bytes(path, data)
         return (self._holder(path) or self.who)["driver"] == self.id  # not seen yet: a claim saves work, it protects nothing
 
-    def _holder(self, path: str) -> dict[str, Any] | None:
+    def _holder(self, path: str) -> Driver | None:
         data = self.store.read_bytes(path)
         return json.loads(data) if data else None
 
-    def is_alive(self, holder: dict[str, Any]) -> bool:
+    def is_alive(self, holder: Driver) -> bool:
+        """Whether a driver still runs: by its process on this host, by its heartbeats on another."""
         if holder["host"] == self.who["host"]:
             return _started(holder["pid"]) == holder["started"] != ""
         data = self.store.read_bytes(f"claims/drivers/{holder['driver']}.json")
@@ -126,7 +147,7 @@ class Claims:
         return now - self.seen[holder["driver"]][1] < STALE_S
 
 
-def drivers(store: Store) -> list[dict[str, Any]]:
+def drivers(store: Store) -> list[Driver]:
     """Drivers with a heartbeat file, the dead of this host left out."""
     found = [json.loads(store.read_bytes(name) or b"{}") for name in store.names("claims/drivers", suffix=".json")]
     here = socket.gethostname()

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from idgbr.errors import Missing, SomeFailed
 from idgbr.machine import allowed_cores
@@ -37,11 +36,11 @@ def study_of(name: str, overrides: Iterable[str] = ()) -> Study:
 
 
 def name_of(study: str) -> str:
-    """The name under which a study's rows lie: of a definition (`path.py:function`), or the name itself."""
+    """The name of a study in the tables: of a definition (`path.py:function`), or the name itself."""
     return studies.find(study).name if ".py:" in study else study
 
 
-# ---- plan -------------------------------------------------------------------------------------------------------------------
+# ---- plan ------------------------------------------------------------------------------------------------------------
 
 
 def plan(
@@ -54,7 +53,8 @@ def plan(
     cluster: str = "",
     budget_gpu_hours: float = 0.0,
 ) -> None:
-    """What would run, what is stored, what a sweep that shares nothing would train, time, disk, and what cannot be built.
+    """What would run, what is stored, what a sweep that shares nothing would train, time, disk, and what cannot be
+    built.
 
     cluster, budget_gpu_hours: see `sweeps/run/cost_lines.py`.
     """
@@ -66,7 +66,7 @@ def plan(
         made = planning.make(study, store)
     found = summary(made, store)
     found["concurrency"] = _concurrency(placement)
-    found["impossible"] = [dataclasses.asdict(i) for i in checks.preflight(made, store)] if preflight and made.to_do else []
+    found["impossible"] = checks.preflight(made, store) if preflight and made.to_do else []
     lines: list[str] = []
     if (cluster or budget_gpu_hours) and not found["impossible"]:
         found["forecast"], lines = forecast_lines(study, made, store, placement, cluster, budget_gpu_hours)
@@ -75,11 +75,13 @@ def plan(
     else:
         print("\n".join([*text_of(found), *lines]))
     if found["impossible"]:
-        checks.refuse_impossible(made, [checks.Impossible(**i) for i in found["impossible"]])
+        checks.refuse_impossible(made, found["impossible"])
 
 
 def _concurrency(placement: Placement) -> int | None:
-    """Of the cluster where one is named, else of this machine; None where no cluster can be asked without starting one."""
+    """Of the cluster where one is named, else of this machine; None where no cluster can be asked without starting
+    one.
+    """
     import os
 
     if placement.address or os.environ.get("RAY_ADDRESS"):
@@ -103,11 +105,11 @@ def placement_of(study: Study, placement: Placement) -> Placement:
     return dataclasses.replace(placement, gpus=1.0, cpus=max(placement.cpus, GPU_CPUS), bf16=True)
 
 
-# ---- run --------------------------------------------------------------------------------------------------------------------
+# ---- run -------------------------------------------------------------------------------------------------------------
 
 
 def run(study: Study, store: Store, placement: Placement, options: RunOptions | None = None) -> None:
-    """Do what is missing. The same command resumes.
+    """Compute what is missing. The same command resumes.
 
     Raises:
         SomeFailed: some trials failed; their rows say why. Interrupted: the user asked.
@@ -144,7 +146,7 @@ def run(study: Study, store: Store, placement: Placement, options: RunOptions | 
 
 
 def finish(study: Study, store: Store, made: StudyPlan, *, show: bool) -> None:
-    """The table, where the rows lie, the tiles; then what failed.
+    """Print the table, the picture of tiles and the place of the rows; then report what failed.
 
     Raises:
         SomeFailed: some trials have failed.
@@ -174,6 +176,7 @@ def finish(study: Study, store: Store, made: StudyPlan, *, show: bool) -> None:
 
 
 def error_of(store: Store, study: str, trial: str) -> str:
+    """The error in the row of a failed trial; empty where there is no such row."""
     import io
 
     import pyarrow.parquet as pq
@@ -188,11 +191,11 @@ def _counted(study: Study, store: Store, made: StudyPlan) -> str:
     return f"{done} of {len(made.trials)} trials done"
 
 
-# ---- status -----------------------------------------------------------------------------------------------------------------
+# ---- status ----------------------------------------------------------------------------------------------------------
 
 
 def status(name: str, store: Store, *, as_json: bool = False) -> None:
-    """Where a study stands, from another terminal: its rows, its jobs, who works on it.
+    """State of a study, from another terminal: its rows, its jobs, its drivers.
 
     Raises:
         Missing: no such study in this store.
@@ -215,25 +218,25 @@ def status(name: str, store: Store, *, as_json: bool = False) -> None:
     working = [driver for driver in drivers(store) if driver["study"] == name]
     alive = {driver["driver"] for driver in working}
     claims = {n.rpartition("/")[2].removesuffix(".json"): json.loads(store.read_bytes(n) or b"{}") for n in store.names("claims", ".json")}
-    out: dict[str, Any] = {
-        "study": name,
-        "trials": total,
-        **counts,
-        "open": total - sum(counts.values()),
-        "drivers": [{"host": driver["host"], "pid": driver["pid"]} for driver in working],
-        "in_hand": [unit for unit, claim in claims.items() if claim.get("driver") in alive],
-        "computed": {stage: len(store.runs(stage)) for stage in STAGES},
-        "at": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
+    n_open = total - sum(counts.values())
+    in_hand = [unit for unit, claim in claims.items() if claim.get("driver") in alive]
     if as_json:
+        out = {
+            "study": name,
+            "trials": total,
+            **counts,
+            "open": n_open,
+            "drivers": [{"host": driver["host"], "pid": driver["pid"]} for driver in working],
+            "in_hand": in_hand,
+            "computed": {stage: len(store.runs(stage)) for stage in STAGES},
+            "at": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         print(json.dumps(out, indent=1))
         return
-    print(
-        f"{name}: {counts['done']} of {out['trials']} trials done, {counts['failed']} failed, {counts['pruned']} pruned, {out['open']} open"
-    )
+    print(f"{name}: {counts['done']} of {total} trials done, {counts['failed']} failed, {counts['pruned']} pruned, {n_open} open")
     print("driver: " + (", ".join(f"{d['host']} process {d['pid']}" for d in working) or "none is running"))
-    if out["in_hand"]:
-        print("in hand: " + ", ".join(out["in_hand"][:8]) + (" ..." if len(out["in_hand"]) > 8 else ""))
+    if in_hand:
+        print("in hand: " + ", ".join(in_hand[:8]) + (" ..." if len(in_hand) > 8 else ""))
     for trial, facts in trials.items():
         if found.get(trial) == "failed":
             print(f"failed: {facts['label']}: {error_of(store, name, trial)}")

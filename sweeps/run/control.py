@@ -1,13 +1,13 @@
-"""Between the driver of a sweep and its workers on other nodes: directives of the driver through an actor.
+"""Directives from the driver of a sweep to its workers on other nodes, through a Ray actor.
 
-The store plays no part in this: a store that is slow or away neither delays a stop nor fails a running job.
+They do not use the store: a store that is slow or unavailable neither delays a stop nor fails a running job.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -19,10 +19,10 @@ SILENCE_S = 30.0  # after no answer, until a worker asks again
 
 @dataclass(frozen=True)
 class Directives:
-    """What the driver wants of its workers.
+    """Instructions of the driver to its workers.
 
     Args:
-        stop: write a checkpoint and end. over: the run is at its end; workers that idle on a left-out device end too.
+        stop: write a checkpoint and end. over: the run has ended; workers that occupy a left-out device end too.
         left_out: devices that get no more work.
     """
 
@@ -45,17 +45,17 @@ class ControlActor:
 
 
 def start_control() -> ActorHandle:
+    """Start the actor on the driver's node, without a CPU of its own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(ControlActor)
-    handle: ActorHandle = actor.remote()
+    handle: ActorHandle = ray.remote(ControlActor).options(num_cpus=0, scheduling_strategy=here).remote()
     return handle
 
 
 class ControlReader:
-    """A worker's view. An actor that does not answer changes nothing: the last answer holds, and no work fails for it."""
+    """The worker's side. If the actor does not answer, the last answer holds and no work fails."""
 
     def __init__(self, actor: ActorHandle):
         self.actor, self.last, self._next = actor, Directives(), 0.0
@@ -74,7 +74,7 @@ class ControlReader:
 
 
 class ControlWriter:
-    """The driver's side: sends what has changed, and waits for nobody."""
+    """The driver's side: sends changes without waiting for an answer."""
 
     def __init__(self, actor: ActorHandle):
         self.actor, self.sent = actor, Directives()

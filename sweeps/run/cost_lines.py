@@ -1,4 +1,6 @@
-"""The part of `plan` about a stated cluster: predicted GPU-hours, wall time, disk and memory, and what to cut for a budget."""
+"""The part of `plan` about a stated cluster: predicted GPU-hours, wall time, disk and memory, and what to cut for a
+budget.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import itertools
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from idgbr.config import Experiment
 from idgbr.errors import BadRequest
@@ -15,7 +17,7 @@ from idgbr.stages import Job
 from idgbr.store import Store
 from sweeps.run import plan as planning
 from sweeps.run.budget import Cut, cuts
-from sweeps.run.forecast import CARDS, CPU_PX_PER_S, Cluster, Forecast, forecast
+from sweeps.run.forecast import CARDS, CPU_PX_PER_S, Forecast, GpuCluster, forecast
 from sweeps.run.placement import Placement
 from sweeps.study import Study
 
@@ -31,7 +33,7 @@ class Planned(Protocol):
 
 def forecast_lines(
     study: Study, made: Planned, store: Store, placement: Placement, cluster: str, budget_gpu_hours: float
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, object], list[str]]:
     """The forecast as JSON can hold it, and as lines for people.
 
     Args:
@@ -44,7 +46,7 @@ def forecast_lines(
         raise BadRequest("GPU-hours depend on the card", value=f"--budget-gpu-hours {budget_gpu_hours:g}", hint="--cluster 8xH100 too")
     if study.search is not None:
         raise BadRequest("what a search will train is not known in advance", value=study.name, hint="plan it without --cluster")
-    place = Cluster.parse(cluster)
+    place = GpuCluster.parse(cluster)
 
     def of(planned: Planned) -> Forecast:
         return forecast(planned.jobs, planned.to_do, place, workers=placement.workers, sharding=placement.sharding)

@@ -1,4 +1,6 @@
-"""Context of a sweep run: its claims on the store, the cluster or this process, what its workers need, the progress display."""
+"""Context of a sweep run: claims on the store, the cluster (or this process), the workers' context, the progress
+display.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from sweeps.run import plan as planning
 from sweeps.run.capacity import Capacity
 from sweeps.run.claims import Claims, drivers
 from sweeps.run.gc import Budget
-from sweeps.run.limits import Limits
+from sweeps.run.limits import RunLimits
 from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement, slots
 from sweeps.run.plan import StudyPlan
@@ -65,8 +67,9 @@ class RunContext:
     budget: Budget | None = None
 
     def schedule(self, plan: StudyPlan, waiting: list[Unit], proposer: Proposer | None = None) -> Schedule:
+        """A schedule of these units under the limits of the run."""
         o = self.options
-        limits = Limits(o.max_failures, o.max_failed, o.budget_gpu_hours)
+        limits = RunLimits(o.max_failures, o.max_failed, o.budget_gpu_hours)
         gpus = self.placement.gpus
         return Schedule(
             plan, waiting, self.worker.store, self.claims, self.slots, self.worker.commit, limits=limits, proposer=proposer, gpus=gpus
@@ -117,6 +120,7 @@ class RunContext:
 
 
 def worker_context(store: Store, placement: Placement) -> WorkerContext:
+    """What workers need: store, device and precision, commit, folder of the logs."""
     share = placement.gpus if 0 < placement.gpus < 1 else 1.0
     runtime = Runtime(device=placement.device, precision=placement.precision, threads=placement.threads, gpu_share=share)
     logs = Path(store.base if store.is_local else store.cache) / "logs"
@@ -134,7 +138,8 @@ def run_context(study: Study, store: Store, placement: Placement, options: RunOp
     """Claims and a cluster for the time of the block.
 
     Raises:
-        Missing: no cluster, no node that can hold a job, a node that does not see the store. Disagreement: other versions on a node.
+        Missing: no cluster, no node that can hold a job, a node that does not see the store. Disagreement: other
+            versions on a node.
     """
     worker = worker_context(store, placement)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What both ways to run a schedule share: outcomes noted and shown, Ctrl-C, and the loop in this process (`--local`)."""
+"""Shared by both ways to run a schedule: recording of outcomes, Ctrl-C; and the loop in this process (`--local`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 
 from sweeps.run.progress import SweepProgress
+from sweeps.run.reports import furthest
 from sweeps.run.schedule import Schedule
 from sweeps.run.units import Outcome
 from sweeps.run.worker import WorkerContext, work
 
 
 def record(outcome: Outcome, unit_id: str, schedule: Schedule, progress: SweepProgress) -> None:
-    """One task is over: note it, show it."""
+    """Record the outcome of one task in the schedule and the display."""
     known = schedule.outcomes.get(outcome.key)
     if known is not None and known.status == outcome.status:
         return
@@ -37,12 +38,6 @@ def record(outcome: Outcome, unit_id: str, schedule: Schedule, progress: SweepPr
         progress.finish(outcome.status, outcome.seconds, label, outcome.score, outcome.stage)
 
 
-def furthest(values: Mapping[str, object]) -> float:
-    """How far a job is by its report, in images or steps."""
-    found = values.get("images", values.get("done"))
-    return float(found) if isinstance(found, int | float) else 0.0
-
-
 def execute_here(schedule: Schedule, progress: SweepProgress, context: WorkerContext) -> bool:
     """Run the schedule to its end in this process, one unit after the other. False: it was stopped before."""
 
@@ -53,7 +48,7 @@ def execute_here(schedule: Schedule, progress: SweepProgress, context: WorkerCon
         while not schedule.is_finished:
             unit = schedule.take()
             if unit is None:
-                time.sleep(0.2)  # another driver has what is left in hand, or a lost unit pauses
+                time.sleep(0.2)  # another driver has claimed what is left, or a lost unit pauses
                 continue
             progress.start(unit.id, unit.title)
             schedule.started(unit.id)
@@ -75,7 +70,10 @@ def execute_here(schedule: Schedule, progress: SweepProgress, context: WorkerCon
 
 @contextlib.contextmanager
 def interruptible(schedule: Schedule, progress: SweepProgress) -> Iterator[None]:
-    """First Ctrl-C (or SIGTERM): start nothing more, let running trainings write a checkpoint. Second: KeyboardInterrupt at once."""
+    """First Ctrl-C (or SIGTERM): start nothing more, let running trainings write a checkpoint.
+
+    Second: KeyboardInterrupt at once.
+    """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if schedule.stopping:

@@ -1,11 +1,11 @@
-"""`explain KEY`: what made an artefact, which trials stand on it, and what a change of a setting would make anew."""
+"""`explain KEY`: what made an artefact, which trials depend on it, and what a change of a setting would recompute."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from idgbr import stages
 from idgbr.config import apply, from_dict
@@ -15,7 +15,42 @@ from idgbr.store import Store
 from sweeps import tables
 
 
-def find(key: str, store: Store) -> dict[str, Any]:
+class Made(TypedDict):
+    """Where, when and in how long an artefact was made, and its size."""
+
+    host: str
+    seconds: float
+    bytes: int
+    at: str
+
+
+class Change(TypedDict):
+    stage: str
+    name: str
+    before: str | None
+    after: str
+    stored: bool
+
+
+Explanation = TypedDict(
+    "Explanation",
+    {
+        "stage": str,
+        "key": str,
+        "name": str,
+        "settings": dict[str, object],
+        "seed": int | None,
+        "parents": dict[str, str],
+        "made": Made,
+        "reproduced": bool,
+        "trials": list[dict[str, str]],
+        "with": NotRequired[list[str]],
+        "changes": NotRequired[list[Change]],
+    },
+)
+
+
+def find(key: str, store: Store) -> tables.Manifest:
     """The manifest of a key, or of the one key that begins with it.
 
     Raises:
@@ -24,7 +59,7 @@ def find(key: str, store: Store) -> dict[str, Any]:
     exact = [(stage, key) for stage in STAGES if store.has(stage, key)]
     found = exact or [(stage, k) for stage in STAGES for k in store.keys(stage) if k.startswith(key)]
     if not found:
-        raise Missing(f"no artefact {key} in the store {store.root}", hint="keys stand in the columns key_* of tables/trials")
+        raise Missing(f"no artefact {key} in the store {store.root}", hint="keys are in the columns key_* of tables/trials")
     if len(found) > 1:
         raise BadRequest("several artefacts begin with this", value=key, allowed=", ".join(f"{s} {k}" for s, k in found[:8]))
     manifest = store.manifest(*found[0])
@@ -32,7 +67,7 @@ def find(key: str, store: Store) -> dict[str, Any]:
     return manifest
 
 
-def explained(key: str, store: Store, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def explained(key: str, store: Store, overrides: Iterable[str] = ()) -> Explanation:
     """Facts of an artefact; with overrides, for every stage its key before and after and whether the new one is stored.
 
     Raises:
@@ -42,15 +77,19 @@ def explained(key: str, store: Store, overrides: Iterable[str] = ()) -> dict[str
     experiment = from_dict(manifest["experiment"])
     by_identity = {(j.stage, j.name): j for j in stages.jobs(experiment)}
     now = by_identity.get((manifest["stage"], manifest["name"]))
-    out = {
+    out: Explanation = {
         "stage": manifest["stage"],
         "key": manifest["key"],
         "name": manifest["name"],
         "settings": manifest["settings"],
         "seed": manifest["seed"],
         "parents": manifest["parents"],
-        "made": {k: manifest[k] for k in ("host", "seconds", "bytes")}
-        | {"at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest["finished"]))},
+        "made": {
+            "host": manifest["host"],
+            "seconds": manifest["seconds"],
+            "bytes": manifest["bytes"],
+            "at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest["finished"])),
+        },
         "reproduced": now is not None and now.key == manifest["key"],  # today's code, settings and files give this key again
         "trials": _users(manifest, store),
     }
@@ -72,7 +111,7 @@ def explained(key: str, store: Store, overrides: Iterable[str] = ()) -> dict[str
     return out
 
 
-def _users(manifest: dict[str, Any], store: Store) -> list[dict[str, str]]:
+def _users(manifest: tables.Manifest, store: Store) -> list[dict[str, str]]:
     try:
         table = tables.scan(store, "trials").select(["study", "trial", "label", f"key_{manifest['stage']}"])
     except Missing:
@@ -100,7 +139,7 @@ def explain(key: str, store: Store, overrides: Iterable[str] = (), *, as_json: b
         print(f"from {name} {parent}")
     print("the same settings and files give this key today" if found["reproduced"] else "today's code or files would give another key")
     print(
-        f"{len(found['trials'])} trials stand on it"
+        f"{len(found['trials'])} trials depend on it"
         + (": " + "; ".join(t["label"] for t in found["trials"][:5]) if found["trials"] else "")
     )
     if "changes" in found:

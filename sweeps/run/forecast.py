@@ -1,7 +1,8 @@
-"""What a study will cost on a stated cluster, before anything has run: GPU-hours, wall time and disk, from counted FLOPs.
+"""What a study will cost on a stated cluster, before anything has run: GPU-hours, wall time and disk, from counted
+FLOPs.
 
-Predicted, not measured: FLOPs of every network (`idgbr/costs.py`) over the card's peak and a share of it, which is measured where it
-could be, else assumed. Once jobs of a stage have run, `plan` tells their measured time beside this.
+Predicted, not measured: FLOPs of every network (`idgbr/costs.py`) over the card's peak and a share of it, which is
+measured where it could be, else assumed. Once jobs of a stage have run, `plan` also prints their measured time.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Share:
-    """Of the card's dense bf16 peak that a network reaches, and whether it was measured (docs/performance.md) or is assumed."""
+    """Of the card's dense bf16 peak that a network reaches, and whether it was measured (docs/performance.md) or is
+    assumed.
+    """
 
     value: float
     is_measured: bool = False
@@ -51,7 +54,8 @@ class Share:
         return f"{self.value:.0%} {'measured' if self.is_measured else 'assumed'}"
 
 
-# Measured by `benchmarks/gpu.py` on one H100 with the default small refiner, 2 million parameters, 128 px, bf16: too little work for it
+# Measured by `benchmarks/gpu.py` on one H100 with the default small refiner, 2 million parameters, 128 px, bf16: too
+# little work for it
 TINY_CHANNELS = 128
 TINY = {"refiner": Share(0.010, True), "refined": Share(0.011, True)}
 SHARES = {"backbone": Share(0.08), "small": Share(0.05), "stable_diffusion": Share(0.30)}
@@ -62,14 +66,14 @@ DEFLATED = {"coarse": 0.25, "refined": 0.1}  # bytes on disk / bytes of the map,
 
 
 @dataclass(frozen=True)
-class Cluster:
+class GpuCluster:
     """`gpus` cards of one kind."""
 
     gpus: int
     card: str
 
     @classmethod
-    def parse(cls, text: str) -> Cluster:
+    def parse(cls, text: str) -> GpuCluster:
         """`8xH100`, or `H100` for one.
 
         Raises:
@@ -90,13 +94,15 @@ class Forecast:
     """Predicted for a plan on a cluster.
 
     Attributes:
-        gpu_hours: by stage, of the stages that use a GPU. wall_hours: with every GPU of the cluster at work as soon as a job may start.
+        gpu_hours: by stage, of the stages that use a GPU. wall_hours: with every GPU of the cluster at work as soon
+            as a job may start.
         disk_gb: what the store grows by. scratch_gb: resume checkpoints while all GPUs train.
-        memory_gb: of one GPU, by training stage, at its fullest. micro_images: of one forward pass, with which that is so.
+        memory_gb: of one GPU, by training stage, at its fullest. micro_images: of one forward pass, with which that
+            is so.
         shares: of the card's peak, by stage.
     """
 
-    cluster: Cluster
+    cluster: GpuCluster
     gpu_hours: Mapping[str, float]
     wall_hours: float
     disk_gb: float
@@ -110,7 +116,7 @@ class Forecast:
         return sum(self.gpu_hours.values())
 
 
-def forecast(jobs: Jobs, to_do: Iterable[str], cluster: Cluster, *, workers: int = 1, sharding: str = "") -> Forecast:
+def forecast(jobs: Jobs, to_do: Iterable[str], cluster: GpuCluster, *, workers: int = 1, sharding: str = "") -> Forecast:
     """What the jobs `to_do` will cost; `jobs` has every job of the study by key, parents before children.
 
     Args:
@@ -163,7 +169,7 @@ def forecast(jobs: Jobs, to_do: Iterable[str], cluster: Cluster, *, workers: int
     )
 
 
-def seconds_of(job: Job, experiment: Experiment, cluster: Cluster) -> float:
+def seconds_of(job: Job, experiment: Experiment, cluster: GpuCluster) -> float:
     """GPU-seconds of a job (of a CPU core where the stage uses no GPU)."""
     e = experiment
     if job.stage in CPU_PX_PER_S:
@@ -216,7 +222,9 @@ def _cost(experiment: Experiment, stage: str) -> costs.NetworkCost:
 
 
 def _wall(jobs: Jobs, wanted: Sequence[str], seconds: Mapping[str, float], at_once: int) -> float:
-    """Seconds until the last job ends: each starts as soon as its parents are done and a place is free, longest way to the end first."""
+    """Seconds until the last job ends: each starts as soon as its parents are done and a place is free, longest way
+    to the end first.
+    """
     todo = set(wanted)
     parents = {key: [p for p in jobs[key][0].parents.values() if p in todo] for key in wanted}
     children: dict[str, list[str]] = defaultdict(list)

@@ -1,8 +1,10 @@
-"""Disk: what nothing can use goes first, then artefacts by policy until the store fits its budget.
+"""Garbage collection in the store: first what nothing can use, then artefacts by policy until the store fits its
+budget.
 
-Always: attempts without a manifest that no living driver may still write, resume states of finished trainings, tables of claims of the
-dead. With a budget, from the cheapest to lose: refined maps (made again in seconds), then weights, in the order: neither published nor
-among the best `keep` of a study, oldest first. Counts and tables are never deleted: they are small, and they are the result.
+Always: attempts without a manifest that no living driver may still write, and resume states of finished or pruned
+trainings. With a budget: refined maps (computed again in seconds), then weights, oldest first, of trials that are
+neither published nor among the best `keep` of a study. Counts and tables are never deleted: they are small, and they
+are the result.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pyarrow import fs
 
@@ -20,6 +21,7 @@ from idgbr.errors import Missing
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.run.claims import drivers
+from sweeps.run.goals import score_of
 
 YOUNG_S = 3600.0  # an attempt younger than this may still be written by somebody without a heartbeat file (a plain `idgbr` command)
 KEEP = 3  # refiners that stay by score in each study
@@ -90,6 +92,7 @@ def losable(store: Store, keep: int, published: Iterable[str] = ()) -> list[Item
 
 
 def used_bytes(store: Store) -> int:
+    """Size of all files of a store."""
     return sum(info.size for info in _files(store, ""))
 
 
@@ -135,12 +138,13 @@ def _delete(store: Store, item: Item) -> None:
 
 
 class Budget:
-    """What the store may grow to while a study runs: beyond it artefacts go by policy, and where that is not enough the study stops."""
+    """What the store may grow to while a study runs: beyond it artefacts go by policy, and where that is not enough
+    the study stops.
+    """
 
     def __init__(self, store: Store, budget_gb: float, keep: int = KEEP):
         self.store, self.limit, self.keep = store, budget_gb * 1e9, keep
         self.used = used_bytes(store)
-        self.freed: list[Item] = []
 
     def spend(self, stage: str, key: str, needed: set[str]) -> Missing | None:
         """An artefact was made. Returns why the study must stop, or None.
@@ -159,7 +163,6 @@ class Budget:
             if item.name.rpartition("/")[2] not in needed:
                 _delete(self.store, item)
                 self.used -= item.size_bytes
-                self.freed.append(item)
         if self.used <= self.limit:
             return None
         return Missing(
@@ -188,10 +191,10 @@ def check_budget(store: Store, budget_gb: float, more_bytes: int, needed: set[st
         )
 
 
-# ---- what must stay ----------------------------------------------------------------------------------------------------------
+# ---- what must stay --------------------------------------------------------------------------------------------------
 
 
-def _rows(store: Store, columns: list[str]) -> list[dict[str, Any]]:
+def _rows(store: Store, columns: list[str]) -> list[tables.Row]:
     try:
         return tables.scan(store, "trials").select(["study", "trial", "status", *columns]).to_pylist()
     except Missing:
@@ -204,17 +207,14 @@ def _pruned_keys(store: Store) -> set[str]:
 
 def _best_keys(store: Store, keep: int, goal: str = "boundary_iou") -> set[str]:
     """Refiner and refined keys of the best `keep` trials of each study."""
-    from idgbr.scores import evaluate, read_counts
-
-    scored: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    scored: dict[str, list[tuple[float, tables.Row]]] = {}
     seen: dict[str, float] = {}
     for row in _rows(store, ["key_refiner", "key_refined", "key_counts"]):
         key = row["key_counts"]
         if row["status"] != "done" or not row["key_refiner"] or not store.has("counts", key):
             continue
         if key not in seen:
-            frame = read_counts(store.path("counts", key) / "counts.parquet")
-            seen[key] = evaluate(frame.filter(frame["label_set"] == frame["label_set"][0]), goal).score
+            seen[key] = score_of(store, key, goal)
         if seen[key] == seen[key]:
             scored.setdefault(row["study"], []).append((seen[key], row))
     best = [row for rows in scored.values() for _, row in sorted(rows, key=lambda pair: -pair[0])[:keep]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 LIMIT = 2  # different units in a row
-SHARE = 0.5  # of the devices that may be left out; when more fail, the work is the likelier cause
+SHARE = 0.5  # of the devices may be left out at most; when more fail, the work is the likelier cause
 
 
 class Health:
-    """Failures by device (a GPU of a node, or a node), as the driver is told of them.
+    """Failures by device (a GPU of a node, or a node), as reported to the driver.
 
-    A unit that succeeds on another device leaves the failure with the first one; a unit that fails everywhere takes its failures back.
+    If a unit succeeds on another device, its failure counts against the first one; if it fails everywhere, it counts
+    against none.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class Health:
         self.failures.pop(device, None)
 
     def failed(self, device: str, unit: str, reason: str) -> None:
+        """Count a failure of a unit on a device; `reason` is what the user is shown."""
         if device:
             self.seen.add(device)
             units = self.failures.setdefault(device, [])

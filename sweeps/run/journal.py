@@ -1,17 +1,22 @@
-"""Optuna's journal of an adaptive study, `studies/<name>.optuna.log`: one driver appends to it, anybody reads it.
+"""Optuna's journal of an adaptive study, `studies/<name>.optuna.log`: one driver appends to it, any process reads it.
 
-It lies in the store where that is local, else in its cache, copied to the store after every trial. optuna-dashboard opens it.
+It is in the store if that is local, else in the store's cache and copied to the store after every trial.
+optuna-dashboard opens it.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from idgbr.errors import BadRequest, Disagreement
 from idgbr.store import Store
+from sweeps.run.goals import is_higher_better
 from sweeps.study import Search, Study
+
+if TYPE_CHECKING:
+    import optuna
 
 
 def spec_of(study: Study) -> Search:
@@ -23,19 +28,12 @@ def spec_of(study: Study) -> Search:
     return study.search
 
 
-def is_higher_better(goal: str) -> bool:
-    """Of a goal without its sign."""
-    from idgbr.scores.read import metric
-
-    return metric(goal).higher_is_better if goal != "seconds" else False
-
-
 def path_of(study: Study, store: Store) -> Path:
     """Of the journal on this machine."""
     return Path(store.base if store.is_local else store.cache) / "studies" / f"{study.name}.optuna.log"
 
 
-def opened(study: Study, store: Store) -> Any:
+def opened(study: Study, store: Store) -> optuna.Study:
     """The Optuna study behind a search, made when missing."""
     import optuna
     from optuna.storages import JournalStorage
@@ -65,7 +63,8 @@ def opened(study: Study, store: Store) -> Any:
 
 
 def repair(study: Study, store: Store) -> None:
-    """Cut off a last line that a full disk or a killed driver left torn: Optuna would append to it, and then read nothing at all.
+    """Cut off an incomplete last line, left by a full disk or a killed driver: Optuna would append to it and then
+    fail to read the file.
 
     For the one driver that may write.
 
@@ -82,7 +81,7 @@ def repair(study: Study, store: Store) -> None:
     if bad[0] != len(lines) - 1:
         raise Disagreement(
             f"the journal of the search {study.name} is damaged", value=f"{path}, line {bad[0] + 1} of {len(lines)}",
-            hint="take it away: the search begins anew, and what it has computed and its rows are still there",
+            hint="move it away: the search starts again; its artefacts and rows are kept",
         )  # fmt: skip
     with open(path, "r+b") as file:
         file.truncate(sum(len(line) for line in lines[:-1]))

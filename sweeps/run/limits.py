@@ -1,4 +1,4 @@
-"""What ends a study before its end, and the GPU time it holds. No Ray."""
+"""Limits that end a run early, and the count of GPU time. No Ray."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
-    """When a study ends before its end.
+class RunLimits:
+    """Limits that end a run early.
 
     Args:
         max_failures: how often a unit is tried again after an outage or a lost worker without having advanced.

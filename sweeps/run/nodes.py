@@ -1,4 +1,6 @@
-"""The Ray cluster that a sweep runs on: joined or started, freed of what dead drivers left, and why nothing starts on it."""
+"""The Ray cluster of a sweep: join or start it, free resources that dead drivers hold, and find out why no work
+starts.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ JOB_DIGITS = 8
 
 @contextlib.contextmanager
 def cluster(placement: Placement, cores: int | None = None) -> Iterator[list[dict[str, float]]]:
-    """Resources of each node of the cluster of `placement.address`, or of one started on this machine for the time of the block.
+    """Resources of each node of the cluster of `placement.address`, or of one started on this machine for the time of
+    the block.
 
     Raises:
         Missing: no cluster answers at the address.
@@ -42,8 +45,9 @@ def cluster(placement: Placement, cores: int | None = None) -> Iterator[list[dic
 def free_orphans(program: str = "-m sweeps") -> int:
     """Remove placement groups of dead drivers of `program` (part of their command line). Returns how many.
 
-    Ray frees a job's groups when its driver dies. A Ray Train controller that outlives the driver by a moment, and was waiting for its
-    workers, then requests them once more. That group belongs to a job that has ended: nobody uses it, and its room is lost (Ray 2.60).
+    Ray frees a job's groups when its driver dies. A Ray Train controller that outlives the driver by a moment, and
+    was waiting for its workers, then requests them once more. That group belongs to a job that has ended, and its
+    resources are never freed (Ray 2.60).
     """
     import ray
     from ray.util import placement_group_table, remove_placement_group
@@ -57,7 +61,7 @@ def free_orphans(program: str = "-m sweeps") -> int:
 
 
 def why_idle(placement: Placement) -> str:
-    """What the cluster lacks, for the watchdog; also frees what dead drivers have left behind."""
+    """What the cluster lacks, for the watchdog; also frees placement groups of dead drivers."""
     import ray
 
     address = ray.get_runtime_context().gcs_address

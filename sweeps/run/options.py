@@ -1,4 +1,4 @@
-"""How a study is run: what is tried again, what is shown, what ends it early."""
+"""Options of a run: retries, output, limits."""
 
 from __future__ import annotations
 

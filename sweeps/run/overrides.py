@@ -1,24 +1,24 @@
-"""What the words after a study's name on the command line change in it."""
+"""Changes to a study by the words after its name on the command line."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from idgbr.config import split_name
 from idgbr.errors import BadRequest
 from sweeps.run.budget import smaller
-from sweeps.study import Study
+from sweeps.study import Overrides, Study
 
 
 def study_with(study: Study, words: Iterable[str]) -> Study:
-    """The study with `stage.field=value` in all its trials, its first `seeds=N` seeds, its first `backbones=N` backbones.
+    """The study with `stage.field=value` in all its trials, its first `seeds=N` seeds, its first `backbones=N`
+    backbones.
 
     Raises:
         BadRequest: no such setting, one that is an axis, or a number that the study does not have.
     """
-    settings: dict[str, Any] = {}
+    settings: dict[str, str] = {}
     counts: dict[str, int] = {}
     for text in words:
         name, equals, value = (part.strip() for part in text.partition("="))
@@ -34,8 +34,8 @@ def study_with(study: Study, words: Iterable[str]) -> Study:
     return smaller(overridden(study, settings), counts.get("seeds"), counts.get("backbones"))
 
 
-def overridden(study: Study, settings: Mapping[str, Any]) -> Study:
-    """The study with these settings in all its trials, those of its parts too; they take the place of what its points say.
+def overridden(study: Study, settings: Overrides) -> Study:
+    """The study with these settings in all its trials, those of its parts too; they replace those of its points.
 
     Raises:
         BadRequest: a setting that is one of its axes; `data.root` for parts that are of different data sets.

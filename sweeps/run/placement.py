@@ -65,7 +65,10 @@ class Placement:
 
 
 def _times(name: str, need: float, there: float) -> int:
-    """How often `need` fits into what a node has. A part of a GPU lies on one GPU: 0.6 fits once on each, not 13 times on 8."""
+    """How often `need` fits into what a node has.
+
+    A part of a GPU lies on one GPU: 0.6 fits once on each, not 13 times on 8.
+    """
     if name == "GPU" and need < 1:
         return math.floor(there + ROUNDING) * math.floor(1 / need + ROUNDING)
     return math.floor(there / need + ROUNDING)

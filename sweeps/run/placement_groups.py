@@ -1,7 +1,8 @@
-"""A guard around a fault of Ray: placement groups that are removed while they are being reserved leak their resources (ray#64693).
+"""A guard around a fault of Ray: placement groups that are removed while they are being reserved leak their resources
+(ray#64693).
 
-This stands on private parts of Ray Tune, which is why it is a file of its own. On a Ray in which they have changed, the guard is left
-out, with a warning: sweeps then run, and a node may lose a CPU or GPU for its lifetime.
+It uses private parts of Ray Tune, so it has a file of its own. On a Ray in which they have changed, the guard is left
+out with a warning: sweeps then run, but a node may lose a CPU or GPU until it is restarted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ray
+    from ray.air.execution.resources import ResourceRequest
 
 TESTED = "2.60"
 PRIVATE = ("_request_to_staged_pgs", "_request_to_ready_pgs", "_pg_to_request", "_staging_future_to_pg")
@@ -35,9 +40,10 @@ def missing_parts() -> list[str]:
 def patient_groups() -> Iterator[None]:
     """A Tune run inside the block removes a placement group only after it has been reserved.
 
-    Tune requests a group when a unit may start, and 2 ms later, when a process that is free takes the unit, its removal. A group
-    that is removed while its places are being reserved never gives them back: the node has a CPU or GPU less for the rest of its life
-    (Ray 2.60, ray-project/ray#64693). Tune has no setting for the manager of its groups, so its name is replaced.
+    Tune requests a group when a unit may start, and removes it 2 ms later when a free process takes the unit.
+    Resources of a group that is removed while they are being reserved are never released: the node has a CPU or GPU
+    less until it is restarted (Ray 2.60, ray-project/ray#64693). Tune has no setting for the manager of its groups,
+    so the class is replaced.
     """
     from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
     from ray.tune.execution import tune_controller
@@ -52,21 +58,21 @@ def patient_groups() -> Iterator[None]:
     class Patient(PlacementGroupResourceManager):
         def __init__(self, update_interval_s: float = 0.1) -> None:
             super().__init__(update_interval_s)
-            self.surplus: Counter[Any] = Counter()  # groups on their way, by request, that nobody wants any more
+            self.surplus: Counter[ResourceRequest] = Counter()  # requested groups, by request, that are no longer needed
 
-        def request_resources(self, resource_request: Any) -> None:
+        def request_resources(self, resource_request: ResourceRequest) -> None:
             if self.surplus[resource_request]:
                 self.surplus[resource_request] -= 1
             else:
                 super().request_resources(resource_request)
 
-        def cancel_resource_request(self, resource_request: Any) -> None:
+        def cancel_resource_request(self, resource_request: ResourceRequest) -> None:
             if self._request_to_staged_pgs[resource_request]:
                 self.surplus[resource_request] += 1
             else:
                 super().cancel_resource_request(resource_request)
 
-        def get_resource_futures(self) -> list[Any]:  # Tune calls this in every step, and wakes when one of them is there
+        def get_resource_futures(self) -> list[ray.ObjectRef]:  # Tune calls this in every step, and wakes when one of them is there
             if self.surplus.total():
                 self.update_state()
                 for request in self.surplus:

@@ -1,6 +1,7 @@
 """From trials to unique stage jobs: what is stored, what is to do, what it will cost, and which models cannot be built.
 
-A job is shared by all trials whose settings up to its stage agree, so a step count never trains anything. Resume is this set difference.
+A job is shared by all trials whose settings up to its stage agree, so a step count never trains anything. Resume is
+this set difference.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from idgbr.config import Experiment
 from idgbr.errors import IdgbrError
 from idgbr.stages import STAGES, Job
 from idgbr.store import Store
 from sweeps import tables
-from sweeps.study import Study, Trial, definition, expand
+from sweeps.definition import definition
+from sweeps.study import Study, Trial, expand
 
 PAST = 60  # run records read for each stage to estimate from
 
@@ -114,13 +116,14 @@ def present(store: Store, jobs: Iterable[Job]) -> frozenset[str]:
     return frozenset(found)
 
 
-# ---- the definition ---------------------------------------------------------------------------------------------------------
+# ---- the definition --------------------------------------------------------------------------------------------------
 
 
 def record_definition(plan: StudyPlan, store: Store, *, redefine: bool = False, complete: bool = False) -> bool:
     """Write `studies/<name>.json`, unless the name is taken by another definition that this one does not merely add to.
 
-    `complete`: of a search, that nothing more will be proposed. Returns whether an older definition was replaced, and its rows dropped.
+    `complete`: of a search, that nothing more will be proposed. Returns whether an older definition was replaced, and
+    its rows dropped.
 
     Raises:
         Disagreement: same name, other trials.
@@ -157,13 +160,14 @@ def record_definition(plan: StudyPlan, store: Store, *, redefine: bool = False, 
 
 
 def drop_rows(store: Store, study: str, trial: str) -> None:
+    """Delete all parts of a trial from the tables."""
     for status in tables.STATUSES:
         store.delete(tables.part_name("trials", study, trial, status))
     for table in ("counts", "bands", "curves"):
         store.delete(tables.part_name(table, study, trial))
 
 
-# ---- cost -------------------------------------------------------------------------------------------------------------------
+# ---- cost ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -217,10 +221,38 @@ def cost(plan: StudyPlan, store: Store) -> Cost:
     return Cost(seconds, naive, size_bytes, tuple(s for s in STAGES if s in unknown))
 
 
-# ---- for people -------------------------------------------------------------------------------------------------------------
+# ---- for people ------------------------------------------------------------------------------------------------------
 
 
-def summary(made: StudyPlan, store: Store) -> dict[str, Any]:
+class Impossible(TypedDict):
+    """A model that cannot be built, why, and the trials that need it."""
+
+    model: str
+    reason: str
+    trials: list[str]
+
+
+class Summary(TypedDict):
+    """A plan in numbers. Hours and gigabytes: of what is to do, by past timings of this store."""
+
+    study: str
+    trials: int
+    done: int
+    failed: int
+    to_run: int
+    stages: dict[str, dict[str, int]]
+    trainings: int
+    naive_trainings: int
+    worker_hours: float
+    naive_worker_hours: float
+    gigabytes: float
+    without_past_timings: list[str]
+    concurrency: NotRequired[int | None]
+    impossible: NotRequired[list[Impossible]]
+    forecast: NotRequired[dict[str, object]]
+
+
+def summary(made: StudyPlan, store: Store) -> Summary:
     """The plan as JSON can hold it."""
     spent = cost(made, store)
     return {
@@ -239,7 +271,7 @@ def summary(made: StudyPlan, store: Store) -> dict[str, Any]:
     }
 
 
-def text_of(found: dict[str, Any]) -> list[str]:
+def text_of(found: Summary) -> list[str]:
     """The summary for people."""
     lines = [f"study {found['study']}: {found['trials']} trials, {found['done']} done, {found['failed']} failed, {found['to_run']} to run"]
     lines.append(f"{'stage':<10}{'unique':>8}{'stored':>8}{'to do':>8}{'nothing shared':>16}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
 from idgbr.config import Experiment, Runtime
 from idgbr.errors import BadRequest
@@ -13,27 +12,21 @@ from idgbr.preflight import check_backbone, check_refiner, gpu_runtime
 from idgbr.settings import network_shape
 from idgbr.store import Store
 from sweeps.run.placement import Placement
-from sweeps.run.plan import StudyPlan
+from sweeps.run.plan import Impossible, StudyPlan
 
-
-@dataclass(frozen=True)
-class Impossible:
-    """A model that cannot be built, why, and how many trials need it."""
-
-    model: str
-    reason: str
-    trials: tuple[str, ...]
+Shape = tuple[str, Hashable, int]  # stage, settings that shape its network, number of bands
 
 
 def preflight(plan: StudyPlan, store: Store | None = None) -> list[Impossible]:
     """Build every distinct model that is still to train, on torch's meta device: no memory, no time, no data.
 
-    The number of classes does not decide whether a network can be built, so data that are not synthetic count as 2 classes.
+    The number of classes does not decide whether a network can be built, so data that are not synthetic count as 2
+    classes.
     """
     wanted = set(plan.to_do)
-    checked: dict[Any, str | None] = {}
-    users: dict[Any, list[str]] = defaultdict(list)
-    names: dict[Any, str] = {}
+    checked: dict[Shape, str | None] = {}
+    users: dict[Shape, list[str]] = defaultdict(list)
+    names: dict[Shape, str] = {}
     for trial in plan.open:
         e = trial.experiment
         n_bands, n_classes = len(e.data.bands), e.data.n_classes if e.data.source == "synthetic" else 2
@@ -48,11 +41,11 @@ def preflight(plan: StudyPlan, store: Store | None = None) -> list[Impossible]:
                 continue
             if is_backbone:
                 names[key] = f"backbone.encoder={e.backbone.encoder} backbone.decoder={e.backbone.decoder}"
-                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: check_backbone(e, b, k))
+                checked[key] = _error_of(functools.partial(check_backbone, e, n_bands, n_classes))
             else:
                 names[key] = "refiner of '" + trial.label + "'"
-                checked[key] = _error_of(lambda e=e, b=n_bands, k=n_classes: check_refiner(e, b, k))
-    return [Impossible(names[key], reason, tuple(users[key])) for key, reason in checked.items() if reason]
+                checked[key] = _error_of(functools.partial(check_refiner, e, n_bands, n_classes))
+    return [{"model": names[key], "reason": reason, "trials": users[key]} for key, reason in checked.items() if reason]
 
 
 def refuse_impossible(plan: StudyPlan, found: list[Impossible]) -> None:
@@ -60,8 +53,8 @@ def refuse_impossible(plan: StudyPlan, found: list[Impossible]) -> None:
     BadRequest: names every model that cannot be built; nothing was launched.
     """
     if found:
-        trials = len({t for i in found for t in i.trials})
-        listed = " ".join(f"[{n + 1}] {i.model} ({len(i.trials)} trials): {i.reason}" for n, i in enumerate(found))
+        trials = len({t for i in found for t in i["trials"]})
+        listed = " ".join(f"[{n + 1}] {i['model']} ({len(i['trials'])} trials): {i['reason']}" for n, i in enumerate(found))
         raise BadRequest(
             f"study {plan.study.name}: {trials} of {len(plan.open)} trials cannot be built. {listed} Nothing was launched",
             hint="drop these values from the axes, or add a constraint that leaves them out",
@@ -84,7 +77,9 @@ def too_large_for(experiment: Experiment, stage: str, gpu_gb: float, runtime: Ru
 
 
 def refuse_small_gpus(plan: StudyPlan, cards_gb: Sequence[float], placement: Placement) -> None:
-    """Before anything starts: every training fits at least one kind of GPU of the cluster. Workers on smaller ones give it back.
+    """Before anything starts: every training fits at least one kind of GPU of the cluster.
+
+    Workers on smaller ones give it back.
 
     Args:
         cards_gb: memory of the GPUs; empty: not known, and each worker finds out for itself.
@@ -96,7 +91,7 @@ def refuse_small_gpus(plan: StudyPlan, cards_gb: Sequence[float], placement: Pla
         return
     share = placement.gpus if placement.gpus < 1 else 1.0
     runtime = Runtime(precision=placement.precision)
-    checked: set[Any] = set()
+    checked: set[Hashable] = set()
     for key in plan.to_do:
         job, experiment = plan.jobs[key]
         shape = (job.stage, getattr(experiment, job.stage)) if job.trains else None
@@ -108,7 +103,7 @@ def refuse_small_gpus(plan: StudyPlan, cards_gb: Sequence[float], placement: Pla
             raise BadRequest(f"study {plan.study.name} does not fit the GPUs of this cluster: {why} Nothing was launched")
 
 
-def _error_of(build: Any) -> str | None:
+def _error_of(build: Callable[[], object]) -> str | None:
     try:
         build()
     except Exception as error:  # whatever a library raises while building is the reason

@@ -1,4 +1,6 @@
-"""One live block for a sweep on a terminal, plain lines elsewhere; on stderr, always. And the watchdog that says why nothing moves."""
+"""Progress of a sweep on stderr: a live display on a terminal, plain lines elsewhere; and a watchdog that reports why
+nothing happens.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +9,28 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
     from sweeps.run.callbacks import Observer
     from sweeps.run.gc import Budget
 
 PLAIN_EVERY_S = 10.0
-QUIET_S = 60.0  # without a sign of life the watchdog speaks
+QUIET_S = 60.0  # without an event for so long, the watchdog reports why
 
 
 class SweepProgress:
     """Done, running and failed; the current jobs; the best so far; when it ends; why it waits.
 
     Args:
-        title: of the block. total: jobs (`noun`: or trials) to do. total_seconds: estimate of the whole by past timings, 0 if unknown.
+        title: of the block. total: jobs (`noun`: or trials) to do. total_seconds: estimate of the whole by past
+            timings, 0 if unknown.
         stages: how many of the jobs are of which stage; a training takes minutes and a sampling seconds.
-        workers: that share the work. why: one sentence when nothing moves, or an empty one. why_idle: what the cluster lacks.
+        workers: that share the work. why: one sentence when nothing moves, or an empty one. why_idle: what the
+            cluster lacks.
     """
 
     def __init__(
@@ -58,20 +65,21 @@ class SweepProgress:
         self.best: tuple[float, str] | None = None
         self.observers: list[Observer] = []
         self.budget: Budget | None = None
-        self.said: list[str] = []  # of the watchdog; tests read it
         self._lock = threading.Lock()
         self._end = threading.Event()
-        self._live: Any = None
+        self._live: Live | None = None
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
     def start(self, unit: str, title: str) -> None:
+        """A unit has started."""
         with self._lock:
             self.running[unit] = title
             self.last_event = time.monotonic()
         self._plain(force=False)
 
-    def report(self, unit: str, values: dict[str, Any]) -> None:
+    def report(self, unit: str, values: Mapping[str, object]) -> None:
+        """A running unit reports values; observers receive them too."""
         values = dict(values)
         for observer in self.observers:
             observer.report(unit, self.running.get(unit, unit), values)
@@ -84,7 +92,7 @@ class SweepProgress:
         self._plain(force=False)
 
     def finish(self, status: str, seconds: float, label: str = "", score: float | None = None, stage: str = "") -> None:
-        """One job came to its end."""
+        """One job has ended."""
         with self._lock:
             self.last_event = time.monotonic()
             self.done += status == "done"
@@ -97,6 +105,7 @@ class SweepProgress:
         self._plain(force=False)
 
     def leave(self, unit: str) -> None:
+        """A unit has ended."""
         with self._lock:
             self.running.pop(unit, None)
             self.beside.pop(unit, None)
@@ -121,7 +130,7 @@ class SweepProgress:
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.set()
         for observer in self.observers:
             observer.close()
@@ -130,7 +139,9 @@ class SweepProgress:
         print(self.summary(), file=self.stream, flush=True)
 
     def to_go(self) -> str:
-        """By past timings where there are some, else by what the finished jobs of each stage took, else by the share of what is done."""
+        """By past timings where there are some, else by what the finished jobs of each stage took, else by the share
+        of what is done.
+        """
         spent = sum(self.seconds.values())
         finished = self.done + self.failed + self.pruned
         word = "about"
@@ -148,6 +159,7 @@ class SweepProgress:
         return f"{word} {_time(left)} to go" if left else ""
 
     def summary(self) -> str:
+        """Counts, elapsed and remaining time, and the best score, in one line."""
         waiting = max(0, self.total - self.done - self.failed - self.pruned - len(self.running))
         counts = f"{self.done} of {self.total} {self.noun} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
         counts += f", {self.pruned} pruned" if self.pruned else ""
@@ -159,7 +171,7 @@ class SweepProgress:
             parts.append(f"best {self.goal} {self.best[0]:.4f} ({self.best[1]})")
         return ", ".join(parts)
 
-    def _block(self) -> Any:
+    def _block(self) -> Text:
         from rich.text import Text
 
         with self._lock:
@@ -186,14 +198,12 @@ class SweepProgress:
             if quiet >= self.quiet_s:
                 silent = "jobs without a report: " + ", ".join(self.running.values()) if self.running else "no job runs here"
                 reason = self.why() or "; ".join(filter(None, (silent, self.why_idle())))
-                text = f"nothing has moved for {quiet:.0f} s: {reason}"
-                self.said.append(text)
-                self.say(text)
+                self.say(f"nothing has moved for {quiet:.0f} s: {reason}")
                 with self._lock:
                     self.last_event = time.monotonic()
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

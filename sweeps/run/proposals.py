@@ -1,31 +1,33 @@
-"""Proposals of an adaptive study: Optuna proposes settings, each seed of a proposal becomes units of work, its score is reported back."""
+"""Proposals of an adaptive study: Optuna proposes settings, each seed of a proposal becomes units of work, its score
+is reported back.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from idgbr.config import SECTIONS
 from idgbr.stages import Job
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.run import journal
-from sweeps.run.journal import is_higher_better
+from sweeps.run.goals import is_higher_better, score_of
 from sweeps.run.plan import StudyPlan
 from sweeps.run.pruning import Watch
 from sweeps.run.units import Task, Unit, end_of
-from sweeps.study import Axis, Setter, Study, Trial
+from sweeps.study import Axis, Overrides, Setter, Setting, Study, Trial
 
 if TYPE_CHECKING:
     import optuna
 
-REPEATS = 25  # proposals in a row that are known already before the space counts as exhausted
+REPEATS = 25  # after so many known proposals in a row the space counts as exhausted
 
 
-def suggest(trial: optuna.Trial, axes: tuple[Axis, ...]) -> dict[str, Any]:
+def suggest(trial: optuna.Trial, axes: tuple[Axis, ...]) -> dict[str, Setting]:
     """Overrides for one Optuna trial. Values that Optuna cannot store (tuples) go by their text."""
-    out: dict[str, Any] = {}
+    out: dict[str, Setting] = {}
     for axis in axes:
         if axis.values:
             by_text = {_text(v): v for v in axis.values}
@@ -41,7 +43,7 @@ def suggest(trial: optuna.Trial, axes: tuple[Axis, ...]) -> dict[str, Any]:
     return out
 
 
-def _text(value: Any) -> Any:
+def _text(value: Setting) -> bool | int | float | str | None:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
@@ -61,10 +63,10 @@ class Proposal:
 
 
 class Proposals:
-    """Asks Optuna for what to do next and reports to it what came of it; a `schedule.Proposer`.
+    """Asks Optuna for settings to try and reports their scores to it; a `schedule.Proposer`.
 
     Args:
-        prepared: plan of what the searched stage stands on, all of it stored.
+        prepared: plan of everything upstream of the searched stage, all of it stored.
         workers: that share one training through Ray Train. slots: workers that may be busy at once.
     """
 
@@ -83,7 +85,7 @@ class Proposals:
         self.optuna = journal.opened(study, store)
         state = optuna.trial.TrialState
         for old in self.optuna.get_trials(deepcopy=False):
-            if old.state in (state.RUNNING, state.WAITING):  # in hand when the last driver ended: goes on from its checkpoint
+            if old.state in (state.RUNNING, state.WAITING):  # open when the last driver ended: resumes from its checkpoint
                 if old.state == state.RUNNING:
                     self.optuna.tell(old.number, state=state.FAIL)
                     self.optuna.enqueue_trial(old.params, user_attrs={"again": old.number})
@@ -103,11 +105,13 @@ class Proposals:
                 failed.discard(old.user_attrs["trial"])
                 self.optuna.enqueue_trial(old.params, user_attrs={"retry_of": old.number})
 
-    # ---- how far it is -------------------------------------------------------------------------------------------------
+    # ---- progress ----------------------------------------------------------------------------------------------------
 
     @property
     def ended_count(self) -> int:
-        """Proposals that came to an end, in all runs. Those that a driver's end cut off do not count, nor those that are tried again."""
+        """Proposals that have ended, in all runs; not those that ended with their driver, nor those that are tried
+        again.
+        """
         found = self.optuna.get_trials(deepcopy=False)
         return sum(t.state.is_finished() and "trial" in t.user_attrs for t in found) - sum("retry_of" in t.user_attrs for t in found)
 
@@ -128,14 +132,15 @@ class Proposals:
                     self.trials.setdefault(trial.id, trial)
         return tuple(self.trials.values())
 
-    def _trials(self, overrides: dict[str, Any]) -> list[Trial]:
+    def _trials(self, overrides: Overrides) -> list[Trial]:
         experiment = self.setter(overrides)
         return [Trial(overrides, dataclasses.replace(experiment, seed=seed)) for seed in self.study.seeds]
 
-    # ---- what to do next -----------------------------------------------------------------------------------------------
+    # ---- what to do next ---------------------------------------------------------------------------------------------
 
     def propose(self) -> tuple[list[Unit], list[Trial]] | None:
-        """Units of the next proposal that is not known already, and its trials, one a seed; None: nothing now, or nothing more.
+        """Units of the next proposal that is not known already, and its trials, one a seed; None: nothing now, or
+        nothing more.
 
         Raises:
             OSError: the journal cannot be written.
@@ -197,7 +202,7 @@ class Proposals:
             self.study.name, trial.id, self.primary, self.sign[0] > 0, spec.rungs, spec.reduction, spec.rung_goal, spec.wilcoxon, rival
         )
 
-    # ---- what came of it -----------------------------------------------------------------------------------------------
+    # ---- outcomes ----------------------------------------------------------------------------------------------------
 
     def ended(self, trial: Trial, status: str, error: str | None) -> None:
         """A trial has its row. When it was the last seed of its proposal, the proposal's scores go to Optuna.
@@ -237,16 +242,14 @@ class Proposals:
         self._note_best(values[0], trials[0].jobs[-1].key)
 
     def _values(self, trial: Trial) -> list[float]:
-        from idgbr.scores import evaluate, read_counts
-
-        frame = read_counts(self.store.path("counts", trial.jobs[-1].key) / "counts.parquet")
-        frame = frame.filter(frame["label_set"] == frame["label_set"][0])
         refined = next(j.key for j in trial.jobs if j.stage == "refined")
         out = []
         for goal in self.spec.goals:
             name = goal.removeprefix("-")
-            seconds = float((self.store.manifest("refined", refined) or {"seconds": 0.0})["seconds"]) if name == "seconds" else 0.0
-            out.append(seconds if name == "seconds" else evaluate(frame, name).score)
+            if name == "seconds":
+                out.append(float((self.store.manifest("refined", refined) or {"seconds": 0.0})["seconds"]))
+            else:
+                out.append(score_of(self.store, trial.jobs[-1].key, name))
         return out
 
     def _note_best(self, value: float, counts: str) -> None:
@@ -254,7 +257,7 @@ class Proposals:
             self.best = (value * self.sign[0], counts)
 
     def needed(self) -> set[str]:
-        """Keys that what may be proposed will read."""
+        """Keys that further proposals will read."""
         return set(self.plan.jobs)
 
 

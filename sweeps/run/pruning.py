@@ -1,10 +1,11 @@
-"""Stopping a trial of a search early, decided by the worker itself from what lies in the store. Nothing is killed.
+"""Early stopping of trials of a search. The worker decides, from values in the store; nothing is killed.
 
-Rungs (asynchronous successive halving, Li et al., MLSys 2020): at a rung a training leaves its value in the store and goes on if it is
-among the best 1/reduction that have come by so far. Who stops writes a checkpoint first, so a later wish to go on costs nothing twice.
+Rungs (asynchronous successive halving, Li et al., MLSys 2020): at a rung a training writes its value to the store and
+continues if it is among the best 1/reduction of all trainings that have reached the rung. A stopped training writes a
+checkpoint first, so it can resume.
 
-Tiles: while a sampler works through the rasters of the split, its scores are compared with those of the best trial on the same rasters;
-Wilcoxon's signed-rank test by Optuna's `WilcoxonPruner`.
+Tiles: while a sampler works through the rasters of the split, its scores are compared with those of the best trial on
+the same rasters, by Wilcoxon's signed-rank test (Optuna's `WilcoxonPruner`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    import optuna
+
+    from idgbr.datasets.index import Raster
+
+from idgbr.config import Experiment
 from idgbr.errors import IdgbrError
 from idgbr.interfaces import Report, Stop
+from idgbr.stages import Job
 from idgbr.store import Store
+from sweeps.run.goals import counts_of
+from sweeps.run.reports import furthest
 
 
 class Pruned(IdgbrError):
@@ -28,7 +38,7 @@ class Pruned(IdgbrError):
 
 @dataclass(frozen=True)
 class Watch:
-    """How a unit of a search is watched. `rival`: key of the counts of the best trial so far."""
+    """When a unit of a search is stopped early. `rival`: key of the counts of the best trial so far."""
 
     study: str
     trial: str
@@ -44,7 +54,7 @@ class Watch:
 def survives(value: float, others: list[float], reduction: int) -> bool:
     """Whether `value` (larger is better) is among the best 1/reduction of all that reached the rung, itself included.
 
-    The first to come by goes on: asynchronous halving waits for nobody.
+    The first value at a rung always survives: asynchronous halving does not wait for others.
     """
     ranked = sorted([value, *others], reverse=True)
     return value >= ranked[max(1, len(ranked) // reduction) - 1]
@@ -59,13 +69,13 @@ class Halving:
         self.reason = ""
         self.left = list(watch.rungs)
 
-    def report(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
+    def report(self, values: Mapping[str, object] | None = None, **more: object) -> None:
         values = {**(values or {}), **more}
         name = self.watch.rung_goal.removeprefix("-")
-        images = values.get("images", values.get("done", 0))
-        while self.left and images >= self.left[0] and name in values and not self.is_pruned:
+        images, measured = furthest(values), values.get(name)
+        while self.left and images >= self.left[0] and isinstance(measured, int | float) and not self.is_pruned:
             rung = self.left.pop(0)
-            value = float(values[name]) * (-1.0 if self.watch.rung_goal.startswith("-") else 1.0)
+            value = float(measured) * (-1.0 if self.watch.rung_goal.startswith("-") else 1.0)
             others = self._others(rung)
             self.store.write_bytes(
                 f"studies/{self.watch.study}/rungs/{rung}/{self.watch.trial}.json", json.dumps({"value": value}).encode()
@@ -88,11 +98,13 @@ class Halving:
 
 
 class WatchedStore(Store):
-    """A store that tells where the artefact that is being written lies."""
+    """A store that knows the folder of the artefact that is being written (`out`)."""
 
     out: Path | None = None
 
     def put(self, stage: str, key: str, write: Callable[[Path], None], record: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Store.put`; `out` is set while `write` runs."""
+
         def watched(out: Path) -> None:
             self.out = out
             write(out)
@@ -101,9 +113,11 @@ class WatchedStore(Store):
 
 
 class TileTest:
-    """Report hook of one "refined" job: scores every finished raster and compares it with the rival's on the same one."""
+    """Report hook of one "refined" job: scores every finished raster and compares it with the rival's score of the
+    same raster.
+    """
 
-    def __init__(self, watch: Watch, store: WatchedStore, job: Any, experiment: Any, report: Report | None):
+    def __init__(self, watch: Watch, store: WatchedStore, job: Job, experiment: Experiment, report: Report | None):
         from idgbr import datasets
 
         self.watch, self.store, self.experiment, self._report = watch, store, experiment, report
@@ -113,10 +127,10 @@ class TileTest:
         self.rival = raster_scores(store.path("counts", watch.rival or "") / "counts.parquet", watch.goal)
         self.trial = _paired_trial(self.rival, watch)
 
-    def report(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
+    def report(self, values: Mapping[str, object] | None = None, **more: object) -> None:
         values = {**(values or {}), **more}
-        done = int(values.get("done", 0))
-        if values.get("stage") == "refined" and done and self.store.out is not None:
+        done = values.get("done", 0)
+        if values.get("stage") == "refined" and isinstance(done, int) and done and self.store.out is not None:
             raster = self.rasters[done - 1]
             if raster.id in self.rival:
                 self.trial.report(self._score(raster), list(self.rival).index(raster.id))
@@ -127,7 +141,7 @@ class TileTest:
         if self._report:
             self._report(**values)
 
-    def _score(self, raster: Any) -> float:
+    def _score(self, raster: Raster) -> float:
         from idgbr import scores
 
         assert self.store.out is not None
@@ -139,15 +153,13 @@ class TileTest:
 
 def raster_scores(path: Path, goal: str) -> dict[str, float]:
     """The goal's value of each raster, on the table's first label set; rasters where it is undefined are left out."""
-    from idgbr.scores import evaluate, read_counts
+    from idgbr.scores import evaluate
 
-    frame = read_counts(path)
-    frame = frame.filter(frame["label_set"] == frame["label_set"][0])
-    found = {str(name): evaluate(part, goal).score for (name,), part in frame.group_by("raster", maintain_order=True)}
+    found = {str(name): evaluate(part, goal).score for (name,), part in counts_of(path).group_by("raster", maintain_order=True)}
     return {name: value for name, value in found.items() if value == value}
 
 
-def _paired_trial(rival: dict[str, float], watch: Watch) -> Any:
+def _paired_trial(rival: dict[str, float], watch: Watch) -> optuna.Trial:
     """An Optuna trial beside a finished one with the rival's values: what `WilcoxonPruner` compares."""
     import optuna
 

@@ -1,5 +1,7 @@
-"""Which unit of work may start now: parents before children, several-worker trainings only where they fit, claims of other drivers
-respected, failures passed on, lost units tried again. No Ray; `tuner.py` and the loop in this process both draw from it.
+"""Which unit of work may start now. No Ray; `tuner.py` and the loop in this process both take units from it.
+
+Parents come before children. A training over several workers starts only where it fits. Units that other drivers have
+claimed are left to them. A failure fails the trials that depend on it; lost units are tried again.
 """
 
 from __future__ import annotations
@@ -9,15 +11,15 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from idgbr.errors import IdgbrError, Missing, NoSpace, SomeFailed
 from idgbr.files import unwritable
 from idgbr.store import Store
 from sweeps import tables
-from sweeps.run.claims import Claims
+from sweeps.run.claims import Claims, Driver
 from sweeps.run.health import Health
-from sweeps.run.limits import GpuClock, Limits
+from sweeps.run.limits import GpuClock, RunLimits
 from sweeps.run.plan import StudyPlan, present
 from sweeps.run.units import Outcome, Task, Unit, end_of
 from sweeps.run.worker import write_failed
@@ -25,10 +27,10 @@ from sweeps.study import Trial
 
 T = TypeVar("T")
 
-IDLE_S = 5.0  # without anything of its own to do, a driver gives up its place on the cluster
+IDLE_S = 5.0  # a driver without work of its own for so long releases its place on the cluster
 RECHECK_S = 2.0  # how often units that another driver has claimed are looked at again
 PAUSE_S = 2.0  # before a lost unit is tried again, and twice as long each time
-RETURNS = 5  # so often a worker may give a unit back because the unit has failed on its device
+RETURNS = 5  # how often workers may return a unit because it has failed on their device
 
 
 class Proposer(Protocol):
@@ -42,10 +44,10 @@ class Proposer(Protocol):
         """Units of the next proposal and its trials; None: nothing now."""
 
     def ended(self, trial: Trial, status: str, error: str | None) -> None:
-        """Take note that a trial is done, failed or pruned, and its row written."""
+        """A trial is done, failed or pruned, and its row is written."""
 
     def needed(self) -> set[str]:
-        """Keys that what may still be proposed will read or write."""
+        """Keys that further proposals will read or write."""
 
 
 class Schedule:
@@ -66,18 +68,18 @@ class Schedule:
         slots: int,
         commit: str,
         *,
-        limits: Limits | None = None,
+        limits: RunLimits | None = None,
         proposer: Proposer | None = None,
         gpus: float = 0.0,
     ):
         self.plan, self.store, self.claims, self.slots, self.commit = plan, store, claims, slots, commit
-        self.limits, self.proposer = limits or Limits(), proposer
+        self.limits, self.proposer = limits or RunLimits(), proposer
         self.health = Health()
         self.waiting: dict[str, Unit] = {}
         self.running: dict[str, Unit] = {}
         self.outcomes: dict[str, Outcome] = {}  # by key
         self.made: set[str] = set(plan.stored)
-        self.foreign: dict[str, dict[str, Any]] = {}  # unit -> who claims it
+        self.foreign: dict[str, Driver] = {}  # unit -> who claims it
         self.failed_trials: dict[str, str] = {}
         self.pruned_trials: set[str] = set()
         self.done_trials: set[str] = set()
@@ -119,7 +121,7 @@ class Schedule:
 
     @property
     def is_idle(self) -> bool:
-        """For some seconds everything that is left has been with other drivers, or waits for what they make."""
+        """For some seconds all that is left has been claimed by other drivers, or waits for their artefacts."""
         is_pausing = any(at > time.monotonic() for at in self._not_before.values())
         return not self.running and not self.is_finished and not is_pausing and time.monotonic() - self._ran > IDLE_S
 
@@ -156,7 +158,7 @@ class Schedule:
             if unit.id in self.foreign or self._not_before.get(unit.id, 0.0) > now or not self._is_ready(unit):
                 continue
             if self.busy + unit.workers > self.slots:
-                return None  # a wide training waits for room; if small ones passed it, it might wait for ever
+                return None  # a training over several workers waits for room; small units must not overtake it, or it would starve
             holder = self.claims.take(unit.claim)
             if holder is not None:
                 self.foreign[unit.id] = holder
@@ -174,7 +176,7 @@ class Schedule:
         return None
 
     def _left(self, unit: Unit) -> Unit | None:
-        """What of a unit is still to do, by the store as it is now."""
+        """The tasks of a unit that are still to do, by the present state of the store; None: none."""
         self.made |= present(self.store, [t.job for t in unit.tasks])
         status = tables.statuses(self.store, self.plan.study.name) if any(t.ends for t in unit.tasks) else {}
         tasks = []
@@ -205,10 +207,10 @@ class Schedule:
                 del self.waiting[unit.id]
                 self._release(unit.claim)
 
-    # ---- what came of it ---------------------------------------------------------------------------------------------
+    # ---- outcomes ----------------------------------------------------------------------------------------------------
 
     def started(self, unit_id: str, device: str = "") -> None:
-        """A worker has taken the unit: from here on it holds its GPUs."""
+        """A worker has started the unit and holds its GPUs from now on."""
         self.gpu_time.start(unit_id, self.running[unit_id].workers)
         self.health.used(device)
 
@@ -217,7 +219,7 @@ class Schedule:
         self._furthest[unit_id] = max(done, self._furthest.get(unit_id, 0.0))
 
     def finish_task(self, outcome: Outcome, unit_id: str = "") -> None:
-        """One task has come to its end; rows of trials that can no longer finish are written."""
+        """One task has ended. Trials that can no longer finish get their rows."""
         if outcome.status in ("outage", "returned") or (outcome.key in self.outcomes and self.outcomes[outcome.key].status == "done"):
             return
         self.outcomes[outcome.key] = outcome
@@ -235,7 +237,10 @@ class Schedule:
             self.stop_for(NoSpace(outcome.error or "no space left", hint="free some space (python -m sweeps gc --dry-run)"))
 
     def complete(self, unit_id: str, lost: str | None = None, device: str = "", blames_device: bool = True) -> None:
-        """A unit has left its worker. `lost`: with its worker or by an outage; what it had not finished is tried again, elsewhere."""
+        """A unit has ended.
+
+        `lost`: its worker was lost or an outage ended it; its unfinished tasks are tried again, elsewhere.
+        """
         unit = self.running.pop(unit_id, None)
         if unit is None:
             return
@@ -249,7 +254,7 @@ class Schedule:
         self._release(unit.claim)
 
     def give_back(self, unit_id: str) -> None:
-        """A worker on a device that the unit avoids has returned it."""
+        """A worker whose device the unit avoids has returned it."""
         unit = self.running.pop(unit_id, None)
         if unit is not None:
             self.gpu_time.stop(unit.id)
@@ -312,12 +317,12 @@ class Schedule:
             self.stop_for(
                 SomeFailed(
                     f"{len(self.failed_trials)} trials have failed for reasons of their own",
-                    value=error, allowed=f"--max-failed {self.limits.max_failed}", hint="mend the cause, then --retry-failed",
+                    value=error, allowed=f"--max-failed {self.limits.max_failed}", hint="fix the cause, then --retry-failed",
                 )
             )  # fmt: skip
 
     def _drop_dependents(self, outcome: Outcome, error: str) -> None:
-        """What needs the artefact will never be ready."""
+        """Drop the waiting tasks that need an artefact that will not be made."""
         for unit in list(self.waiting.values()):
             if self.waiting.get(unit.id) is not unit:  # dropped with another task meanwhile
                 continue
@@ -345,7 +350,10 @@ class Schedule:
             self._guarded(lambda: proposer.ended(trial, status, error))
 
     def _guarded(self, work: Callable[[], T]) -> T | None:
-        """`work()`; a journal of a search that cannot be written ends the study, and the next run goes on with what was in hand."""
+        """`work()`.
+
+        If the journal of a search cannot be written, the study ends; the next run resumes its open proposals.
+        """
         try:
             return work() if self.fatal is None else None
         except (OSError, Missing) as error:
@@ -353,15 +361,15 @@ class Schedule:
             return None
 
     def _release(self, claim: str) -> None:
-        """Give a claim back when nothing of it runs or waits here."""
+        """Release a claim when no unit of it runs or waits here."""
         if not self._claimed[claim] and not any(u.claim == claim for u in self.waiting.values()):
             with contextlib.suppress(IdgbrError, OSError):  # the claim ends with this driver anyway
                 self.claims.release(claim)
 
-    # ---- for others --------------------------------------------------------------------------------------------------
+    # ---- queries -----------------------------------------------------------------------------------------------------
 
     def needed(self) -> set[str]:
-        """Keys that what waits and runs will read or write."""
+        """Keys that waiting and running units will read or write."""
         tasks = [t for unit in (*self.waiting.values(), *self.running.values()) for t in unit.tasks]
         own = {key for t in tasks for key in (t.job.key, *t.job.parents.values())}
         return own | (self.proposer.needed() if self.proposer is not None else set())
@@ -375,7 +383,7 @@ class Schedule:
             return f"stopping: {len(self.running)} running jobs write their checkpoints"
         if self.foreign:
             holder = next(iter(self.foreign.values()))
-            return f"{len(self.foreign)} units are in the hands of another driver ({holder['host']} process {holder['pid']})"
+            return f"{len(self.foreign)} units are claimed by another driver ({holder['host']} process {holder['pid']})"
         if self.waiting and not any(self._is_ready(u) for u in self.waiting.values()):
             return f"{len(self.waiting)} units wait for what is running"
         return ""

@@ -1,7 +1,9 @@
-"""Adaptive studies: Optuna proposes settings of one stage, the same workers do them, all trials are rows like any others.
+"""Adaptive studies: Optuna proposes settings of one stage, the same workers run them, their trials are rows like any
+others.
 
-Everything upstream of the searched stage is prepared first, so that nothing ever waits inside a trial. Proposals live in Optuna's journal;
-a killed search goes on with the proposals that were in hand. One driver at a time: a second one on the same search is told so.
+Everything upstream of the searched stage is prepared first, so that no trial waits for it. Proposals are kept in
+Optuna's journal; a killed search resumes its open proposals. One driver at a time: a second one on the same search is
+refused.
 """
 
 from __future__ import annotations
@@ -9,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from idgbr.errors import Missing, SomeFailed
 from idgbr.stages import STAGES
@@ -27,7 +28,7 @@ from sweeps.study import Search, Setter, Study, Trial, yardsticks
 
 
 def search(study: Study, store: Store, placement: Placement, options: RunOptions) -> None:
-    """Prepare what is upstream, then ask and tell until the study has its trials. The same command resumes.
+    """Prepare what is upstream, then run proposals until the study has its trials. The same command resumes.
 
     Raises:
         SomeFailed: some trials failed. Interrupted: the user asked.
@@ -54,7 +55,9 @@ def search(study: Study, store: Store, placement: Placement, options: RunOptions
         prepared = upstream(study, store)
         if prepared.to_do:
             raise SomeFailed(
-                f"what {study.name} stands on could not be made", value=", ".join(prepared.to_do), hint=f"logs: {context.worker.logs}"
+                f"the stages upstream of the search {study.name} could not be made",
+                value=", ".join(prepared.to_do),
+                hint=f"logs: {context.worker.logs}",
             )
         proposals = Proposals(study, store, prepared, workers=placement.workers, retry_failed=options.retry_failed)
         schedule = context.schedule(dataclasses.replace(prepared, open=()), [], proposals)
@@ -82,7 +85,7 @@ def check_goals(spec: Search) -> None:
 
 
 def upstream(study: Study, store: Store, *, retry_failed: bool = False) -> StudyPlan:
-    """A plan of what the searched stage stands on, and of the yardsticks."""
+    """A plan of everything upstream of the searched stage, and of the yardsticks."""
     stage = study.axes[0].stage
     stage = {"sampler": "refined", "score": "counts"}.get(stage, stage)
     base = Setter(study.base())({})
@@ -100,17 +103,29 @@ def upstream(study: Study, store: Store, *, retry_failed: bool = False) -> Study
     )
 
 
-# ---- show -------------------------------------------------------------------------------------------------------------------
+class SearchResult(TypedDict):
+    """What a search has found: trials by Optuna's state; the best trials, each with its scores by goal; the file of
+    Optuna's journal.
+    """
+
+    study: str
+    goals: list[str]
+    states: dict[str, int]
+    best: list[dict[str, Any]]
+    journal: str
 
 
-def result(study: Study, store: Store) -> dict[str, Any]:
+# ---- show ------------------------------------------------------------------------------------------------------------
+
+
+def result(study: Study, store: Store) -> SearchResult:
     """Best trial, or the front of two goals; counts of trials by state; where the journal lies."""
     found, spec = journal.opened(study, store), journal.spec_of(study)
     best = found.best_trials if any(t.state.name == "COMPLETE" for t in found.trials) else []
     states: dict[str, int] = {}
     for t in found.trials:
         states[t.state.name.lower()] = states.get(t.state.name.lower(), 0) + 1
-    listed: list[Mapping[str, Any]] = [
+    listed: list[dict[str, Any]] = [
         {
             "trial": t.user_attrs.get("trial"),
             **{g.removeprefix("-"): v for g, v in zip(spec.goals, t.values, strict=True)},

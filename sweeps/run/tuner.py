@@ -1,9 +1,9 @@
 """The only Ray Tune file: one Tune run over unique units of work, parents first.
 
-Tune serves as a pool of reused actors on placement groups. Its searcher hands out a unit as soon as what it needs is stored, so a slow
-training holds up nothing but its own children. A unit is a plain function trial on a reused actor, whose process keeps torch and the
-last weights; only trainings over several workers go through Ray Train. What is tried again, and where, is the schedule's decision, so
-Tune itself retries nothing. Tune's own folder is scratch: it is made for the run and deleted after it.
+Tune serves as a pool of reused actors on placement groups. Its searcher hands out a unit as soon as its inputs are
+stored, so a slow training delays only its own children. A unit is a function trial on a reused actor, whose process
+keeps torch and the last weights. Only trainings over several workers use Ray Train. The schedule decides about
+retries, so Tune itself retries nothing. Tune's own folder is temporary: made for the run and deleted after it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from idgbr.errors import Outage
 from idgbr.files import unwritable
 from idgbr.stages import Trainer
 from sweeps.run.capacity import Capacity
 from sweeps.run.control import ControlReader, ControlWriter, Directives, device_name, start_control
-from sweeps.run.execution import furthest, interruptible, record
+from sweeps.run.execution import interruptible, record
 from sweeps.run.placement import Placement
 from sweeps.run.placement_groups import patient_groups
 from sweeps.run.progress import SweepProgress
+from sweeps.run.reports import furthest
 from sweeps.run.schedule import RETURNS, Schedule
 from sweeps.run.units import Outcome, Unit
 from sweeps.run.worker import WorkerContext, why_too_small, work
@@ -42,20 +43,28 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 REPORT_S = 2.0
-PLACE_S = 900.0  # for the workers of one training to find their places beside another study's; six times, then it is a failure
-HOLD_S = 20.0  # that a worker stays on a device that the unit it has returned avoids
-MOST_PENDING = 10_000  # of Tune's own limit; the schedule decides how many units wait for a place
+PLACE_S = 900.0  # how long the workers of one training wait for their places; after six times the training has failed
+HOLD_S = 20.0  # how long a worker keeps its device busy after it has returned a unit that avoids the device
+MOST_PENDING = 10_000  # Tune's own limit is not used: the schedule decides how many units wait for a place
 LOST = "its worker was lost (out of memory, or the node died)"
 
 
-# ---- in the workers ----------------------------------------------------------------------------------------------------------
+class UnitConfig(TypedDict):
+    """Tune's config of a unit: the unit packed, its id, and how many workers share it."""
+
+    unit: str
+    id: str
+    workers: int
 
 
-def trainable(context: WorkerContext, control: ActorHandle, placement: Placement) -> Callable[[dict[str, Any]], None]:
-    """The function Tune runs: one packed unit. Outcomes are reported when their rows are on the store."""
+# ---- in the workers --------------------------------------------------------------------------------------------------
+
+
+def trainable(context: WorkerContext, control: ActorHandle, placement: Placement) -> Callable[[UnitConfig], None]:
+    """The function Tune runs: one packed unit. An outcome is reported once its rows are in the store."""
     folder = os.getcwd()
 
-    def unit_of_work(config: dict[str, Any]) -> None:
+    def unit_of_work(config: UnitConfig) -> None:
         from ray import tune
 
         if os.path.isdir(folder):  # relative paths in settings are the driver's; a cluster's workers start where `ray start` was given
@@ -68,7 +77,7 @@ def trainable(context: WorkerContext, control: ActorHandle, placement: Placement
             _return(unit, device, reader)
             return
 
-        def report(values: Mapping[str, Any] | None = None, **more: Any) -> None:
+        def report(values: Mapping[str, object] | None = None, **more: object) -> None:
             nonlocal last_report
             now = time.monotonic()
             if now - last_report >= REPORT_S:
@@ -82,13 +91,15 @@ def trainable(context: WorkerContext, control: ActorHandle, placement: Placement
         for outcome in work(unit, dataclasses.replace(context, report=report, stop=stop, fit=fit, device=device)):
             tune.report({"unit": unit.id, "outcome": json.dumps(dataclasses.asdict(outcome))})
             if outcome.status == "outage":
-                raise Outage(outcome.error or "outage")  # ends this process: one whose device has failed is never used again
+                raise Outage(outcome.error or "outage")  # ends this process: a process whose device has failed is not used again
 
     return unit_of_work
 
 
 def _return(unit: Unit, device: str, reader: ControlReader) -> None:
-    """Give a unit back, and stay for a while, so that Ray places it elsewhere; on a device that is left out, to the end of the run."""
+    """Return a unit and keep the device occupied, so that Ray places the unit elsewhere: `HOLD_S`, or to the end if
+    it is left out.
+    """
     from ray import tune
 
     job = unit.tasks[0].job
@@ -106,7 +117,7 @@ def sharded_fit(placement: Placement) -> Trainer:
     return RayTraining(placement.workers, cpus=placement.cpus, gpus=placement.gpus, sharding=placement.sharding, start_timeout_s=PLACE_S)
 
 
-# ---- the driver --------------------------------------------------------------------------------------------------------------
+# ---- the driver ------------------------------------------------------------------------------------------------------
 
 
 def execute(schedule: Schedule, progress: SweepProgress, context: WorkerContext, placement: Placement, capacity: Capacity) -> bool:
@@ -127,7 +138,7 @@ def execute(schedule: Schedule, progress: SweepProgress, context: WorkerContext,
 
 
 def _next(schedule: Schedule) -> Unit | None:
-    """The next unit when another driver has left one; None: the schedule is at its end."""
+    """Wait for a unit that another driver releases; None: the schedule is finished."""
     while not schedule.is_finished:
         unit = schedule.take()
         if unit is not None:
@@ -137,14 +148,16 @@ def _next(schedule: Schedule) -> Unit | None:
 
 
 class Run:
-    """One Tune run's view of the schedule: which Tune trial has which unit, and which only keeps a left-out device from use."""
+    """One Tune run's view of the schedule: the unit of each Tune trial, and the trials that only occupy a left-out
+    device.
+    """
 
     def __init__(self, schedule: Schedule, progress: SweepProgress, capacity: Capacity, control: ControlWriter, first: Unit | None = None):
         self.schedule, self.progress, self.capacity, self.control, self.first = schedule, progress, capacity, control, first
         self.units: dict[str, str] = {}  # Tune trial -> unit
         self.devices: dict[str, str] = {}  # Tune trial -> device of its worker
         self.outages: dict[str, Outcome] = {}  # Tune trial -> the outage that it has reported
-        self.named: frozenset[str] = frozenset()  # left-out devices that the user knows of
+        self.named: frozenset[str] = frozenset()  # left-out devices that were reported to the user
 
     def next(self) -> Unit | str | None:
         """The next unit; None: ask again; "finished": nothing more."""
@@ -167,6 +180,7 @@ class Run:
             self.schedule.started(self.units[trial], device)
 
     def outcome(self, trial: str, outcome: Outcome) -> None:
+        """A worker has reported the outcome of one task."""
         unit = self.units.get(trial)
         if unit is None:
             return
@@ -179,6 +193,7 @@ class Run:
         record(outcome, unit, self.schedule, self.progress)
 
     def left(self, trial: str, is_lost: bool) -> None:
+        """A Tune trial has ended; `is_lost`: with an error."""
         unit, device, outage = self.units.pop(trial, None), self.devices.pop(trial, ""), self.outages.pop(trial, None)
         if unit is None:  # it had given its unit back
             return
@@ -189,11 +204,11 @@ class Run:
             self.schedule.complete(unit, LOST if is_lost else None, device)
 
 
-def _tune(run: Run, function: Callable[[dict[str, Any]], None], placement: Placement) -> None:
-    """One Tune run: to the end of the schedule, or until all that is left lies with other drivers.
+def _tune(run: Run, function: Callable[[UnitConfig], None], placement: Placement) -> None:
+    """One Tune run: to the end of the schedule, or until other drivers have claimed all that is left.
 
-    Tune keeps an idle actor for the next trial, and with it the place that another driver may need to make what this one waits for;
-    so a run with nothing to do ends, and a new one begins with a first unit when there is something again.
+    Tune keeps an idle actor for the next trial, and with it resources that the other driver may need for the artefact
+    this one waits for. So a run with nothing to do ends, and a new run begins with the next unit.
     """
     from ray import tune
 
@@ -227,7 +242,7 @@ def _tune(run: Run, function: Callable[[dict[str, Any]], None], placement: Place
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _bundles(placement: Placement, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+def _bundles(placement: Placement, config: UnitConfig) -> tune.PlacementGroupFactory:
     from ray import tune
 
     if config.get("workers", 1) > 1:  # the workers have their own; this sliver keeps the driver of the training on the head node
@@ -236,9 +251,9 @@ def _bundles(placement: Placement, config: dict[str, Any]) -> tune.PlacementGrou
 
 
 class _Unpickled:
-    """Tune pickles its parts to a file that nobody reads; these hold the live schedule and are pickled empty."""
+    """Tune pickles its parts to a file that is never read. These hold the live schedule, so they are pickled empty."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {}
 
 
@@ -246,13 +261,13 @@ def _searcher(run: Run) -> Searcher:
     from ray.tune.search import Searcher
 
     class Ready(_Unpickled, Searcher):
-        """Hands out units that may start. None: ask again later."""
+        """Suggests units that may start. None: ask again later."""
 
         def __init__(self, run: Run) -> None:
             super().__init__()
             self.run = run
 
-        def suggest(self, trial_id: str) -> Any:
+        def suggest(self, trial_id: str) -> UnitConfig | str | None:
             unit = self.run.next()
             if not isinstance(unit, Unit):
                 return Searcher.FINISHED if unit == "finished" else None
@@ -280,12 +295,12 @@ def _callback(run: Run) -> tune.Callback:
         def __init__(self, run: Run) -> None:
             self.run = run
 
-        def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
             unit = self.run.schedule.running.get(self.run.units.get(trial.trial_id, ""))
             if unit is not None:
                 self.run.progress.start(unit.id, unit.title)
 
-        def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info: Any) -> None:
+        def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info: object) -> None:
             if "device" in result:
                 self.run.started(trial.trial_id, result["device"])
             if result.get("progress"):
@@ -300,7 +315,7 @@ def _callback(run: Run) -> tune.Callback:
 
 @contextlib.contextmanager
 def discarded_stdout() -> Iterator[None]:
-    """Tune prints to stdout whatever its verbosity; stdout is for the results of a sweep."""
+    """Tune prints to stdout at every verbosity; stdout is for the results of a sweep."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
     sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""Units of work: what one worker does in one go, and what is reported about it. Plain data, no Ray.
+"""Units of work for one worker, and their outcomes. Plain data, no Ray.
 
-A unit is one job, or the sampling and scoring jobs of one refiner, which share the process and so the loaded weights.
+A unit is one job, or the sampling and scoring jobs of one refiner, which share one process and so the loaded weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ BLOCKING: tuple[Status, ...] = ("failed", "pruned", "interrupted", "no_space")  
 
 @dataclass(frozen=True)
 class End:
-    """A trial whose last job this is: what its rows need. The jobs carry no settings, only what the row records of them."""
+    """A trial whose last job this is: what its rows need.
+
+    The jobs carry no settings, only what the row records of them.
+    """
 
     study: str
     trial: str
@@ -74,6 +77,7 @@ class Unit:
 
     @property
     def title(self) -> str:
+        """Stage and key of the first job and the number of others, for people."""
         first = self.tasks[0].job
         more = f" and {len(self.tasks) - 1} more" if len(self.tasks) > 1 else ""
         name = f" {first.name}" if first.stage == "backbone" else ""
@@ -99,12 +103,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one task.
+    """Result of one task.
 
     Args:
-        status: done; failed: for a reason of the work's own; pruned; interrupted: asked to stop; no_space: the store is full;
-            outage: device, node, network or store failed; returned: this worker's device is one the unit avoids.
-        device: that the worker used. blames_device: of an outage, that the device or node is its likely cause.
+        status: done; failed: by an error of the work itself; pruned; interrupted: asked to stop; no_space: the store
+            is full;
+            outage: device, node, network or store failed; returned: the unit avoids this worker's device.
+        device: that the worker used. blames_device: the device or node is the likely cause of the outage.
     """
 
     key: str
@@ -125,9 +130,10 @@ def end_of(trial: Trial, study: str) -> End:
 
 
 def units_of(plan: StudyPlan, slots: int, workers: int = 1) -> list[Unit]:
-    """What is to do, cut into units: one training or preparation each; sampling and scoring grouped by refiner.
+    """The jobs to do as units: one for each training or preparation; sampling and scoring grouped by refiner.
 
-    A group is split only as far as all `slots` have something to do, so that weights are loaded about once for each worker.
+    A group is split only as far as all `slots` have something to do, so that weights are loaded about once for each
+    worker.
     """
     ends: dict[str, list[End]] = defaultdict(list)
     for trial in plan.open:

@@ -1,12 +1,13 @@
-"""What a worker does with a unit: make sure its artefacts are in the store, and write the rows of the trials that end with them. No Ray.
+"""Execution of a unit by a worker: compute its artefacts, then write the rows of the trials that they complete. No Ray.
 
-An error has one of three causes, told apart by its type: the work itself (a failed trial), the store being full (the study stops), or
-a device, node, network or store that failed (an outage: the unit is tried elsewhere, and the process ends).
+The type of an error decides what follows. The work itself failed: a failed trial. The store is full: the study stops.
+A device, node, network or store failed (an outage): the unit is tried elsewhere, and the process ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import sys
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from idgbr import stages
 from idgbr.config import Runtime
@@ -25,6 +26,7 @@ from idgbr.retries import TRANSIENT_ERRNOS
 from idgbr.stages import Job
 from idgbr.store import Store
 from sweeps import tables
+from sweeps.run.goals import score_of
 from sweeps.run.preflight import too_large_for
 from sweeps.run.pruning import Halving, Pruned, TileTest, Watch, WatchedStore
 from sweeps.run.units import BLOCKING, End, Outcome, Status, Task, Unit
@@ -92,13 +94,14 @@ def why_too_small(unit: Unit, runtime: Runtime) -> str:
 
 
 def do_task(task: Task, context: WorkerContext, watch: Watch | None = None) -> Outcome:
-    """One job through `stages.run`, then the rows of its trials; whatever goes wrong is the outcome."""
+    """One job through `stages.run`, then the rows of its trials. Every error becomes the outcome."""
     job, started = task.job, time.monotonic()
     store, report, stop, halving = context.store, context.report, context.stop, None
     where = f"{job.stage} {job.key[:8]}"
 
-    def outcome(status: Status, error: str | None = None, **more: Any) -> Outcome:
-        return Outcome(job.key, job.stage, status, time.monotonic() - started, error, device=context.device, **more)
+    def outcome(status: Status, error: str | None = None, *, blames_device: bool = False) -> Outcome:
+        seconds = time.monotonic() - started
+        return Outcome(job.key, job.stage, status, seconds, error, device=context.device, blames_device=blames_device)
 
     with _logged(context.logs, job) as log:
         try:
@@ -118,15 +121,16 @@ def do_task(task: Task, context: WorkerContext, watch: Watch | None = None) -> O
                 run()
             for end in task.ends:
                 write_end(end, context)
-            return outcome("done", trials=tuple(e.trial for e in task.ends), score=goal_value(task, context))
+            trials, score = tuple(e.trial for e in task.ends), goal_value(task, context)
+            return dataclasses.replace(outcome("done"), trials=trials, score=score)
         except Pruned as error:
             return outcome("pruned", str(error))
         except Interrupted as error:
             return outcome("pruned", halving.reason) if halving and halving.is_pruned else outcome("interrupted", str(error))
-        except NoSpace as error:  # every other job would meet the same: the study stops, and no trial is to blame
+        except NoSpace as error:  # every other job would fail in the same way: the study stops, and no trial fails
             is_full = context.store.is_local  # else it is the node's own disk, and another node may have room
             return outcome("no_space" if is_full else "outage", f"{error} ({where})", blames_device=not is_full)
-        except Exception as error:  # a failing trial never ends the study: it becomes a row
+        except Exception as error:  # a failed trial becomes a row and does not end the study
             print(traceback.format_exc(), file=log)
             kind = "" if isinstance(error, IdgbrError) else f"{type(error).__name__}: "
             text = f"{where}: {kind}{error}"
@@ -138,7 +142,9 @@ def do_task(task: Task, context: WorkerContext, watch: Watch | None = None) -> O
 
 
 def _await_parents(task: Task, store: Store) -> bool:
-    """Wait until this node sees the artefacts that the driver has seen: network file systems show new files late. False: it sees them all.
+    """Wait for parents that this node does not see yet: network file systems show new files late.
+
+    False: none was missing.
 
     Raises:
         Outage: one does not appear.
@@ -152,9 +158,10 @@ def _await_parents(task: Task, store: Store) -> bool:
 
 
 def _is_device_error(error: BaseException, runtime: Runtime) -> bool:
-    """Whether the accelerator or the link between accelerators failed; out of memory is the work's own fault.
+    """Whether the accelerator or the link between accelerators failed. Out of memory is an error of the work itself.
 
-    Libraries raise plain RuntimeErrors for some failures of a device, so after one of those the device is tried: a failed one fails again.
+    Libraries raise plain RuntimeErrors for some device failures. After one of those a small computation tests the
+    device.
     """
     torch = sys.modules.get("torch")
     if torch is None or isinstance(error, torch.OutOfMemoryError):
@@ -180,7 +187,7 @@ def write_end(end: End, context: WorkerContext) -> None:
 
 
 def write_failed(end: End, error: str, store: Store, commit: str, status: str = "failed") -> None:
-    """The row of a trial that did not finish, with what of it is stored."""
+    """The row of a failed or pruned trial, with the keys of its stored artefacts."""
     manifests = {job.key: store.manifest(job.stage, job.key) for job in end.jobs}
     row = tables.trial_row(
         end.experiment, end.jobs, manifests, trial=end.trial, role=end.role, label=end.label, status=status, error=error, commit=commit
@@ -192,18 +199,17 @@ def goal_value(task: Task, context: WorkerContext) -> float | None:
     """The goal's value of a counts job on its first label set; None where the goal is not a score of counts."""
     if task.job.stage != "counts" or not context.goal:
         return None
-    from idgbr.scores import METRICS, evaluate, read_counts
+    from idgbr.scores import METRICS
 
     if context.goal not in METRICS:
         return None
-    frame = read_counts(context.store.path("counts", task.job.key) / "counts.parquet")
-    value = evaluate(frame.filter(frame["label_set"] == frame["label_set"][0]), context.goal).score
+    value = score_of(context.store, task.job.key, context.goal)
     return value if value == value else None
 
 
 @contextlib.contextmanager
 def _logged(folder: Path | None, job: Job) -> Iterator[TextIO]:
-    """What the job prints goes to `<folder>/<stage>-<key>.log`; without a folder, where it always goes."""
+    """Redirect what the job prints to `<folder>/<stage>-<key>.log`; without a folder, leave it."""
     if folder is None:
         yield sys.stderr
         return
@@ -214,7 +220,10 @@ def _logged(folder: Path | None, job: Job) -> Iterator[TextIO]:
 
 
 class _Log(io.TextIOBase):
-    """Text appended to a file, which is opened for every piece. A full disk ends the log, not the job: the job reports by itself."""
+    """Text appended to a file that is opened for every write.
+
+    A full disk ends the log only; the job reports the full disk itself.
+    """
 
     def __init__(self, path: Path):
         self.path = path

@@ -134,7 +134,7 @@ def test_table_of_twenty_four_scenes_is_the_cluster_bootstrap_of_scipy(many):
 def test_main_effects_and_interactions_are_differences_of_cell_means(made):
     view = next(views(load_trials([str(made)], ["made"]), ["boundary_iou"], labels="full"))
     cells = {
-        (v.axes["refiner.guidance_width"], v.axes["sampler.steps"]): view.scorer.part(v, "boundary_iou", 1.0).unit.mean(axis=0)
+        (v.axes["refiner.guidance_width"], v.axes["sampler.steps"]): view.scorer.term(v, "boundary_iou", 1.0).unit.mean(axis=0)
         for v in view.population.variants
         if v.kind == "diffusion"
     }

@@ -17,7 +17,7 @@ from sweeps.analysis import stats
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "scores"
 
 
-def reference_parts() -> tuple[list[stats.Part], dict]:
+def reference_parts() -> tuple[list[stats.Term], dict]:
     if not (REFERENCE / "stats_table.csv").exists():
         pytest.skip("needs ../shared/reference/scores")
     rows = list(csv.DictReader((REFERENCE / "stats_table.csv").open()))
@@ -26,12 +26,12 @@ def reference_parts() -> tuple[list[stats.Part], dict]:
     onehot = (scene[None] == np.unique(scene)[:, None]).astype(float)  # [U, images]
     n = onehot.sum(axis=1)
 
-    def part(columns: list[str], coefficient: float, group: int) -> stats.Part:
+    def part(columns: list[str], coefficient: float, group: int) -> stats.Term:
         values = np.array([[float(r[c]) for r in rows] for c in columns]).mean(axis=0, keepdims=True)  # seeds averaged first
         sums = values @ onehot.T
         weights = stats.unit_weights(n.size)
         loo = 1 - np.eye(n.size)
-        return stats.Part(
+        return stats.Term(
             coefficient, sums / n, sums.sum(axis=1) / n.sum(), (sums @ loo.T) / (n @ loo.T), (sums @ weights.T) / (weights @ n), group
         )
 
@@ -51,8 +51,6 @@ def test_reference_table_is_reproduced():
     assert effect.p_is_exact
     assert effect.rank_biserial == pytest.approx(expected["rank_biserial_scene"])
     assert effect.d_z == pytest.approx(expected["cohen_dz_scene"], abs=1e-12)
-    d = parts[0].unit.mean(axis=0) - parts[1].unit.mean(axis=0)
-    assert stats.wilcoxon_p(d) == expected["wilcoxon_scene_exact"]["p"]
     draws = parts[0].draws.mean(axis=0) - parts[1].draws.mean(axis=0)
     plain = stats.bootstrap_interval(draws, effect.pooled, 6, expand=False)
     assert (plain.low, plain.high) == pytest.approx(expected["ci_percentile"], abs=expected["tol_for_B10000_percentile"])
@@ -144,9 +142,9 @@ def covered(sums: np.ndarray, tiles: np.ndarray, true: float, weights: np.ndarra
     u = tiles.size
     loo = 1 - np.eye(u)
 
-    def part(values: np.ndarray, coefficient: float, group: int) -> stats.Part:
+    def part(values: np.ndarray, coefficient: float, group: int) -> stats.Term:
         draws = None if weights is None else (values @ weights.T) / (weights @ tiles)
-        return stats.Part(coefficient, values / tiles, values.sum(axis=1) / tiles.sum(), (values @ loo.T) / (tiles @ loo.T), draws, group)
+        return stats.Term(coefficient, values / tiles, values.sum(axis=1) / tiles.sum(), (values @ loo.T) / (tiles @ loo.T), draws, group)
 
     effect = stats.infer([part(sums, 1.0, 0), part(np.zeros((1, u)), -1.0, 1)])
     return effect.low <= true <= effect.high
@@ -175,22 +173,3 @@ def test_intervals_with_three_varying_seeds_cover_the_mean_over_seeds(scenes, mo
     one = sum(covered(sums[r].mean(axis=0, keepdims=True), tiles[r], 0.02, weights) for r in range(repeats)) / repeats
     assert one < two
     assert 0.90 <= two <= 0.98
-
-
-@pytest.mark.parametrize(
-    "differences", [[3, 3, 3, -3], [0.5, -0.5, 0.5, 1, 0], [1, 1, 1, 1, 1], [2, 2, -1, -1, -1, 4, 4, -4], [-7], [1, -1]]
-)
-def test_wilcoxon_is_exact_with_ties(differences: list[float]) -> None:
-    """Against the enumeration of all signs."""
-    d = np.array([v for v in differences if v])
-    ranks = ss.rankdata(np.abs(d))
-    seen = abs((np.sign(d) * ranks).sum())
-    exact = np.mean([abs((np.array(signs) * ranks).sum()) >= seen - 1e-9 for signs in itertools.product([-1, 1], repeat=len(d))])
-    assert stats.wilcoxon_p(differences) == exact
-
-
-def test_wilcoxon_without_ties_is_scipys() -> None:
-    rng = np.random.default_rng(3)
-    for n in (1, 2, 7, 20, 300):
-        d = rng.normal(0.2, 1, n)
-        assert stats.wilcoxon_p(d) == pytest.approx(ss.wilcoxon(d, method="exact").pvalue, rel=1e-9)

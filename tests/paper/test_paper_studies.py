@@ -9,7 +9,7 @@ import pytest
 from idgbr.errors import BadRequest
 from idgbr.paper_recipes import BACKBONES, SETS
 from sweeps.run.budget import backbones_of, cuts
-from sweeps.run.forecast import Cluster
+from sweeps.run.forecast import GpuCluster
 from sweeps.run.overrides import overridden, study_with
 from sweeps.studies import find
 from sweeps.study import Study, expand
@@ -74,10 +74,10 @@ def test_a_budget_drops_seeds_before_backbones(data_folder: Path) -> None:
 
 @pytest.mark.parametrize(("text", "gpus", "card"), [("8xH100", 8, "H100"), ("h100", 1, "H100"), ("4 x A100-40GB", 4, "A100-40GB")])
 def test_a_cluster_is_written_as_a_number_of_cards(text: str, gpus: int, card: str) -> None:
-    assert Cluster.parse(text) == Cluster(gpus, card)
+    assert GpuCluster.parse(text) == GpuCluster(gpus, card)
 
 
 @pytest.mark.parametrize("text", ["8xH1OO", "0xH100", "", "eight"])
 def test_an_unknown_cluster_names_the_cards_there_are(text: str) -> None:
     with pytest.raises(BadRequest, match=r"H200, H100, A100"):
-        Cluster.parse(text)
+        GpuCluster.parse(text)

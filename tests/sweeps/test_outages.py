@@ -19,7 +19,7 @@ from sweeps import tables
 from sweeps.run import commands, schedule
 from sweeps.run import plan as planning
 from sweeps.run.claims import Claims
-from sweeps.run.limits import Limits
+from sweeps.run.limits import RunLimits
 from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement
 from sweeps.run.schedule import RETURNS, Schedule
@@ -86,7 +86,7 @@ def state(tmp_path: Path):  # type: ignore[no-untyped-def]
     store = Store(tmp_path)
     made = planning.make(refiners(40), store)
     with Claims(store, "rates") as claims:
-        yield Schedule(made, units_of(made, 8), store, claims, 8, "", limits=Limits(max_failures=2), gpus=1.0)
+        yield Schedule(made, units_of(made, 8), store, claims, 8, "", limits=RunLimits(max_failures=2), gpus=1.0)
 
 
 def test_one_broken_device_of_eight_costs_no_trial_and_is_left_out_and_named(state: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_losses_count_only_while_a_unit_does_not_advance(state: Schedule, monkey
 
 
 def test_a_study_whose_trials_fail_for_their_own_reasons_stops_at_max_failed(state: Schedule) -> None:
-    state.limits = Limits(max_failed=3)
+    state.limits = RunLimits(max_failed=3)
     state.made |= {key for key in state.plan.to_do if state.plan.jobs[key][0].stage in ("data", "backbone", "coarse")}
     while (unit := state.take()) is not None:
         job = unit.tasks[0].job
@@ -159,7 +159,7 @@ def test_a_study_whose_trials_fail_for_their_own_reasons_stops_at_max_failed(sta
 
 def test_gpu_hours_are_counted_while_they_are_held_and_end_the_study(state: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    state.limits = Limits(gpu_hours=2.0)
+    state.limits = RunLimits(gpu_hours=2.0)
     unit = state.take()
     assert unit is not None
     state.started(unit.id, "node3 GPU 0")
