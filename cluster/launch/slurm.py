@@ -246,7 +246,7 @@ step_s=25         # for Ray to end and its logs to be kept
 # shellcheck disable=SC2317,SC2329  # called by traps
 end_command() {{ # SECONDS: interrupted, it has so long to save; then TERM, then KILL
     local seconds=$1 name deadline
-    if [ -z "$command_pid" ]; then return; fi
+    if [ -z "$command_pid" ]; then return 0; fi # a bare `return` in a trap has the status of before
     for name in INT TERM KILL; do
         kill "-$name" -- "-$command_pid" 2>/dev/null || return 0
         deadline=$((SECONDS + seconds))

@@ -1,4 +1,4 @@
-"""Slurm on this machine: slurmctld and three nodes, each with its own network, host name, processes and scratch folder.
+"""Slurm on this machine: slurmctld and some nodes, each with its own network, host name, processes and scratch folder.
 
 Debian's slurm-wlm, munge and iproute2, and root for the namespaces. All files are below one temporary folder; the machine's own /etc/slurm
 and network are not touched. Jobs run as the user who runs the tests.

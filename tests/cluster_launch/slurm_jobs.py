@@ -53,6 +53,12 @@ cluster.wait) exit 0 ;;
 esac
 """
 
+# Where Ray cannot start.
+NO_HEAD = """#!/bin/bash
+if [ "$2" = cluster.ray_start ]; then exit 1; fi
+exec {python} "$@"
+"""
+
 # Takes no notice of being asked to stop.
 DEAF = "trap '' INT TERM; touch {mark}; for i in $(seq 600); do sleep 1; done"
 
@@ -96,8 +102,9 @@ class Jobs:
     def __post_init__(self) -> None:
         (self.work / "work dir").mkdir(parents=True)
         (self.work / "steps.py").write_text(STEPS)
-        (self.work / "no-ray").write_text(NO_RAY.format(python=sys.executable))
-        (self.work / "no-ray").chmod(0o755)
+        for name, text in (("no-ray", NO_RAY), ("no-head", NO_HEAD)):
+            (self.work / name).write_text(text.format(python=sys.executable))
+            (self.work / name).chmod(0o755)
 
     @property
     def folder(self) -> Path:
