@@ -22,10 +22,12 @@ demo: .venv/.installed
 	$(BIN)/idgbr demo --store $(STORE)
 
 quick: .venv/.installed
-	$(BIN)/python -m pytest -q $(QUICK)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK)
 
+# the tests that start Ray clusters have all cores to themselves
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m ray
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

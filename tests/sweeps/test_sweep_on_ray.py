@@ -253,7 +253,7 @@ def test_a_full_disk_stops_the_study_with_one_clear_error_and_blames_no_trial(
         assert "Traceback" not in told
         assert "failed" not in set(tables.statuses(Store(place / "store"), "tiny").values())
         subprocess.run(["mount", "-o", "remount,size=300m", str(place)], check=True)
-        again = sweep(*command, store=place / "store")
+        again = sweep("run", f"{study_file}:study", "--no-preflight", "--no-show", "--local", store=place / "store")
         _, told = again.communicate()
         assert again.returncode == 0, told
         same_tables(final_tables(Store(made)), final_tables(Store(place / "store")))
