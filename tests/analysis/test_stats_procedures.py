@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats as ss
+import scipy.stats as ss
 
 from sweeps.analysis import stats
 
@@ -51,6 +51,8 @@ def test_reference_table_is_reproduced():
     assert effect.p_is_exact
     assert effect.rank_biserial == pytest.approx(expected["rank_biserial_scene"])
     assert effect.d_z == pytest.approx(expected["cohen_dz_scene"], abs=1e-12)
+    d = parts[0].unit.mean(axis=0) - parts[1].unit.mean(axis=0)
+    assert stats.wilcoxon_p(d) == expected["wilcoxon_scene_exact"]["p"]
     draws = parts[0].draws.mean(axis=0) - parts[1].draws.mean(axis=0)
     plain = stats.bootstrap_interval(draws, effect.pooled, 6, expand=False)
     assert (plain.low, plain.high) == pytest.approx(expected["ci_percentile"], abs=expected["tol_for_B10000_percentile"])
@@ -173,3 +175,22 @@ def test_intervals_with_three_varying_seeds_cover_the_mean_over_seeds(scenes, mo
     one = sum(covered(sums[r].mean(axis=0, keepdims=True), tiles[r], 0.02, weights) for r in range(repeats)) / repeats
     assert one < two
     assert 0.90 <= two <= 0.98
+
+
+@pytest.mark.parametrize(
+    "differences", [[3, 3, 3, -3], [0.5, -0.5, 0.5, 1, 0], [1, 1, 1, 1, 1], [2, 2, -1, -1, -1, 4, 4, -4], [-7], [1, -1]]
+)
+def test_wilcoxon_is_exact_with_ties(differences: list[float]) -> None:
+    """Against the enumeration of all signs."""
+    d = np.array([v for v in differences if v])
+    ranks = ss.rankdata(np.abs(d))
+    seen = abs((np.sign(d) * ranks).sum())
+    exact = np.mean([abs((np.array(signs) * ranks).sum()) >= seen - 1e-9 for signs in itertools.product([-1, 1], repeat=len(d))])
+    assert stats.wilcoxon_p(differences) == exact
+
+
+def test_wilcoxon_without_ties_is_scipys() -> None:
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 7, 20, 300):
+        d = rng.normal(0.2, 1, n)
+        assert stats.wilcoxon_p(d) == pytest.approx(ss.wilcoxon(d, method="exact").pvalue, rel=1e-9)
