@@ -125,7 +125,7 @@ def test_a_stage_that_does_not_train_runs_where_its_needs_are_met(loopback: Any,
 def test_checkpoints_go_to_a_store_on_an_s3_compatible_server(loopback: Any, tmp_path: Path, s3: str) -> None:
     """The URI has a query (`endpoint_override`), behind which no path can be appended."""
     store = Store(s3, cache=tmp_path / "cache")
-    experiment, job = prepared(store)
+    experiment, job = prepared(store, **{"backbone.checkpoint_images": 40})
     with pytest.raises(Interrupted, match="of 80 images"):
         stages.run(job, store, experiment, CPU, stop=lambda: True, fit=RayTraining(1))
     assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
