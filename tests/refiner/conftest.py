@@ -62,15 +62,24 @@ def stir() -> Callable[[Refiner], Refiner]:
     return make
 
 
-@pytest.fixture(scope="package")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path]:
-    """Synthetic scenes and simulated coarse maps of them."""
+def scenes_in(folder: Path, scene_px: int) -> tuple[Dataset, Path]:
+    """Two synthetic scenes and simulated coarse maps of them."""
     from idgbr.coarse import stage as coarse
 
-    folder = tmp_path_factory.mktemp("scenes")
-    config = DataConfig(train_scenes=2, val_scenes=0, test_scenes=0, scene_px=96)
+    config = DataConfig(train_scenes=2, val_scenes=0, test_scenes=0, scene_px=scene_px)
     (folder / "data").mkdir()
     datasets.prepare(config, folder / "data")
     dataset = datasets.load(folder / "data", config)
     coarse.write(CoarseConfig(source="simulated"), dataset, {}, seed=0, out=folder / "coarse")
     return dataset, folder / "coarse"
+
+
+@pytest.fixture(scope="package")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path]:
+    return scenes_in(tmp_path_factory.mktemp("scenes"), 96)
+
+
+@pytest.fixture(scope="package")
+def large_scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path]:
+    """Large enough for several ground blocks."""
+    return scenes_in(tmp_path_factory.mktemp("large-scenes"), 300)

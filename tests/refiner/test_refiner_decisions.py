@@ -16,7 +16,7 @@ from scipy import ndimage
 from small_refiner import TINY
 from torch import Tensor
 
-from idgbr.config import CoarseConfig, DataConfig, RefinerConfig, SamplerConfig
+from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest
 from idgbr.refiner.decisions import Block, boundary_bands, decide, decided_map, guarded, tune
 from idgbr.refiner.refiner import Refiner
@@ -153,22 +153,8 @@ def test_scenes_are_refined_by_the_saved_decision(build: Build, tmp_path: Path) 
 # ---- ground that trains nothing ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory):
-    from idgbr import datasets
-    from idgbr.coarse import stage as coarse
-
-    folder = tmp_path_factory.mktemp("scenes")
-    config = DataConfig(train_scenes=2, val_scenes=0, test_scenes=0, scene_px=300)
-    (folder / "data").mkdir()
-    datasets.prepare(config, folder / "data")
-    dataset = datasets.load(folder / "data", config)
-    coarse.write(CoarseConfig(source="simulated"), dataset, {}, seed=0, out=folder / "coarse")
-    return dataset, folder / "coarse"
-
-
-def test_held_out_ground_is_never_a_target(scenes) -> None:
-    dataset, coarse_dir = scenes
+def test_held_out_ground_is_never_a_target(large_scenes) -> None:
+    dataset, coarse_dir = large_scenes
     rasters = dataset.of("train")
     places = held_out_blocks(rasters, 0.25)
     assert sum(map(len, places.values())) == 2  # of 2 x 4 blocks
@@ -192,8 +178,8 @@ def test_held_out_ground_is_never_a_target(scenes) -> None:
     assert (window == np.array([[255, 255, 0, 0], [255, 255, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])).all()
 
 
-def test_temperature_changes_how_sure_a_map_is_and_not_what_it_says(scenes) -> None:
-    dataset, coarse_dir = scenes
+def test_temperature_changes_how_sure_a_map_is_and_not_what_it_says(large_scenes) -> None:
+    dataset, coarse_dir = large_scenes
     p = softmax(np.random.default_rng(0).normal(size=(3, 8, 8)), 0)
     for t in (0.5, 2.0):
         q = tempered(p, t)
@@ -209,10 +195,10 @@ def test_temperature_changes_how_sure_a_map_is_and_not_what_it_says(scenes) -> N
     assert 0.15 < np.std(np.log(factors)) < 0.5
 
 
-def test_fit_saves_a_decision_that_does_no_harm_on_the_held_out_ground(scenes, tmp_path: Path) -> None:
+def test_fit_saves_a_decision_that_does_no_harm_on_the_held_out_ground(large_scenes, tmp_path: Path) -> None:
     from idgbr.refiner.loss import fit
 
-    dataset, coarse_dir = scenes
+    dataset, coarse_dir = large_scenes
     small = {**TINY, "target_loss": "auto", "batch_images": 4, "train_images": 8, "held_out": 0.1, "recycle": 1.0}
     fit(RefinerConfig(**small), dataset, coarse_dir, seed=0, out=tmp_path)
     decision = Refiner.load(tmp_path).decision
