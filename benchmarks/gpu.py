@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py                     throughput, then the training; under 8 minutes on an H100; needs no Ray
     python benchmarks/gpu.py --no-training       throughput only: reads no file and needs neither rasterio nor segmentation-models
-    python benchmarks/gpu.py --device cpu --small-only --images 16 --no-training
+    python benchmarks/gpu.py --sizes sd15 --modes fp32,bf16 --no-training     one size, some modes: a minute
+    python benchmarks/gpu.py --device cpu --sizes small --images 16 --no-training
 
 Throughput: weights are random, time does not depend on them. Each line is the median of `--repeats` timed runs after a warm-up run
 that also compiles. Every mode is compared with `plain`: the same maths in fp32 without cached conditions and without channels-last, in
@@ -136,7 +137,7 @@ def measure(make: Callable[[], Refiner], name: str, n: int, side: int, options: 
     sampling = tflop(lambda r=refiner: r.sample(r.condition(batch["image"], batch["coarse"]), seeds, config))  # type: ignore[misc]
     del refiner, render
     work = 0.0
-    for mode, dtype, compile_it in MODES:
+    for mode, dtype, compile_it in (m for m in MODES if m[0] in options.modes):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode != "fp32"
         refiner = make().eval()
         if compile_it:
@@ -198,22 +199,37 @@ def trained(options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
+def names(*allowed: str) -> Callable[[str], list[str]]:
+    """Reads a list of names separated by commas."""
+
+    def read(text: str) -> list[str]:
+        found = text.split(",")
+        if not set(found) <= set(allowed):
+            raise argparse.ArgumentTypeError(f"{text}; allowed: {', '.join(allowed)}")
+        return found
+
+    return read
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--images", type=int, default=256, help="images a batch at the small size")
     parser.add_argument("--large-images", type=int, default=4, help="images a batch at the Stable Diffusion size")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small-only", action="store_true")
+    parser.add_argument("--sizes", type=names("small", "sd15"), default=["small", "sd15"], help="small, sd15")
+    parser.add_argument("--modes", type=names(*(m[0] for m in MODES)), default=[m[0] for m in MODES], help=", ".join(m[0] for m in MODES))
     parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--store", default="", help="of the training; empty: a temporary folder")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU is visible to torch; on the CPU: --device cpu --small-only --images 16 --no-training")
+        raise SystemExit("no GPU is visible to torch; on the CPU: --device cpu --sizes small --images 16 --no-training")
     print(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", f"torch {torch.__version__}")
-    found = measure(lambda: small_refiner().to(device), "small", options.images, 128, options)
-    if not options.small_only:
+    found: dict[str, float] = {}
+    if "small" in options.sizes:
+        found |= measure(lambda: small_refiner().to(device), "small", options.images, 128, options)
+    if "sd15" in options.sizes:
         found |= measure(lambda: large_refiner(device), "sd15", options.large_images, 512, options)
     if not options.no_training:
         found |= trained(options)
