@@ -21,8 +21,9 @@ from idgbr.training.settings import TrainingConfig
 CONFIG_VERSION = 1
 
 _SYNTHETIC = When("data.source", ("synthetic",))
-_OUT_OF_FOLD = When("coarse.source", ("out_of_fold", "mixed"))
+_OUT_OF_FOLD = When("coarse.source", ("out_of_fold", "mixed", "thirds"))
 _SIMULATED = When("coarse.source", ("simulated", "mixed"))
+_CORRUPTED = When("coarse.source", ("simulated", "mixed", "thirds"))
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class CoarseConfig(Section):
 
     name = "coarse"
     source: str = setting(
-        "out_of_fold", "where the refiner's training maps come from", choices=("out_of_fold", "in_fold", "simulated", "mixed", "external")
+        "out_of_fold",
+        "where the refiner's training maps come from; thirds: out of fold, in fold, and in fold corrupted to the IoU of validation maps",
+        choices=("out_of_fold", "in_fold", "simulated", "mixed", "thirds", "external"),
     )
     folds: int = setting(
         3, "out of fold: number of folds, by scene, or by block where scenes are fewer", low=2, high=20, read_when=_OUT_OF_FOLD
@@ -83,7 +86,7 @@ class CoarseConfig(Section):
     root: str = setting("", "external: folder of class maps or probabilities, named like the images", path=True)
     iou: float = setting(0.8, "simulated: wanted IoU of every class against the target", low=0.05, high=0.999, read_when=_SIMULATED)
     modes: tuple[str, ...] = setting(
-        ("resample", "jitter", "holes", "missed", "false", "shift"), "simulated: kinds of error", read_when=_SIMULATED
+        ("resample", "jitter", "holes", "missed", "false", "shift"), "simulated: kinds of error", read_when=_CORRUPTED
     )
     tile_px: int = setting(256, "prediction window", low=32, high=4096)
     overlap_px: int = setting(64, "overlap of windows, blended", low=0, high=2048)

@@ -84,7 +84,7 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     seed_backbone = e.seed if e.reseed == "backbone" else 0
     if e.coarse.source != "external":
         names = ["full"]
-        if e.coarse.source in ("out_of_fold", "mixed"):
+        if is_read(e, about_setting("coarse.folds").read_when):
             names += [f"fold{i}" for i in range(e.coarse.folds)]
         for name in names:
             part = {"part": name} | ({"folds": e.coarse.folds} if name != "full" else {})

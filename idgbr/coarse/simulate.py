@@ -28,7 +28,14 @@ Index = NDArray[np.uint8]
 Field = NDArray[np.float32]
 
 
-def corrupt(target: Index, n_classes: int, iou: float | Sequence[float], modes: Sequence[str], rng: np.random.Generator) -> Index:
+def corrupt(
+    target: Index,
+    n_classes: int,
+    iou: float | Sequence[float],
+    modes: Sequence[str],
+    rng: np.random.Generator,
+    start: Index | None = None,
+) -> Index:
     """A class map whose IoU against `target` is `iou`, for every class there but the largest (usually background).
 
     The largest class takes part in the errors of all others, so its IoU follows from theirs and cannot be chosen with
@@ -41,6 +48,8 @@ def corrupt(target: Index, n_classes: int, iou: float | Sequence[float], modes: 
         modes: resample (coarse logits blown up), jitter (wavy outlines), holes, missed (objects), false (objects),
             shift.
         rng: numpy generator; the only source of randomness.
+        start: the map that errors are added to, uint8 [H, W] without 255; the target unless given. Errors that it has
+            already count; they are taken back only where there are too many.
 
     Returns:
         uint8 [H, W]. Within one point of the wanted IoU, or one pixel for classes of fewer than a hundred. A target
@@ -61,10 +70,10 @@ def corrupt(target: Index, n_classes: int, iou: float | Sequence[float], modes: 
     counts = np.bincount(target[known], minlength=n_classes)
     classes = [int(c) for c in np.flatnonzero(counts) if c != counts.argmax()]
     if not classes:
-        return target.copy()
+        return target.copy() if start is None else np.where(known, start, np.uint8(IGNORE))
     largest = int(counts.argmax())
     # Severity dials a continuous family of ever worse maps, drawn from the same random fields.
-    draw = _Errors(target, n_classes, classes, largest, modes, rng)
+    draw = _Errors(target if start is None else start, n_classes, classes, largest, modes, rng)
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -79,9 +88,13 @@ def corrupt(target: Index, n_classes: int, iou: float | Sequence[float], modes: 
 
 def class_iou(index: Index, target: Index, n_classes: int) -> NDArray[np.float64]:
     """[K]; nan where a class is in neither map."""
-    confusion = _confusion(index, target, n_classes)
-    right = np.diag(confusion)
-    either = confusion.sum(0) + confusion.sum(1) - right
+    return iou_of(confusion(index, target, n_classes))
+
+
+def iou_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """IoU [K] of a confusion matrix; nan where a class is in neither map."""
+    right = np.diag(counts)
+    either = counts.sum(0) + counts.sum(1) - right
     return np.where(either > 0, right / np.maximum(either, 1), np.nan)
 
 
@@ -182,8 +195,8 @@ def _filled(index: Index) -> Index:
 # ---- exact correction ------------------------------------------------------------------------------------------------------
 
 
-def _confusion(index: Index, target: Index, n_classes: int) -> NDArray[np.int64]:
-    """[K, K]: rows target, columns map."""
+def confusion(index: Index, target: Index, n_classes: int) -> NDArray[np.int64]:
+    """[K, K]: rows target, columns map; ignored targets are left out."""
     known = target != IGNORE
     pairs = target[known].astype(np.int64) * n_classes + index[known]
     return np.bincount(pairs, minlength=n_classes * n_classes).reshape(n_classes, n_classes)

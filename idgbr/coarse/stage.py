@@ -2,7 +2,8 @@
 
 Held-out splits: by the backbone trained on all training rasters ("full"). Training rasters: by the backbone of the
 fold that never saw them, so that the refiner learns on errors like those it will meet; or by "full" (in_fold), by
-corruption of the target (simulated), by both (mixed), or from a folder of another model's maps (external).
+corruption of the target (simulated), by both (mixed), by three ways in a third of the ground each (thirds: out of
+fold, in fold, in fold corrupted to the IoU of validation maps), or from a folder of another model's maps (external).
 
     <raster id>.tif   K bands uint8, 255 for probability 1, tiled, deflate
 
@@ -11,6 +12,7 @@ K classes, H, W.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,16 +20,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from idgbr.coarse.simulate import corrupt, smooth, soften
+from idgbr.coarse.simulate import confusion, corrupt, iou_of, smooth, soften
 from idgbr.config import CoarseConfig, Runtime
 from idgbr.errors import Missing
 from idgbr.interfaces import Report
+from idgbr.labels import IGNORE
 from idgbr.machine import expanded
-from idgbr.rasters.coarse_map import CoarseMap, coarse_path
-from idgbr.rasters.read import Grid, RasterWriter, read_labels, require_same_grid
+from idgbr.rasters.coarse_map import CoarseMap, coarse_path, read_coarse
+from idgbr.rasters.read import Grid, RasterWriter, Reader, read_labels, require_same_grid
 from idgbr.rasters.write import quantise
 
 if TYPE_CHECKING:
+    from idgbr.coarse.backbone import Backbone
     from idgbr.datasets import Dataset, Raster
 
 SIMULATED_PX = 1024  # targets are corrupted in blocks of this side: memory, and the wanted IoU holds everywhere
@@ -49,22 +53,22 @@ def write(
     """Write `<raster id>.tif` of every raster of the data set.
 
     Args:
-        backbones: folders by name: "full", and "fold0" ... where `source` is out_of_fold or mixed; empty where it is
-            external.
+        backbones: folders by name: "full", and "fold0" ... where `source` is out_of_fold, mixed or thirds; empty where
+            it is external.
         seed: of simulated errors.
         report: called with done, total, raster and source after each raster.
 
     Raises:
-        Missing: a backbone, a target or an external map is not there.
+        Missing: a backbone, a target or an external map is not there; thirds without labelled validation rasters.
         Disagreement: an external map is of another size, or has other classes.
     """
-    from idgbr.training.distributed import device_of
-
     runtime = runtime or Runtime()
     out.mkdir(parents=True, exist_ok=True)
-    done = 0
+    done, predict = 0, _Predictor(config, dataset, backbones, runtime)
+    wanted: list[float] = []
     for name, rasters in _by_source(config, dataset, backbones):
-        network = None
+        if config.source == "thirds" and name != "full":
+            wanted = wanted or validation_iou(dataset, out)
         for raster in rasters:
             reader = raster.reader(dataset.bands)
             grid = reader.grid
@@ -74,21 +78,11 @@ def write(
             elif name == "simulated":
                 strips = _simulated(config, dataset, raster, grid, seed)
             else:
-                from idgbr.coarse import backbone
-
-                device = device_of(runtime)
-                network = network or backbone.load(backbones[name]).to(device)
-                strips = backbone.predict(
-                    network,
-                    reader,
-                    config.tile_px,
-                    config.overlap_px,
-                    temperature=config.temperature,
-                    device=device,
-                    precision=runtime.precision,
-                )
+                strips = predict(name, reader)
                 if config.source == "mixed" and raster.split == "train":
                     strips = _mixed(strips, _simulated(config, dataset, raster, grid, seed), raster, grid, seed)
+                elif config.source == "thirds" and raster.split == "train":
+                    strips = _thirds(strips, predict("full", reader), wanted, config, dataset, raster, grid, seed)
             path = coarse_path(out, raster.id)
             path.parent.mkdir(parents=True, exist_ok=True)
             with RasterWriter(
@@ -99,6 +93,34 @@ def write(
             done += 1
             if report:
                 report(stage="coarse", done=done, total=len(dataset.rasters), raster=raster.id, source=name)
+
+
+class _Predictor:
+    """Strips of a raster by one of the backbones; the last two networks stay loaded (a fold's and the full one)."""
+
+    def __init__(self, config: CoarseConfig, dataset: Dataset, backbones: Mapping[str, Path], runtime: Runtime):
+        self.config, self.runtime, self.backbones = config, runtime, backbones
+        self.load = functools.lru_cache(maxsize=2)(self._load)
+
+    def _load(self, name: str) -> Backbone:
+        from idgbr.coarse import backbone
+        from idgbr.training.distributed import device_of
+
+        return backbone.load(self.backbones[name]).to(device_of(self.runtime))
+
+    def __call__(self, name: str, reader: Reader) -> Strips:
+        from idgbr.coarse import backbone
+        from idgbr.training.distributed import device_of
+
+        return backbone.predict(
+            self.load(name),
+            reader,
+            self.config.tile_px,
+            self.config.overlap_px,
+            temperature=self.config.temperature,
+            device=device_of(self.runtime),
+            precision=self.runtime.precision,
+        )
 
 
 # ---- who maps what ---------------------------------------------------------------------------------------------------------
@@ -116,6 +138,9 @@ def _by_source(config: CoarseConfig, dataset: Dataset, backbones: Mapping[str, P
     elif config.source == "in_fold":
         held_out = train + held_out
     else:
+        if config.source == "thirds" and held_out:  # what is wanted of training maps is measured on these
+            yield _there("full", backbones), held_out
+            held_out = []
         for n, ids in enumerate(dataset.folds(config.folds) if train else []):
             yield _there(f"fold{n}", backbones), [r for r in train if r.id in ids]
     if held_out:
@@ -130,30 +155,55 @@ def _there(name: str, backbones: Mapping[str, Path]) -> str:
     return name
 
 
-# ---- simulated, mixed ------------------------------------------------------------------------------------------------------
+# ---- simulated, mixed, thirds ------------------------------------------------------------------------------------------------------
 
 
 def _generator(seed: int, raster_id: str, row: int, col: int, what: str) -> np.random.Generator:
     return np.random.default_rng([seed, row, col, *f"{what}/{raster_id}".encode()])
 
 
-def _simulated(config: CoarseConfig, dataset: Dataset, raster: Raster, grid: Grid, seed: int) -> Strips:
+def _label(config: CoarseConfig, raster: Raster) -> Path:
     if raster.label is None:
         raise Missing(
             f"raster {raster.id} has no label to simulate a coarse map from",
             value=f"coarse.source={config.source}",
             hint="coarse.source=out_of_fold, or labels for all training rasters",
         )
-    n_classes = dataset.table.n_classes
+    return raster.label
+
+
+def _simulated(config: CoarseConfig, dataset: Dataset, raster: Raster, grid: Grid, seed: int) -> Strips:
     for row in range(0, grid.height, SIMULATED_PX):
         height = min(SIMULATED_PX, grid.height - row)
-        blocks = []
-        for col in range(0, grid.width, SIMULATED_PX):
-            width = min(SIMULATED_PX, grid.width - col)
-            target = read_labels(raster.label, dataset.table, row, col, height, width)
-            rng = _generator(seed, raster.id, row, col, "simulated")
-            blocks.append(soften(corrupt(target, n_classes, config.iou, config.modes, rng), n_classes, rng))
-        yield row, np.concatenate(blocks, axis=2)
+        yield row, _corrupted(config.iou, None, config, dataset, raster, row, height, grid.width, seed, "simulated")
+
+
+def _corrupted(
+    iou: float | list[float],
+    start: NDArray[np.uint8] | None,
+    config: CoarseConfig,
+    dataset: Dataset,
+    raster: Raster,
+    row: int,
+    height: int,
+    width: int,
+    seed: int,
+    what: str,
+) -> NDArray[np.float32]:
+    """Rows of a map with the wanted IoU, softened [K, height, width]; made from the target, or from the map `start`
+    [height, width]."""
+    label, n_classes = _label(config, raster), dataset.table.n_classes
+    blocks = []
+    for col in range(0, width, SIMULATED_PX):
+        side = min(SIMULATED_PX, width - col)
+        target = read_labels(label, dataset.table, row, col, height, side)
+        rng = _generator(seed, raster.id, row, col, what)
+        first = None if start is None else np.ascontiguousarray(start[:, col : col + side])
+        index = corrupt(target, n_classes, iou, config.modes, rng, first)
+        if first is not None:
+            index = np.where(index == IGNORE, first, index)
+        blocks.append(soften(index, n_classes, rng))
+    return np.concatenate(blocks, axis=2)
 
 
 def _mixed(predicted: Strips, simulated: Strips, raster: Raster, grid: Grid, seed: int) -> Strips:
@@ -164,6 +214,57 @@ def _mixed(predicted: Strips, simulated: Strips, raster: Raster, grid: Grid, see
         other = blocks.take(height)
         share = 1 / (1 + np.exp(-8 * _field_rows(raster.id, grid, seed, row, height)))
         yield row, part + share * (other - part)
+
+
+def _thirds(
+    out_of_fold: Strips,
+    in_fold: Strips,
+    iou: list[float],
+    config: CoarseConfig,
+    dataset: Dataset,
+    raster: Raster,
+    grid: Grid,
+    seed: int,
+) -> Strips:
+    """Out of fold, in fold, and in fold corrupted to `iou`, in a third of the ground each, in patches of some 64 px
+    with soft borders."""
+    others, own = _Rows(out_of_fold), _Rows(in_fold)
+    for row in range(0, grid.height, SIMULATED_PX):
+        height = min(SIMULATED_PX, grid.height - row)
+        first, second = others.take(height), own.take(height)
+        start = second.argmax(0).astype(np.uint8)
+        third = _corrupted(iou, start, config, dataset, raster, row, height, grid.width, seed, "corrupted")
+        fields = np.stack([_field_rows(raster.id, grid, seed, row, height, f"third{n}") for n in range(3)])
+        share = np.exp(8 * (fields - fields.max(0)))
+        share /= share.sum(0)
+        yield row, share[0] * first + share[1] * second + share[2] * third
+
+
+def validation_iou(dataset: Dataset, folder: Path) -> list[float]:
+    """IoU [K] of the coarse maps of labelled validation rasters, pooled; a class that is nowhere takes the mean of
+    the others.
+
+    Raises:
+        Missing: no validation raster has labels.
+    """
+    k = dataset.table.n_classes
+    counts = np.zeros((k, k), np.int64)
+    for raster in dataset.of("val"):
+        if raster.label is None:
+            continue
+        for row in range(0, raster.height, SIMULATED_PX):
+            height = min(SIMULATED_PX, raster.height - row)
+            target = read_labels(raster.label, dataset.table, row, 0, height, raster.width)
+            index = read_coarse(folder, raster.id, (row, 0, height, raster.width)).argmax(0).astype(np.uint8)
+            counts += confusion(index, target, k)
+    if not counts.any():
+        raise Missing(
+            "no labelled validation raster, so nothing says how good training maps should be",
+            value="coarse.source=thirds",
+            hint="coarse.source=out_of_fold, or a split with validation rasters",
+        )
+    iou = iou_of(counts)
+    return np.where(np.isnan(iou), np.nanmean(iou), iou).clip(0.05, 1).tolist()
 
 
 class _Rows:
@@ -181,12 +282,12 @@ class _Rows:
         return out
 
 
-def _field_rows(raster_id: str, grid: Grid, seed: int, row: int, height: int) -> NDArray[np.float32]:
+def _field_rows(raster_id: str, grid: Grid, seed: int, row: int, height: int, what: str = "mixed") -> NDArray[np.float32]:
     """Rows of a smooth random field over the whole raster, made block row by block row so that memory follows the
     width."""
     rows = []
     for block in range(row // SIMULATED_PX, (row + height - 1) // SIMULATED_PX + 1):
-        field = smooth((SIMULATED_PX, grid.width), 32, _generator(seed, raster_id, block, 0, "mixed"))
+        field = smooth((SIMULATED_PX, grid.width), 32, _generator(seed, raster_id, block, 0, what))
         first = block * SIMULATED_PX
         rows.append(field[max(0, row - first) : row + height - first])
     return np.concatenate(rows)

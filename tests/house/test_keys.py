@@ -61,6 +61,8 @@ def test_every_setting_that_names_a_file_says_so(tmp_path: Path) -> None:
         ("coarse", {"coarse.source": "in_fold"}, "coarse.iou", (0.5, 0.6)),
         ("coarse", {"coarse.source": "simulated"}, "coarse.folds", (4, 5)),
         ("coarse", {"coarse.source": "mixed"}, "coarse.folds", (4, 5)),
+        ("coarse", {"coarse.source": "thirds"}, "coarse.folds", (4, 5)),
+        ("coarse", {"coarse.source": "thirds"}, "coarse.iou", (0.5, 0.6)),
         ("refiner", {"refiner.kind": "one_pass"}, "refiner.schedule", ("linear", "sigmoid")),
         ("refiner", {}, "refiner.teacher", ("a", "b")),
         ("refiner", {"refiner.alignment": 0.5}, "refiner.teacher", ("a", "b")),

@@ -11,7 +11,7 @@ import torch
 
 from idgbr.coarse import backbone
 from idgbr.coarse import stage as coarse
-from idgbr.coarse.simulate import class_iou
+from idgbr.coarse.simulate import class_iou, corrupt
 from idgbr.config import BackboneConfig, CoarseConfig
 from idgbr.datasets import Dataset
 from idgbr.errors import Disagreement, Missing
@@ -87,6 +87,42 @@ def test_mixed_maps_lie_between_predicted_and_simulated(scenes: Dataset, backbon
     assert 0.2 < near_one / (near_one + near_other) < 0.8
 
 
+def test_thirds_are_out_of_fold_in_fold_and_in_fold_corrupted_to_the_iou_of_validation_maps(
+    scenes: Dataset, backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    for source in ("out_of_fold", "in_fold", "thirds"):
+        coarse.write(dataclasses.replace(WINDOW, source=source), scenes, backbones, seed=4, out=tmp_path / source)
+    val, train = scenes.of("val"), scenes.of("train")
+    for raster in val:
+        assert (read_coarse(tmp_path / "thirds", raster.id) == read_coarse(tmp_path / "out_of_fold", raster.id)).all()
+    target = np.concatenate([read_labels(r.label, scenes.table).ravel() for r in val])  # type: ignore[arg-type]
+    index = np.concatenate([read_coarse(tmp_path / "thirds", r.id).argmax(0).ravel() for r in val])
+    labelled = target != 255
+    wanted = [((index == c) & (target == c)).sum() / (((index == c) & labelled) | (target == c)).sum() for c in range(2)]
+    assert coarse.validation_iou(scenes, tmp_path / "thirds") == pytest.approx(np.clip(wanted, 0.05, 1))
+    pixels, like = 0, np.zeros(2)
+    for raster in train:
+        out_of_fold, in_fold, thirds = (read_coarse(tmp_path / s, raster.id)[0] for s in ("out_of_fold", "in_fold", "thirds"))
+        apart = abs(out_of_fold - in_fold) > 0.02
+        like += [(abs(thirds - part)[apart] < 0.005).sum() for part in (out_of_fold, in_fold)]
+        pixels += int(apart.sum())
+    assert like / pixels == pytest.approx([1 / 3, 1 / 3], abs=0.25)  # few patches in small scenes
+
+
+def test_errors_are_added_to_a_map_that_has_some_already() -> None:
+    rng = np.random.default_rng(0)
+    rows, cols = np.indices((192, 192))
+    target = ((rows // 24 % 2) & (cols // 24 % 2)).astype(np.uint8)
+    start = np.roll(target, 2, 1)
+    before = class_iou(start, target, 2)[1]
+    for iou in (before - 0.2, before + 0.1):  # worse than the map is, and better
+        found = corrupt(target, 2, iou, ("jitter", "missed"), rng, start)
+        assert class_iou(found, target, 2)[1] == pytest.approx(iou, abs=0.01)
+        assert (found != start).mean() < (start != target).mean() + 0.2
+    alone = np.zeros_like(target)
+    assert (corrupt(alone, 2, 0.5, ("jitter",), rng, start) == start).all()
+
+
 def test_external_class_maps_and_probabilities_arrive(scenes: Dataset, tmp_path: Path) -> None:
     config = dataclasses.replace(WINDOW, source="external", root=str(tmp_path / "maps"))
     (tmp_path / "maps").mkdir()
@@ -132,6 +168,9 @@ def test_external_maps_that_do_not_fit_are_refused_and_leave_no_half_file(scenes
 def test_a_backbone_or_a_map_that_is_not_there_is_named(scenes: Dataset, backbones: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(Missing, match="no backbone fold1"):
         coarse.write(WINDOW, scenes, {k: v for k, v in backbones.items() if k != "fold1"}, seed=0, out=tmp_path)
+    no_val = dataclasses.replace(scenes, rasters=scenes.of("train"))
+    with pytest.raises(Missing, match="no labelled validation raster"):
+        coarse.write(dataclasses.replace(WINDOW, source="thirds"), no_val, backbones, seed=0, out=tmp_path)
     with pytest.raises(Missing, match="no coarse map of nowhere"):
         read_coarse(tmp_path, "nowhere")
 
