@@ -249,8 +249,8 @@ def validation_iou(dataset: Dataset, folder: Path) -> list[float]:
     """
     k = dataset.table.n_classes
     counts = np.zeros((k, k), np.int64)
-    for raster in dataset.of("val"):
-        if raster.label is None:
+    for raster in dataset.rasters:
+        if raster.split != "val" or raster.label is None:
             continue
         for row in range(0, raster.height, SIMULATED_PX):
             height = min(SIMULATED_PX, raster.height - row)
