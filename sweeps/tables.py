@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import os
 import subprocess
 import time
 import typing
@@ -96,14 +97,16 @@ CURVES_SCHEMA = pa.schema(
 @functools.cache
 @functools.cache
 def git_commit() -> str:
-    """Commit of the code that runs, `+` when files differ from it; empty outside a repository."""
+    """Commit of the code that runs, `+` when files differ from it. Outside a repository, as in an image: what
+    IDGBR_COMMIT says, or empty.
+    """
     here = Path(__file__).resolve().parent
     try:
         run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)
         commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
         return commit + ("+" if run(["git", "status", "--porcelain", "-uno"]).stdout.strip() else "")
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return os.environ.get("IDGBR_COMMIT", "")
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ BASE = "python:3.11-slim-bookworm"
 
 
 def dockerfile(spec: ClusterSpec) -> str:
-    """Build it in the repository's root: `docker build -t IMAGE -f Dockerfile .`
+    """Build it in the repository's root: `docker build -t IMAGE --build-arg COMMIT=$(git rev-parse HEAD) -f Dockerfile .`
 
+    The image holds no repository: rows of a study name the commit that was given to the build.
     Versions are those of constraints.txt, so every node holds the same ones. The program runs as a user without
     rights.
     """
@@ -23,7 +24,7 @@ def dockerfile(spec: ClusterSpec) -> str:
     env = " ".join(f"{name}={json.dumps(value)}" for name, value in variables.items())
     return f"""\
 # Written by `python -m cluster render`. Build in the root of the repository:
-#   docker build -t IMAGE -f Dockerfile .
+#   docker build -t IMAGE --build-arg COMMIT=$(git rev-parse HEAD) -f Dockerfile .
 FROM {BASE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # wget for KubeRay's probes, rsync and ssh for Ray's cluster launcher, procps for its commands
@@ -38,6 +39,8 @@ COPY sweeps /app/sweeps
 COPY cluster /app/cluster
 RUN pip install --no-cache-dir --constraint /app/constraints.txt /app
 RUN useradd --create-home --uid 10001 idgbr && mkdir -p /store && chown idgbr /store
+ARG COMMIT=""
+ENV IDGBR_COMMIT=$COMMIT
 USER idgbr
 WORKDIR /app
 CMD ["python", "-m", "cluster", "--help"]

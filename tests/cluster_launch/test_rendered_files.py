@@ -159,7 +159,7 @@ def lint_dockerfile(text: str) -> list[str]:
     """Findings after hadolint's rules that matter here (their numbers in brackets)."""
     text = re.sub(r"\\\n", " ", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
     lines = [line.split(None, 1) for line in text.splitlines() if line.strip()]
-    known = {"FROM", "SHELL", "RUN", "ENV", "COPY", "USER", "WORKDIR", "CMD"}
+    known = {"FROM", "SHELL", "RUN", "ARG", "ENV", "COPY", "USER", "WORKDIR", "CMD"}
     found = [f"unknown instruction {word}" for word, *_ in lines if word not in known]
     if lines[0][0] != "FROM":
         found.append("does not begin with FROM")
