@@ -33,6 +33,7 @@ def paper_study(name: str, size: str = "small") -> Study:
         overrides={"sampler.split": published.test_split},
         replicates=SEEDS,
         yardsticks=("coarse", "one_pass"),
+        yardsticks_of="baseline",
         sized_for="gpu",
     )
 

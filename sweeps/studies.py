@@ -43,6 +43,7 @@ def quickstart() -> Study:
         },
         replicates=2,
         yardsticks=("coarse", "one_pass"),
+        yardsticks_of="baseline",
     )
 
 
@@ -57,11 +58,12 @@ def demo() -> Study:
         recipe="demo",
         points=({}, {"sampler.steps": 1}, {"refiner.schedule": "linear"}, {"refiner.guidance_width": 16}),
         yardsticks=("coarse", "one_pass"),
+        yardsticks_of="baseline",
     )
 
 
 def oam() -> Study:
-    """Real data: noise schedule x guidance width (trained) x steps (sampled), two seeds: 10 refiners, two cores,
+    """Real data: noise schedule x guidance width (trained) x steps (sampled), two seeds: 12 refiners, two cores,
     about an hour.
     """
     return Study(
@@ -134,7 +136,7 @@ def choices_dubai_landcover() -> Study:
 
 
 def schedules(recipe: str = "oam_buildings") -> Study:
-    """Noise schedule x parameterisation x steps: 8 refiners a seed, 32 trials a seed."""
+    """Noise schedule x parameterisation x steps: 8 refiners a seed, 32 trials a seed, and one of one pass."""
     return Study(
         name="schedules",
         recipe=recipe,
@@ -149,7 +151,7 @@ def schedules(recipe: str = "oam_buildings") -> Study:
 
 
 def guidance(recipe: str = "oam_buildings") -> Study:
-    """Guidance width x attention (trained) x guidance scale (sampled): 6 refiners a seed."""
+    """Guidance width x attention (trained) x guidance scale (sampled): 6 refiners a seed, and 6 of one pass."""
     return Study(
         name="guidance",
         recipe=recipe,

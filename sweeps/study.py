@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from idgbr import stages
-from idgbr.config import SECTIONS, Experiment, apply, split_name
+from idgbr.config import SECTIONS, Experiment, apply, is_read, split_name
 from idgbr.errors import BadRequest, nearest
 from idgbr.recipes import recipe
-from idgbr.settings import Section, digest, identity
+from idgbr.refiner.settings import RefinerConfig, SamplerConfig
+from idgbr.settings import Section, digest, identity, settings
 
 DESIGNS = ("grid", "one_at_a_time")
-YARDSTICKS = ("coarse", "one_pass")
+YARDSTICKS = ("coarse", "one_pass", "cascade")
+OWNERS = ("arms", "baseline")
 Setting = bool | int | float | str | None | tuple["Setting", ...]  # what a setting of an experiment may be
 Overrides = Mapping[str, Setting]  # stage.field -> value
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -125,7 +127,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Trial:
-    """One experiment of a study. `role` is trial, or the yardstick it is: coarse, one_pass."""
+    """One experiment of a study. `role` is trial, or the yardstick it is: coarse, one_pass, cascade."""
 
     overrides: Overrides
     experiment: Experiment
@@ -172,8 +174,11 @@ class Study:
             `reseed` names on.
         constraints: predicates over the experiment; trials for which one is false are left out.
         baseline: the trial that others are compared with; by default the first value of every axis.
-        yardsticks: trials added for each distinct coarse map: "coarse" (the map itself), "one_pass" (the baseline's
-            network, one pass).
+        yardsticks: trials added for each distinct coarse map: "coarse" (the map itself); "one_pass" and "cascade":
+            refiners of that kind with the network, loss, crops, images and tiles of the trials that they stand
+            beside; each is trained once, however many trials share it.
+        yardsticks_of: "arms": one_pass and cascade for every network and training among the trials; "baseline": for
+            that of the baseline alone, which costs less.
         parts: other studies whose trials belong to this one too (a union).
         search: makes the study adaptive.
         sized_for: "cpu" or "gpu"; a run of a study sized for GPUs takes one a job unless told otherwise.
@@ -192,6 +197,7 @@ class Study:
     constraints: tuple[Constraint, ...] = ()
     baseline: Overrides = field(default_factory=dict)
     yardsticks: tuple[str, ...] = ("coarse",)
+    yardsticks_of: str = "arms"
     parts: tuple[Study, ...] = ()
     search: Search | None = None
     sized_for: str = "cpu"
@@ -206,6 +212,13 @@ class Study:
                 raise BadRequest(
                     "unknown yardstick", value=yardstick, allowed=", ".join(YARDSTICKS), hint=nearest(yardstick, YARDSTICKS) or None
                 )
+        if self.yardsticks_of not in OWNERS:
+            raise BadRequest(
+                "unknown owner of yardsticks",
+                value=self.yardsticks_of,
+                allowed=", ".join(OWNERS),
+                hint=nearest(self.yardsticks_of, OWNERS) or None,
+            )
         names = [a.name for a in self.axes]
         for name in names:
             if names.count(name) > 1 or name in self.overrides:
@@ -279,10 +292,16 @@ def expand(study: Study) -> list[Trial]:
 
 
 def yardsticks(study: Study, trials: Iterable[Trial], baseline: Experiment) -> list[Trial]:
-    """The trials to measure against: one for each distinct coarse map (and split, score, and seed where it matters)."""
+    """The trials to measure against: one for each distinct coarse map (and split, score, and seed where it matters),
+    and of one_pass and cascade one for each network and training (see `Study.yardsticks_of`).
+
+    A yardstick that is among the trials already is left out.
+    """
     base = study.base()
-    found: dict[tuple[str, int, tuple[Section | str, ...]], Trial] = {}
-    for trial in trials:
+    given = list(trials)
+    alike = functools.cache(functools.partial(_of_kind, baseline=baseline))
+    found: dict[tuple[object, ...], Trial] = {}
+    for trial in given:
         e = trial.experiment
         upstream = (e.data, e.backbone, e.coarse, e.score, e.sampler.split, e.reseed)
         seed = e.seed if e.reseed == "backbone" else 0  # nothing in a coarse map depends on the refiner's seed
@@ -290,12 +309,31 @@ def yardsticks(study: Study, trials: Iterable[Trial], baseline: Experiment) -> l
             refiner, sampler = dataclasses.replace(base.refiner, kind="none"), dataclasses.replace(base.sampler, split=e.sampler.split)
             of_coarse = dataclasses.replace(e, refiner=refiner, sampler=sampler, seed=seed)
             found["coarse", seed, upstream] = Trial({"refiner.kind": "none"}, of_coarse, "coarse")
-        if "one_pass" in study.yardsticks and ("one_pass", e.seed, upstream) not in found:
-            refiner = dataclasses.replace(baseline.refiner, kind="one_pass")
-            sampler = dataclasses.replace(baseline.sampler, split=e.sampler.split)
-            one = dataclasses.replace(e, refiner=refiner, sampler=sampler)
-            found["one_pass", e.seed, upstream] = Trial({"refiner.kind": "one_pass"}, one, "one_pass")
-    return [trial for _, trial in sorted(found.items(), key=lambda item: YARDSTICKS.index(item[0][0]))]
+        if e.refiner.kind == "none":
+            continue
+        arm = e if study.yardsticks_of == "arms" else dataclasses.replace(e, refiner=baseline.refiner, sampler=baseline.sampler)
+        for kind in (k for k in study.yardsticks if k != "coarse"):
+            refiner, sampler = alike(kind, arm.refiner, arm.sampler)
+            sampler = dataclasses.replace(sampler, split=e.sampler.split)
+            key = (kind, e.seed, upstream, refiner, sampler)
+            if key not in found:
+                found[key] = Trial({"refiner.kind": kind}, dataclasses.replace(e, refiner=refiner, sampler=sampler), kind)
+    rows = [trial for _, trial in sorted(found.items(), key=lambda item: YARDSTICKS.index(str(item[0][0])))]
+    kinds = {row.role for row in rows}
+    there = {t.jobs[-1].key: t.id for t in given if t.experiment.refiner.kind in kinds}
+    return [row for row in rows if there.get(row.jobs[-1].key, row.id) == row.id]
+
+
+def _of_kind(kind: str, refiner: RefinerConfig, sampler: SamplerConfig, baseline: Experiment) -> tuple[RefinerConfig, SamplerConfig]:
+    """Settings of a refiner of another kind, alike in all that it reads; what it does not read is as in the
+    baseline, so that arms that differ in nothing else share it."""
+    e = dataclasses.replace(baseline, refiner=dataclasses.replace(refiner, kind=kind), sampler=sampler)
+    for name, section in (("refiner", e.refiner), ("sampler", e.sampler)):
+        for field_name, about in settings(section):
+            given = {f"{name}.{field_name}": getattr(getattr(baseline, name), field_name)}
+            if about.read_when is not None and not is_read(e, about.read_when) and not is_read(apply(e, given), about.read_when):
+                e = apply(e, given)
+    return e.refiner, e.sampler
 
 
 def _combinations(study: Study) -> Iterable[dict[str, Setting]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -71,6 +72,47 @@ def test_a_grid_is_every_combination_times_the_seeds_and_the_yardsticks_once() -
     assert roles.count("coarse") == 1  # the coarse map knows no refiner seed
     assert roles.count("one_pass") == 3
     assert len({t.id for t in trials}) == len(trials)
+
+
+def test_one_pass_and_cascade_share_all_that_they_read_with_the_arm_beside_them() -> None:
+    points = (
+        {},
+        {"sampler.steps": 2},
+        {"refiner.schedule": "linear"},
+        {"refiner.guidance_width": 8},
+        {"refiner.loss_weighting": "boundary"},
+        {"refiner.timestep_law": "uniform"},
+        {"refiner.train_images": 5},
+        {"sampler.reach_px": 4.0},
+    )
+    study = Study("arms", "synthetic", points=points, replicates=2, yardsticks=("one_pass", "cascade"))
+    trials = expand(study)
+    for kind, networks, trained in (("one_pass", 5, 4), ("cascade", 7, 5)):
+        rows = [t for t in trials if t.role == kind]
+        assert len(rows) == 2 * networks
+        assert len({j.key for t in rows for j in t.jobs if j.stage == "refiner"}) == 2 * trained
+    read_by_one_pass = ("guidance_width", "loss_weighting", "train_images", "channels", "crop_px", "lr")
+    for trial in (t for t in trials if t.role == "trial"):
+        alike = [
+            t
+            for t in trials
+            if t.role == "one_pass"
+            and t.experiment.seed == trial.experiment.seed
+            and t.experiment.sampler.reach_px == trial.experiment.sampler.reach_px
+            and all(getattr(t.experiment.refiner, n) == getattr(trial.experiment.refiner, n) for n in read_by_one_pass)
+        ]
+        assert len(alike) == 1
+    alone = expand(dataclasses.replace(study, yardsticks_of="baseline"))
+    assert [t.role for t in alone].count("one_pass") == 2
+    with pytest.raises(BadRequest, match="arms, baseline"):
+        dataclasses.replace(study, yardsticks_of="arm")
+
+
+def test_a_yardstick_that_is_among_the_trials_is_there_once() -> None:
+    one_pass = {"refiner.kind": "one_pass"}
+    points = ({}, one_pass | {"refiner.schedule": "linear"}, one_pass | {"refiner.guidance_width": 8})
+    trials = expand(Study("once", "synthetic", points=points, yardsticks=("one_pass",)))
+    assert len({t.jobs[-1].key for t in trials}) == len(trials) == 3
 
 
 def test_one_at_a_time_varies_one_axis_from_the_baseline() -> None:
