@@ -85,6 +85,14 @@ class CoarseConfig(Section):
     )
     root: str = setting("", "external: folder of class maps or probabilities, named like the images", path=True)
     iou: float = setting(0.8, "simulated: wanted IoU of every class against the target", low=0.05, high=0.999, read_when=_SIMULATED)
+    iou_high: float = setting(
+        0.0,
+        "simulated: the IoU of every raster (block of 1024 px) is drawn between iou and this; 0: it is iou",
+        low=0,
+        high=0.999,
+        read_when=_SIMULATED,
+        key_at_default=False,
+    )
     modes: tuple[str, ...] = setting(
         ("resample", "jitter", "holes", "missed", "false", "shift"), "simulated: kinds of error", read_when=_CORRUPTED
     )

@@ -146,6 +146,37 @@ def buildings_world() -> Experiment:
     )
 
 
+def general() -> Experiment:
+    """The general refiner: one class against the rest, on tiles that `python benchmarks/general.py tiles` writes to
+    IDGBR_DATA/general from several data sets.
+
+    `idgbr train-refiner general`: minutes on one GPU, a night on two cores; Ctrl-C and the same command again go on. What
+    comes out, and how it scores on places never seen: docs/models.md.
+    """
+    return Experiment(
+        data=DataConfig(source="folder", root=data_path("general")),
+        coarse=CoarseConfig(source="external", root=data_path("general/coarse")),
+        refiner=RefinerConfig(
+            kind="one_pass",
+            channels=(32, 64, 96),
+            condition_channels=(48, 96, 144),
+            condition_encoder="tf_efficientnet_lite0",
+            condition_weights=data_path(_LITE0),
+            class_channels=True,
+            pixel_channels=16,
+            fresh_coarse=1.0,
+            temperature_spread=0.5,
+            crop_px=128,
+            batch_images=32,
+            train_images=64_000,
+            warmup_images=2000,
+            ema_images=3200,
+        ),
+        sampler=SamplerConfig(tile_px=256, overlap_px=32),
+        score=ScoreConfig(tile_px=256),
+    )
+
+
 _LITE0 = "weights/tf_efficientnet_lite0_in1k.safetensors"
 
 
@@ -163,7 +194,7 @@ def _refiner_with_encoder(train_images: int, ema_images: float = 800.0) -> Refin
 
 
 BUILT_IN: dict[str, Callable[[], Experiment]] = {
-    f.__name__: f for f in (synthetic, naip_fields, demo, naip_fields_pretrained, oam_buildings, dubai_landcover, buildings_world)
+    f.__name__: f for f in (synthetic, naip_fields, demo, naip_fields_pretrained, oam_buildings, dubai_landcover, buildings_world, general)
 } | PAPER_RECIPES
 
 

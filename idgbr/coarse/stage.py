@@ -199,7 +199,8 @@ def _corrupted(
         target = read_labels(label, dataset.table, row, col, height, side)
         rng = _generator(seed, raster.id, row, col, what)
         first = None if start is None else np.ascontiguousarray(start[:, col : col + side])
-        index = corrupt(target, n_classes, iou, config.modes, rng, first)
+        wanted = float(rng.uniform(config.iou, config.iou_high)) if config.iou_high and start is None else iou
+        index = corrupt(target, n_classes, wanted, config.modes, rng, first)
         if first is not None:
             index = np.where(index == IGNORE, first, index)
         blocks.append(soften(index, n_classes, rng))

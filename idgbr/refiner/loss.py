@@ -18,14 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgbr.config import RefinerConfig, Runtime
-from idgbr.errors import BadRequest
+from idgbr.errors import BadRequest, Disagreement
 from idgbr.interfaces import Report, Stop
 from idgbr.labels import IGNORE
+from idgbr.machine import expanded
 from idgbr.refiner import saved
 from idgbr.refiner.guidance import Condition
 from idgbr.refiner.process import Draw
 from idgbr.refiner.refiner import Refiner
 from idgbr.refiner.tuning import tuned_decision
+from idgbr.settings import network_shape
 from idgbr.training.batches import Samples
 
 if TYPE_CHECKING:
@@ -264,7 +266,7 @@ def fit(
     world = world or World()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the same start on every rank
-        refiner = Refiner.build(config, len(dataset.stats.mean), dataset.table, dataset.stats)
+        refiner = started(config, dataset)
         module = RefinerTraining(refiner)
     samples = TrainSamples(
         dataset,
@@ -275,6 +277,8 @@ def fit(
         boundary_share=config.boundary_share,
         held_out=config.held_out,
         temperature_spread=config.temperature_spread,
+        fresh_coarse=config.fresh_coarse,
+        fresh_iou=config.fresh_iou,
     )
     stream = Numbered(samples, config.crop_pool, cached_encoder(module) if config.crop_pool else None)
     train(module, stream, config, seed=seed, out=out, scratch=scratch, world=world, runtime=runtime, report=report, stop=stop)
@@ -284,6 +288,30 @@ def fit(
             refiner = Refiner.load(out, world.device(runtime or Runtime()))
             refiner.decision = tuned_decision(refiner, dataset, coarse_dir, config.held_out)
             saved.write_config(refiner, out)
+
+
+def started(config: RefinerConfig, dataset: Dataset) -> Refiner:
+    """A refiner for the data set: with random weights, or with those of the saved refiner `config.start`, whose band
+    statistics it keeps.
+
+    Raises:
+        Missing: no such folder. Disagreement: its network or its number of bands or classes is another one.
+    """
+    if not config.start:
+        return Refiner.build(config, len(dataset.stats.mean), dataset.table, dataset.stats)
+    saved_one = Refiner.load(expanded(config.start))
+    here, there = (network_shape(c) for c in (dataclasses.replace(config, condition_weights=""), saved_one.config))
+    counts = (len(dataset.stats.mean), dataset.table.n_classes), (saved_one.n_bands, saved_one.table.n_classes)
+    if here != there or counts[0] != counts[1]:
+        raise Disagreement(
+            "the refiner to start from has another network",
+            value=f"refiner.start={config.start}: {counts[1][0]} bands, {counts[1][1]} classes",
+            allowed=f"{counts[0][0]} bands, {counts[0][1]} classes, and the network settings of the training",
+            hint="`idgbr adapt` takes the settings from the saved refiner",
+        )
+    refiner = Refiner.build(dataclasses.replace(config, condition_weights="", start=""), counts[0][0], dataset.table, saved_one.stats)
+    refiner.load_state_dict(saved_one.state_dict())
+    return refiner
 
 
 def cached_encoder(module: RefinerTraining) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

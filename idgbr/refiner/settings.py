@@ -195,6 +195,30 @@ class RefinerConfig(TrainingConfig):
         shapes_network=False,
         key_at_default=False,
     )
+    fresh_coarse: float = setting(
+        0.0,
+        "share of training crops whose coarse map is simulated anew from the target, with other errors every time",
+        low=0,
+        high=1,
+        shapes_network=False,
+        key_at_default=False,
+    )
+    fresh_iou: tuple[float, ...] = setting(
+        (0.5, 0.95),
+        "lowest and highest IoU of those maps",
+        low=0.05,
+        high=0.999,
+        read_when=When("refiner.fresh_coarse"),
+        shapes_network=False,
+        key_at_default=False,
+    )
+    start: str = setting(
+        "",
+        "folder of a saved refiner whose weights the training starts from (fine-tuning); empty: random weights",
+        path=True,
+        shapes_network=False,
+        key_at_default=False,
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass", speed_only=True)
     micro_images: int = setting(
         0,

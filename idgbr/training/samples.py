@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from idgbr.coarse.simulate import fresh
 from idgbr.datasets.index import BandStats, Dataset, Raster
 from idgbr.errors import BadRequest
 from idgbr.labels import IGNORE
@@ -70,6 +71,8 @@ class TrainSamples:
         held_out: share of blocks of ground whose labels are hidden (`held_out.py`).
         temperature_spread: coarse probabilities p become p^(1/T), T = exp(N(0, spread)) a crop: how sure a map is
             differs between maps.
+        fresh_coarse: share of samples whose coarse map is simulated anew from the target of the crop. fresh_iou: lowest
+            and highest IoU of these maps.
 
     Raises:
         BadRequest: no rasters, or one without a label.
@@ -86,6 +89,8 @@ class TrainSamples:
         augment: bool = True,
         held_out: float = 0.0,
         temperature_spread: float = 0.0,
+        fresh_coarse: float = 0.0,
+        fresh_iou: tuple[float, ...] = (0.5, 0.95),
     ):
         if not rasters:
             raise BadRequest("no rasters to train on", hint="a split table with rasters in split 'train'")
@@ -97,6 +102,7 @@ class TrainSamples:
         self.crop_px, self.seed, self.boundary_share, self.augment = crop_px, seed, boundary_share, augment
         self.coarse_dir = Path(coarse_dir) if coarse_dir else None
         self.held_out, self.temperature_spread = held_out_blocks(self.rasters, held_out), temperature_spread
+        self.fresh_coarse, self.fresh_iou = fresh_coarse, (min(fresh_iou), max(fresh_iou))
         areas = np.array([r.height * r.width for r in self.rasters], np.float64)
         self.cumulative = np.cumsum(areas) / areas.sum()
         # bytes a pixel: 8-bit bands (wider types are checked when read), valid, label, float32 coarse probabilities
@@ -126,7 +132,10 @@ class TrainSamples:
         image, valid, target = self._window(raster, row, col)
         arrays: dict[str, NDArray[Any]] = {"image": image, "target": target, "valid": valid}
         if self.coarse_dir is not None:
-            arrays["coarse"] = self._coarse(raster, row, col)
+            if self.fresh_coarse and rng.random() < self.fresh_coarse:
+                arrays["coarse"] = fresh(target, self.table.n_classes, self.fresh_iou, rng)
+            else:
+                arrays["coarse"] = self._coarse(raster, row, col)
             if self.temperature_spread:
                 arrays["coarse"] = tempered(arrays["coarse"], float(np.exp(rng.normal(0, self.temperature_spread))))
         if self.augment:

@@ -41,7 +41,9 @@ def test_every_setting_that_names_a_file_says_so(tmp_path: Path) -> None:
         f"{name}.{field}"
         for name, cls in SECTIONS.items()
         for field, about in settings(cls)
-        if re.search(r"safetensors file|folder of (the unpacked|class maps)|(Diffusion|diffusers) folder|JSON file", about.doc)
+        if re.search(
+            r"safetensors file|folder of (the unpacked|class maps|a saved refiner)|(Diffusion|diffusers) folder|JSON file", about.doc
+        )
     }
     assert paths == documented
     keys = []
