@@ -19,6 +19,7 @@ EXAMPLES = """Examples:
   python -m sweeps plan   quickstart                       what would run, what is stored, time, disk
   python -m sweeps run    quickstart                       stop it any time; the same command resumes
   python -m sweeps status quickstart                       from another terminal
+  python -m sweeps watch  quickstart                       the same as a live page; ends with the study
   python -m sweeps table  quickstart --md                  coarse, one pass, refined, with intervals
   python -m sweeps ablate quickstart --baseline coarse     paired effects of every axis
   python -m sweeps report quickstart -o report.html        one file, no network
@@ -79,6 +80,21 @@ def status(study: StudyName, /, *, store: StorePath = "", json: bool = False) ->
     from sweeps.run import commands
 
     commands.status(commands.name_of(study), _store(store), as_json=json)
+
+
+def watch(
+    study: StudyName,
+    /,
+    *,
+    store: StorePath = "",
+    once: Annotated[bool, arg(help="print one page")] = False,
+    every_s: Annotated[float, arg(help="seconds between two looks at the store")] = 5.0,
+) -> None:
+    """One live page: trials, units by node, GPU-hours, best so far, last failures. Ends with the study."""
+    from sweeps.run import commands
+    from sweeps.run.watch import watch as show
+
+    show(commands.name_of(study), _store(store), once=once, every_s=every_s)
 
 
 def gc(
@@ -180,7 +196,7 @@ def verify(studies: StudyNames = (), /, *, results: str = "results/published") -
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (plan, run, status, table, ablate, report, tiles, publish, verify, search, gc, explain)
+    f.__name__: f for f in (plan, run, status, watch, table, ablate, report, tiles, publish, verify, search, gc, explain)
 }
 
 

@@ -20,6 +20,7 @@ import subprocess
 import time
 import typing
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ Manifest = Mapping[str, Any]  # of an artefact, as the store gives it
 SCHEMA_VERSION = 1
 VERSION_KEY = b"idgbr.version"
 STATUSES = ("done", "failed", "pruned")
+READERS = 16  # parts that are read at once
 
 _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
@@ -94,7 +96,6 @@ CURVES_SCHEMA = pa.schema(
 )
 
 
-@functools.cache
 @functools.cache
 def git_commit() -> str:
     """Commit of the code that runs, `+` when files differ from it. Outside a repository, as in an image: what
@@ -216,6 +217,19 @@ def write_parts(store: Store, study: str, row: Row, jobs: Iterable[Job]) -> None
     write_counts(store, study, row["trial"], row["key_counts"])
     write_curves(store, study, row["trial"], jobs)
     write_trial(store, study, row)
+
+
+def rows_of(store: Store, table: str, study: str, trials: Iterable[str]) -> pa.Table:
+    """Rows of some finished trials, those of each together. A part that is not there is left out."""
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda trial: store.read_bytes(part_name(table, study, trial)), trials)
+        return pa.concat_tables([pq.read_table(io.BytesIO(data)) for data in found if data], promote_options="default")
+
+
+def error_of(store: Store, study: str, trial: str) -> str:
+    """The error in the row of a failed trial; empty where there is no such row."""
+    data = store.read_bytes(part_name("trials", study, trial, "failed"))
+    return str(pq.read_table(io.BytesIO(data), columns=["error"])["error"][0].as_py()) if data else ""
 
 
 def scan(store: Store, table: str, study: str | None = None) -> pa.Table:

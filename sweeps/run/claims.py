@@ -40,13 +40,36 @@ class Driver(TypedDict):
 
 
 def _started(pid: int) -> str:
-    """Start time of a process in /proc, which distinguishes it from a later process of the same number; empty on
-    other systems.
+    """Start time of a living process in /proc, which distinguishes it from a later process of the same number; empty
+    on other systems, and of a process that has ended but whose parent has not asked for its exit status.
     """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
+
+
+class Heartbeats:
+    """Which drivers live: by their process on this host, by their heartbeats on another."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.seen: dict[str, tuple[int, float]] = {}  # driver -> (its counter, when this process saw it change)
+
+    def is_alive(self, driver: Driver) -> bool:
+        """Whether a driver still runs; of another host: whether its counter has changed in the last `STALE_S` seconds,
+        or was not looked at before.
+        """
+        if driver["host"] == socket.gethostname():
+            return _started(driver["pid"]) == driver["started"] != ""
+        data = self.store.read_bytes(f"claims/drivers/{driver['driver']}.json")
+        if data is None:
+            return False
+        beat, now = json.loads(data)["beat"], time.monotonic()
+        if self.seen.get(driver["driver"], (None, 0.0))[0] != beat:
+            self.seen[driver["driver"]] = (beat, now)
+        return now - self.seen[driver["driver"]][1] < STALE_S
 
 
 class Claims:
@@ -63,7 +86,7 @@ class Claims:
             "study": study,
         }
         self.mine: set[str] = set()
-        self.seen: dict[str, tuple[int, float]] = {}  # driver -> (its counter, when this process saw it change)
+        self.heartbeats = Heartbeats(store)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
 
@@ -105,7 +128,7 @@ class Claims:
         if holder is not None and holder["driver"] == self.id:  # written before, and seen late
             self.mine.add(name)
             return None
-        if holder is not None and self.is_alive(holder):
+        if holder is not None and self.heartbeats.is_alive(holder):
             return holder
         if holder is not None:
             self.store.delete(path)
@@ -133,18 +156,6 @@ class Claims:
     def _holder(self, path: str) -> Driver | None:
         data = self.store.read_bytes(path)
         return json.loads(data) if data else None
-
-    def is_alive(self, holder: Driver) -> bool:
-        """Whether a driver still runs: by its process on this host, by its heartbeats on another."""
-        if holder["host"] == self.who["host"]:
-            return _started(holder["pid"]) == holder["started"] != ""
-        data = self.store.read_bytes(f"claims/drivers/{holder['driver']}.json")
-        if data is None:
-            return False
-        beat, now = json.loads(data)["beat"], time.monotonic()
-        if self.seen.get(holder["driver"], (None, 0.0))[0] != beat:
-            self.seen[holder["driver"]] = (beat, now)
-        return now - self.seen[holder["driver"]][1] < STALE_S
 
 
 def drivers(store: Store) -> list[Driver]:

@@ -15,14 +15,15 @@ from idgbr.store import Store
 from sweeps import studies, tables
 from sweeps.run import plan as planning
 from sweeps.run import preflight as checks
-from sweeps.run.claims import drivers
 from sweeps.run.cost_lines import forecast_lines
 from sweeps.run.driver import resume_line, run_context, say, stopped, worker_context, write_rows
 from sweeps.run.nodes import gpu_memory_gb
+from sweeps.run.notify import notified
 from sweeps.run.options import RunOptions
 from sweeps.run.overrides import study_with
 from sweeps.run.placement import Placement, slots
 from sweeps.run.plan import StudyPlan, summary, text_of
+from sweeps.run.state import state_of
 from sweeps.study import Study
 
 
@@ -116,8 +117,12 @@ def run(study: Study, store: Store, placement: Placement, options: RunOptions | 
         BadRequest, Missing, Disagreement: before anything starts.
     """
     options = options or RunOptions()
-    store.check_writable()
-    placement = placement_of(study, placement)
+    with notified(options.notify, study.name, store):
+        store.check_writable()
+        _run(study, store, placement_of(study, placement), options)
+
+
+def _run(study: Study, store: Store, placement: Placement, options: RunOptions) -> None:
     if study.search is not None:
         from sweeps.run.search import search
 
@@ -170,19 +175,9 @@ def finish(study: Study, store: Store, made: StudyPlan, *, show: bool) -> None:
     if failed or missing:
         raise SomeFailed(
             f"{len(failed)} of {len(made.trials)} trials of {study.name} failed" + (f", {len(missing)} are unfinished" if missing else ""),
-            value=f"{failed[0].label}: {error_of(store, study.name, failed[0].id)}" if failed else None,
+            value=f"{failed[0].label}: {tables.error_of(store, study.name, failed[0].id)}" if failed else None,
             hint=f"{resume_line(study)} --retry-failed" if failed else resume_line(study),
         )
-
-
-def error_of(store: Store, study: str, trial: str) -> str:
-    """The error in the row of a failed trial; empty where there is no such row."""
-    import io
-
-    import pyarrow.parquet as pq
-
-    data = store.read_bytes(tables.part_name("trials", study, trial, "failed"))
-    return str(pq.read_table(io.BytesIO(data), columns=["error"])["error"][0].as_py()) if data else ""
 
 
 def _counted(study: Study, store: Store, made: StudyPlan) -> str:
@@ -200,43 +195,27 @@ def status(name: str, store: Store, *, as_json: bool = False) -> None:
     Raises:
         Missing: no such study in this store.
     """
-    data = store.read_bytes(f"studies/{name}.json")
-    if data is None:
-        known = sorted(n.rpartition("/")[2].removesuffix(".json") for n in store.names("studies", suffix=".json"))
-        raise Missing(
-            f"no study {name} in the store {store.root}", allowed=", ".join(known) or "none there yet", hint="python -m sweeps run STUDY"
-        )
-    definition = json.loads(data)
-    found = tables.statuses(store, name)
-    trials = definition["trials"]
-    total = len(trials)
-    if definition["search"] and not definition["complete"]:  # lists what was proposed when a run ended; rows know more
-        trials |= {t: {"label": t} for t in found if t not in trials}
-        aside = sum(facts.get("role", "trial") != "trial" for facts in trials.values())
-        total = max(len(trials), aside + definition["search"]["trials"] * len(definition["replicates"]))
-    counts = {s: sum(found.get(t) == s for t in trials) for s in tables.STATUSES}
-    working = [driver for driver in drivers(store) if driver["study"] == name]
-    alive = {driver["driver"] for driver in working}
-    claims = {n.rpartition("/")[2].removesuffix(".json"): json.loads(store.read_bytes(n) or b"{}") for n in store.names("claims", ".json")}
-    n_open = total - sum(counts.values())
-    in_hand = [unit for unit, claim in claims.items() if claim.get("driver") in alive]
+    state = state_of(name, store, claims=True)
+    counts = {s: state.count(s) for s in tables.STATUSES}
     if as_json:
         out = {
             "study": name,
-            "trials": total,
+            "trials": state.total,
             **counts,
-            "open": n_open,
-            "drivers": [{"host": driver["host"], "pid": driver["pid"]} for driver in working],
-            "in_hand": in_hand,
+            "open": state.open,
+            "gpu_hours": state.gpu_hours,
+            "drivers": [{"host": driver["host"], "pid": driver["pid"]} for driver in state.working],
+            "in_hand": state.in_hand,
             "computed": {stage: len(store.runs(stage)) for stage in STAGES},
             "at": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         print(json.dumps(out, indent=1))
         return
-    print(f"{name}: {counts['done']} of {total} trials done, {counts['failed']} failed, {counts['pruned']} pruned, {n_open} open")
-    print("driver: " + (", ".join(f"{d['host']} process {d['pid']}" for d in working) or "none is running"))
+    print(f"{name}: {counts['done']} of {state.total} trials done, {counts['failed']} failed, {counts['pruned']} pruned, {state.open} open")
+    print("driver: " + (", ".join(f"{d['host']} process {d['pid']}" for d in state.working) or "none is running"))
+    in_hand = state.in_hand
     if in_hand:
         print("in hand: " + ", ".join(in_hand[:8]) + (" ..." if len(in_hand) > 8 else ""))
-    for trial, facts in trials.items():
-        if found.get(trial) == "failed":
-            print(f"failed: {facts['label']}: {error_of(store, name, trial)}")
+    for trial, label in state.labels.items():
+        if state.status.get(trial) == "failed":
+            print(f"failed: {label}: {tables.error_of(store, name, trial)}")

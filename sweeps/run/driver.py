@@ -26,6 +26,7 @@ from sweeps.run.capacity import Capacity
 from sweeps.run.claims import Claims, drivers
 from sweeps.run.gc import Budget
 from sweeps.run.limits import RunLimits
+from sweeps.run.live import LiveRecord
 from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement, slots
 from sweeps.run.plan import StudyPlan
@@ -94,9 +95,14 @@ class RunContext:
         progress.observers += started(self.options.callbacks, self.study.name, self.worker.store)
         say(f"{shown.total} {shown.noun} on up to {self.slots} workers; logs: {self.worker.logs}")
         worker = dataclasses.replace(self.worker, goal=shown.goal)
-        with progress:
+        with progress, LiveRecord(worker.store, self.claims.who, schedule, progress) as live:
+
+            def on_lost(unit: Unit, error: str) -> None:
+                live.lost.append(f"{unit.title}: {error}")
+                progress.say(f"tried again: {unit.title}: {error}")
+
             schedule.on_failed = lambda label, error: progress.say(f"failed: {label}: {error}")
-            schedule.on_lost = lambda unit, error: progress.say(f"tried again: {unit.title}: {error}")
+            schedule.on_lost = on_lost
             if self.capacity is None:
                 is_finished = execute_here(schedule, progress, worker)
             else:

@@ -21,23 +21,38 @@ class RunLimits:
     gpu_hours: float = 0.0
 
 
+@dataclass(frozen=True)
+class Held:
+    """A unit that a worker holds.
+
+    Args:
+        began: time.monotonic() at its start. workers: that share it. device: see `control.device_name`; empty where
+            there is only one.
+    """
+
+    began: float
+    workers: int
+    device: str = ""
+
+
 class GpuClock:
     """GPU time that units hold, from the moment a worker has taken them until they leave it."""
 
     def __init__(self, gpus: float):
         self.gpus = gpus  # of one worker
         self._seconds = 0.0
-        self._running: dict[str, tuple[float, int]] = {}  # unit -> when it began, its workers
+        self.held: dict[str, Held] = {}  # by unit
 
-    def start(self, unit: str, workers: int) -> None:
-        self._running[unit] = (time.monotonic(), workers)
+    def start(self, unit: str, workers: int, device: str = "") -> None:
+        self.held[unit] = Held(time.monotonic(), workers, device)
 
     def stop(self, unit: str) -> None:
-        began, workers = self._running.pop(unit, (0.0, 0))
-        self._seconds += (time.monotonic() - began) * workers * self.gpus
+        held = self.held.pop(unit, None)
+        if held is not None:
+            self._seconds += (time.monotonic() - held.began) * held.workers * self.gpus
 
     @property
     def hours(self) -> float:
         """Held so far, running units included."""
         now = time.monotonic()
-        return (self._seconds + sum((now - began) * workers * self.gpus for began, workers in self._running.values())) / 3600
+        return (self._seconds + sum((now - h.began) * h.workers * self.gpus for h in self.held.copy().values())) / 3600

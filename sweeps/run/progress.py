@@ -156,7 +156,7 @@ class SweepProgress:
             left = (time.monotonic() - self.started) / finished * (self.total - finished)
         else:
             return ""
-        return f"{word} {_time(left)} to go" if left else ""
+        return f"{word} {time_text(left)} to go" if left else ""
 
     def summary(self) -> str:
         """Counts, elapsed and remaining time, and the best score, in one line."""
@@ -164,7 +164,7 @@ class SweepProgress:
         counts = f"{self.done} of {self.total} {self.noun} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
         counts += f", {self.pruned} pruned" if self.pruned else ""
         parts = [f"{self.title}: {counts}"]
-        parts.append(f"{_time(time.monotonic() - self.started)} elapsed")
+        parts.append(f"{time_text(time.monotonic() - self.started)} elapsed")
         if waiting + len(self.running) and (to_go := self.to_go()):
             parts.append(to_go)
         if self.best is not None:
@@ -207,7 +207,8 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 5 min`."""
     seconds = round(seconds)
     if seconds < 120:
         return f"{seconds} s"

@@ -211,7 +211,7 @@ class Schedule:
 
     def started(self, unit_id: str, device: str = "") -> None:
         """A worker has started the unit and holds its GPUs from now on."""
-        self.gpu_time.start(unit_id, self.running[unit_id].workers)
+        self.gpu_time.start(unit_id, self.running[unit_id].workers, device)
         self.health.used(device)
 
     def advanced(self, unit_id: str, done: float) -> None:
