@@ -83,6 +83,14 @@ class CoarseConfig(Section):
     folds: int = setting(
         3, "out of fold: number of folds, by scene, or by block where scenes are fewer", low=2, high=20, read_when=_OUT_OF_FOLD
     )
+    pool: tuple[str, ...] = setting(
+        (),
+        "fold n of the refiner's training maps is by the n-th of these networks (encoder/decoder), from random weights: one refiner for"
+        " the maps of all backbones; empty: by the backbone itself",
+        read_when=When("refiner.kind", ("diffusion", "cascade", "one_pass")),
+        in_key=False,
+        key_at_default=False,
+    )
     root: str = setting("", "external: folder of class maps or probabilities, named like the images", path=True)
     iou: float = setting(0.8, "simulated: wanted IoU of every class against the target", low=0.05, high=0.999, read_when=_SIMULATED)
     iou_high: float = setting(
@@ -145,6 +153,25 @@ class Experiment:
                 "coarse.overlap_px must be smaller than coarse.tile_px",
                 value=f"coarse.overlap_px={self.coarse.overlap_px}, coarse.tile_px={self.coarse.tile_px}",
             )
+        if self.coarse.pool and self.coarse.source not in _OUT_OF_FOLD.values:
+            raise BadRequest(
+                "coarse.pool makes out-of-fold maps",
+                value=f"coarse.source={self.coarse.source}",
+                allowed="coarse.source=" + " or ".join(map(str, _OUT_OF_FOLD.values)),
+            )
+        for name in self.coarse.pool:
+            self.pool_backbone(name)
+
+    def pool_backbone(self, name: str) -> BackboneConfig:
+        """The backbone's settings with the network `name`, encoder/decoder, of `coarse.pool`; from random weights.
+
+        Raises:
+            BadRequest: not written encoder/decoder, or no such decoder.
+        """
+        encoder, slash, decoder = name.partition("/")
+        if not slash or not encoder:
+            raise BadRequest("a network of coarse.pool is written encoder/decoder", value=name, hint="resnet18/fpn")
+        return dataclasses.replace(self.backbone, encoder=encoder, decoder=decoder, weights="")
 
 
 SECTIONS: dict[str, type[Section]] = {

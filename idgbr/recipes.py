@@ -177,6 +177,15 @@ def general() -> Experiment:
     )
 
 
+def buildings_elsewhere() -> Experiment:
+    """`oam_buildings` with the 18 places of `buildings_world` whose masks fit (grades A and B) as test places: nothing is
+    trained or chosen on them.
+
+    IDGBR_DATA holds both folders, oam-buildings and buildings-world.
+    """
+    return dataclasses.replace(oam_buildings(), data=DataConfig(source="buildings_elsewhere", root=data_path(""), where="zoom == 20"))
+
+
 _LITE0 = "weights/tf_efficientnet_lite0_in1k.safetensors"
 
 
@@ -194,7 +203,18 @@ def _refiner_with_encoder(train_images: int, ema_images: float = 800.0) -> Refin
 
 
 BUILT_IN: dict[str, Callable[[], Experiment]] = {
-    f.__name__: f for f in (synthetic, naip_fields, demo, naip_fields_pretrained, oam_buildings, dubai_landcover, buildings_world, general)
+    f.__name__: f
+    for f in (
+        synthetic,
+        naip_fields,
+        demo,
+        naip_fields_pretrained,
+        oam_buildings,
+        dubai_landcover,
+        buildings_world,
+        buildings_elsewhere,
+        general,
+    )
 } | PAPER_RECIPES
 
 

@@ -9,6 +9,7 @@ refiner reads no noise schedule), contents of files and not their paths, and the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import shutil
@@ -27,6 +28,7 @@ from idgbr.store import Store
 if TYPE_CHECKING:
     from idgbr.training.loop import World
 
+POOL = "pool_"  # begins the names of the jobs that make the training maps of `coarse.pool`
 STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
 
 # Raised by hand when a stage comes to mean something else; the git commit is recorded, not hashed.
@@ -79,23 +81,17 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     """
     e = experiment
     data = data_job(e)
-    made = [data]
-    backbones: dict[str, str] = {}
-    seed_backbone = e.seed if e.reseed == "backbone" else 0
-    if e.coarse.source != "external":
-        names = ["full"]
-        if is_read(e, about_setting("coarse.folds").read_when):
-            names += [f"fold{i}" for i in range(e.coarse.folds)]
-        for name in names:
-            part = {"part": name} | ({"folds": e.coarse.folds} if name != "full" else {})
-            job = _job("backbone", name, _settings(e, "backbone") | part, {"data": data.key}, seed_backbone, trains=True)
-            backbones[name] = job.key
-            made.append(job)
-    coarse = _job("coarse", "coarse", _settings(e, "coarse"), {"data": data.key, **backbones}, seed_backbone)
-    made.append(coarse)
+    own = _coarse_jobs(e, data)
+    made = [data, *own]
+    coarse = own[-1]
     parents = {"data": data.key, "coarse": coarse.key}
     if e.refiner.kind != "none":
-        refiner = _job("refiner", "refiner", _settings(e, "refiner"), parents, e.seed, trains=True)
+        trained_on = coarse
+        if e.coarse.pool:
+            pool = _coarse_jobs(e, data, POOL)
+            trained_on = pool[-1]
+            made += [job for job in pool if job.key not in {j.key for j in made}]
+        refiner = _job("refiner", "refiner", _settings(e, "refiner"), parents | {"coarse": trained_on.key}, e.seed, trains=True)
         made.append(refiner)
         parents = parents | {"refiner": refiner.key}
     refined = _job(
@@ -108,6 +104,39 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     made.append(refined)
     made.append(_job("counts", "counts", _settings(e, "score"), {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
     return tuple(made)
+
+
+def _coarse_jobs(e: Experiment, data: Job, prefix: str = "") -> list[Job]:
+    """The backbones of a set of coarse maps, then the maps: of the experiment's own backbone, or (`POOL`) of the pool's
+    networks.
+    """
+    made: list[Job] = []
+    backbones: dict[str, str] = {}
+    seed = e.seed if e.reseed == "backbone" else 0
+    if e.coarse.source != "external":
+        names = ["full"]
+        if is_read(e, about_setting("coarse.folds").read_when):
+            names += [f"fold{i}" for i in range(e.coarse.folds)]
+        for name in names:
+            part = {"part": name} | ({"folds": e.coarse.folds} if name != "full" else {})
+            settings = _settings(_as_trained(e, prefix + name), "backbone")
+            job = _job("backbone", prefix + name, settings | part, {"data": data.key}, seed, trains=True)
+            backbones[name] = job.key
+            made.append(job)
+    made.append(_job("coarse", prefix + "coarse", _settings(e, "coarse"), {"data": data.key, **backbones}, seed))
+    return made
+
+
+def _as_trained(experiment: Experiment, name: str) -> Experiment:
+    """The experiment with the backbone that the job of this name trains: fold n of the pool is its n-th network, in
+    turn; "full" the first.
+    """
+    if not name.startswith(POOL):
+        return experiment
+    fold = name.removeprefix(POOL).removeprefix("fold")
+    pool = experiment.coarse.pool
+    network = pool[int(fold) % len(pool)] if fold != "full" else pool[0]
+    return dataclasses.replace(experiment, backbone=experiment.pool_backbone(network))
 
 
 def data_job(experiment: Experiment) -> Job:
@@ -195,6 +224,7 @@ def train_stage(
     from idgbr.training.mirror import CheckpointMirror
 
     kept_refiner.forget()
+    experiment = _as_trained(experiment, job.name)
     world, runtime = world or World(), runtime or Runtime()
     dataset = datasets.load(store.path("data", job.parents["data"]), experiment.data)
     runtime = training_runtime(experiment, job.stage, dataset.table.n_classes, runtime, world)
@@ -213,8 +243,9 @@ def train_stage(
     }
     if job.stage == "backbone":
         rasters = dataset.of("train")
-        if job.name != "full":
-            held_out = dataset.folds(experiment.coarse.folds)[int(job.name.removeprefix("fold"))]
+        part = job.name.removeprefix(POOL)
+        if part != "full":
+            held_out = dataset.folds(experiment.coarse.folds)[int(part.removeprefix("fold"))]
             rasters = tuple(r for r in rasters if r.id not in held_out)
         backbone.fit(experiment.backbone, dataset, rasters, **common)
     else:

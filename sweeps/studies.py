@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from idgbr.errors import BadRequest, nearest
 from idgbr.recipes import load_function
+from sweeps.claim_studies import STUDIES as CLAIM_STUDIES
 from sweeps.paper_studies import STUDIES as PAPER_STUDIES
 from sweeps.refiner_studies import STUDIES as REFINER_STUDIES
 from sweeps.study import Axis, Overrides, Search, Study
@@ -135,14 +136,16 @@ def choices_dubai_landcover() -> Study:
     return choices("dubai_landcover", 3200)
 
 
-def schedules(recipe: str = "oam_buildings") -> Study:
-    """Noise schedule x parameterisation x steps: 8 refiners a seed, 32 trials a seed, and one of one pass."""
+def schedules(recipe: str = "naip_fields") -> Study:
+    """`python -m sweeps run schedules`: noise schedule (trained) x steps (sampled), three seeds.
+
+    The recipe's refiner learns from its own guesses, for which it must predict x0.
+    """
     return Study(
         name="schedules",
         recipe=recipe,
         axes=(
             Axis("refiner.schedule", ("cosine", "linear", "scaled_linear", "sigmoid")),
-            Axis("refiner.parameterisation", ("x0", "v")),
             Axis("sampler.steps", (4, 1, 2, 8)),
         ),
         replicates=3,
@@ -150,42 +153,36 @@ def schedules(recipe: str = "oam_buildings") -> Study:
     )
 
 
-def guidance(recipe: str = "oam_buildings") -> Study:
-    """Guidance width x attention (trained) x guidance scale (sampled): 6 refiners a seed, and 6 of one pass."""
-    return Study(
+def guidance(recipe: str = "naip_fields") -> Study:
+    """`python -m sweeps run guidance`: guidance width x attention (trained), three seeds; and guidance scales (sampled).
+
+    A scale needs a network that was also trained without condition, so those refiners see the condition through the
+    guidance network alone: no channel a class, no head at full size.
+    """
+    trained = Study(
         name="guidance",
         recipe=recipe,
-        axes=(
-            Axis("refiner.guidance_width", (64, 32, 128)),
-            Axis("refiner.guidance_attention", (True, False)),
-            Axis("sampler.guidance_scale", (1.0, 1.5, 3.0)),
-        ),
-        overrides={"refiner.condition_dropout": 0.1},
+        axes=(Axis("refiner.guidance_width", (32, 16, 64)), Axis("refiner.guidance_attention", (True, False))),
         replicates=3,
         yardsticks=("coarse", "one_pass"),
     )
+    scales = Study(
+        name="guidance",
+        recipe=recipe,
+        axes=(Axis("sampler.guidance_scale", (1.0, 1.5, 3.0)),),
+        overrides={"refiner.class_channels": False, "refiner.pixel_channels": 0, "refiner.condition_dropout": 0.1},
+        replicates=3,
+        yardsticks=("one_pass",),
+    )
+    return trained | scales
 
 
-def steps(recipe: str = "oam_buildings") -> Study:
-    """Step count x sampler: nothing but sampling, one refiner a seed."""
+def steps(recipe: str = "naip_fields") -> Study:
+    """`python -m sweeps run steps`: step count x sampler, three seeds: one refiner a seed, the rest is sampling."""
     return Study(
         name="steps",
         recipe=recipe,
-        axes=(Axis("sampler.sampler", ("ddim", "dpm++", "euler")), Axis("sampler.steps", (4, 1, 2, 8, 16, 32))),
-        replicates=3,
-        yardsticks=("coarse", "one_pass"),
-    )
-
-
-def backbones(recipe: str = "oam_buildings") -> Study:
-    """Encoder and decoder of stage I, one factor at a time; every coarse map with its own refiner."""
-    encoders = ("resnet50", "resnet18", "efficientnet_b0", "mobilenetv3_large_100", "convnext_tiny", "tf_efficientnet_lite0")
-    return Study(
-        name="backbones",
-        recipe=recipe,
-        axes=(Axis("backbone.encoder", encoders), Axis("backbone.decoder", ("fpn", "unet", "deeplabv3plus"))),
-        design="one_at_a_time",
-        overrides={"backbone.weights": ""},
+        axes=(Axis("sampler.sampler", ("renoise", "ddim", "dpm++", "euler")), Axis("sampler.steps", (4, 1, 2, 8, 16))),
         replicates=3,
         yardsticks=("coarse", "one_pass"),
     )
@@ -271,7 +268,6 @@ BUILT_IN: dict[str, Callable[[], Study]] = (
             schedules,
             guidance,
             steps,
-            backbones,
             coarse_quality,
             codec,
             alignment,
@@ -279,6 +275,7 @@ BUILT_IN: dict[str, Callable[[], Study]] = (
             search_refiner,
         )
     }
+    | CLAIM_STUDIES
     | PAPER_STUDIES
     | REFINER_STUDIES
 )

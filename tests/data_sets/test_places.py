@@ -101,6 +101,26 @@ def test_buildings_of_the_world_are_grouped_by_place_and_chosen_by_grade(shared:
     assert {split: sum(e.split == split for e in best) for split in ("train", "val", "test")} == {"train": 69, "val": 10, "test": 12}
 
 
+@pytest.mark.shared
+def test_places_elsewhere_are_tested_and_never_trained_on(shared: Path) -> None:
+    config = DataConfig(source="buildings_elsewhere", root=str(shared / "data"), where="zoom == 20")
+    entries = scan.find(config).entries
+    scenes = {split: {e.scene for e in entries if e.split == split} for split in ("train", "val", "test")}
+    assert scenes["train"] == {"zanzibar_a", "kampala_a", "catanduanes_a"}
+    assert scenes["val"] == {"zanzibar_b"}
+    assert len(scenes["test"]) == 18
+    assert sum(e.split == "test" for e in entries) == 102
+
+
+def test_scenes_of_the_fields_are_their_places() -> None:
+    """Intervals resample scenes. Two images of one `group` (nearer than 30 km) are two places, and never in two splits."""
+    entries = scan.find(DataConfig(source="naip_fields")).entries
+    assert len(entries) == len({e.scene for e in entries}) == 34
+    groups = {row["name"]: row["group"] for row in split_table()}
+    assert len(groups) == 34
+    assert len({(groups[e.scene], e.split) for e in entries}) == len(set(groups.values()))
+
+
 def test_a_recipe_whose_data_folder_is_unknown_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IDGBR_DATA")
     for name in ("oam_buildings", "dubai_landcover", "buildings_world"):

@@ -1,0 +1,149 @@
+"""Studies of what the paper claims (arXiv 2507.01573): coarse maps of diverse architectures gain, and the gain is in
+the high frequencies.
+
+    python -m sweeps run backbones             nine networks on farm fields, three seeds
+    python -m sweeps run backbones_oam_buildings        four of them, one seed; also 18 places never trained on
+    python -m sweeps run backbones_dubai_landcover      four of them, one seed
+    python -m sweeps run frequency             25, 50 and 100 % of the training images
+
+Every map is compared with those of the same network and training: `coarse`, `one_pass`, `cascade`, `diffusion`.
+`python -m sweeps plan STUDY` counts what would run. Stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from idgbr.files import data_path
+from sweeps.study import Overrides, Setting, Study
+
+Settings = dict[str, Setting]
+
+SEEDS = 3
+STEPS = 4
+
+# The refiner's second design, as in the recipe `naip_fields`.
+SECOND_DESIGN: Settings = {
+    "refiner.class_channels": True,
+    "refiner.pixel_channels": 16,
+    "refiner.timestep_law": "grid",
+    "refiner.grid_steps": 8,
+    "refiner.last_share": 0.25,
+    "refiner.recycle": 1.0,
+    "refiner.warm_start": 0.5,
+    "refiner.first_input": "zero",
+    "sampler.sampler": "renoise",
+    "sampler.steps": STEPS,
+}
+# A small network that two cores train in minutes, the same for every set of data.
+SMALL: Settings = {
+    "refiner.channels": (24, 48),
+    "refiner.condition_channels": (24, 48),
+    "refiner.condition_encoder": "",
+    "refiner.condition_weights": "",
+    "refiner.guidance_width": 32,
+    "refiner.crop_px": 64,
+    "refiner.batch_images": 8,
+    "refiner.train_images": 6000,
+    "refiner.warmup_images": 200,
+    "refiner.ema_images": 480,
+}
+KINDS = ("one_pass", "cascade", "diffusion")
+
+_LITE0, _LITE2 = (f"weights/tf_efficientnet_lite{n}.safetensors" for n in ("0_in1k", "2_in1k_fp16"))
+
+
+def _network(encoder: str, decoder: str, weights: str = "") -> Settings:
+    return {"backbone.encoder": encoder, "backbone.decoder": decoder, "backbone.weights": data_path(weights) if weights else ""}
+
+
+# Of different families: convolutions and attention in the encoder, pyramid, skip, context and attention in the decoder.
+# The first two start from ImageNet, the others from random weights.
+NETWORKS: dict[str, Settings] = {
+    "lite0_fpn": _network("tf_efficientnet_lite0", "fpn", _LITE0),
+    "lite2_unet": _network("tf_efficientnet_lite2", "unet", _LITE2),
+    "small_pan": _network("test_efficientnet", "pan"),
+    "resnet18_deeplab": _network("resnet18", "deeplabv3plus"),
+    "convnext_upernet": _network("convnext_atto", "upernet"),
+    "pvt_segformer": _network("pvt_v2_b0", "segformer"),
+    "vit_dpt": _network("vit_tiny_patch16_224", "dpt"),
+    "mobilenet_linknet": _network("mobilenetv3_small_100", "linknet"),
+    "regnet_pspnet": _network("regnety_002", "pspnet"),
+}
+FEWER = ("lite0_fpn", "small_pan", "resnet18_deeplab", "pvt_segformer")  # on the other sets
+
+# The refiner of `transfer` is trained on maps of these, a fold each, and refines the maps of all networks.
+POOL = ("test_efficientnet/pan", "resnet18/deeplabv3plus", "pvt_v2_b0/segformer", "convnext_atto/upernet")
+FOLDS = len(POOL)
+
+
+def _kinds(common: Overrides) -> list[Settings]:
+    return [{**common, "refiner.kind": kind} for kind in KINDS]
+
+
+def _backbones(name: str, recipe: str, networks: Mapping[str, Settings], replicates: int, splits: tuple[str, ...] = ("val",)) -> Study:
+    """Every network's coarse maps with refiners of their own, and with one that was trained on the maps of `POOL`."""
+    overrides = {**SECOND_DESIGN, **SMALL, "backbone.train_images": 2400, "coarse.source": "mixed", "coarse.folds": FOLDS}
+    overrides |= {"backbone.crop_px": 192, "coarse.tile_px": 192, "coarse.overlap_px": 32}  # some networks pool over their whole input
+    cases = [{**network, "sampler.split": split} for network in networks.values() for split in splits]
+    own = Study(
+        name=name,
+        recipe=recipe,
+        points=tuple(point for case in cases for point in _kinds(case)),
+        overrides=overrides,
+        replicates=replicates,
+        yardsticks=("coarse",),
+    )
+    transfer = Study(
+        name=name,
+        recipe=recipe,
+        points=tuple(point for case in cases for point in _kinds({**case, "coarse.pool": POOL})),
+        overrides=overrides,
+        replicates=replicates,
+        yardsticks=(),
+    )
+    return own | transfer
+
+
+def backbones() -> Study:
+    """`python -m sweeps run backbones`: nine networks on the validation places of naip_fields, three seeds.
+
+    IDGBR_DATA holds the weights of the two networks that start from ImageNet.
+    """
+    return _backbones("backbones", "naip_fields", NETWORKS, SEEDS)
+
+
+def backbones_oam_buildings() -> Study:
+    """`python -m sweeps run backbones_oam_buildings`: four networks, one seed; the validation scene, and 18 places of
+    buildings_world that nothing was trained or chosen on.
+    """
+    networks = {name: NETWORKS[name] for name in FEWER}
+    return _backbones("backbones_oam_buildings", "buildings_elsewhere", networks, 1, ("val", "test"))
+
+
+def backbones_dubai_landcover() -> Study:
+    """`python -m sweeps run backbones_dubai_landcover`: four networks on five classes of land cover, one seed."""
+    return _backbones("backbones_dubai_landcover", "dubai_landcover", {name: NETWORKS[name] for name in FEWER}, 1)
+
+
+def frequency() -> Study:
+    """`python -m sweeps run frequency`: coarse, one_pass, cascade and diffusion after 25, 50 and 100 % of the training
+    images of naip_fields, three seeds: which sizes of error does each remove?
+
+    `python -m sweeps frequency frequency` draws the figure.
+    """
+    images = 6000
+    schedule = [{"refiner.train_images": images * percent // 100} for percent in (100, 50, 25)]
+    return Study(
+        name="frequency",
+        recipe="naip_fields",
+        points=tuple(point for part in schedule for point in _kinds(part)),
+        overrides={"sampler.steps": STEPS},
+        replicates=SEEDS,
+        yardsticks=("coarse",),
+    )
+
+
+STUDIES: dict[str, Callable[[], Study]] = {
+    f.__name__: f for f in (backbones, backbones_oam_buildings, backbones_dubai_landcover, frequency)
+}
