@@ -125,6 +125,14 @@ class ScoreConfig(Section):
     band_levels: int = setting(4, "frequency bands: boxes of 1, 2, ... 2^levels px", low=1, high=10)
     legacy: bool = setting(True, "also the weighted F-measures as the authors' code computes them, defects included")
     surface: bool = setting(False, "also HD95 and ASSD, of each tile by itself")
+    objects: bool = setting(
+        False,
+        "also boundary IoU at 1, 2 and 4 px, matched objects, outlines, parts and holes, of each tile by itself",
+        key_at_default=False,
+    )
+    uncertainty: bool = setting(
+        False, "also calibration, detection of errors and energy score; probabilities and samples are kept for it", key_at_default=False
+    )
 
 
 @dataclass(frozen=True)

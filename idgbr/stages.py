@@ -97,7 +97,7 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     refined = _job(
         "refined",
         "refined",
-        _settings(e, "sampler") | {"kind": e.refiner.kind},
+        _settings(e, "sampler") | {"kind": e.refiner.kind} | ({"uncertainty": True} if e.score.uncertainty else {}),
         parents,
         e.seed if e.refiner.kind == "diffusion" else None,
     )
@@ -278,6 +278,7 @@ def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtim
             experiment.sampler.split,
             seed=job.seed or 0,
             out=out,
+            uncertainty=experiment.score.uncertainty,
             runtime=runtime,
             report=report,
         )

@@ -58,6 +58,8 @@ def score(
     iou_imp_k: float = 1.0,
     surface: bool = False,
     objects: bool = False,
+    probabilities: Path | None = None,
+    samples: Path | None = None,
     json: bool = False,
     out: Path | None = None,
     overwrite: bool = False,
@@ -70,20 +72,24 @@ def score(
         classes: class table (JSON); without it the values decide (indices, or 0/255 masks).
         ignore: target value that is not scored.
         objects: also match objects and compare outlines and topology (`idgbr.scores.objects`); rasters are read whole.
+        probabilities: of `pred`, one band a class: adds calibration and the detection of errors. samples: class indices,
+            one band a sample of the map: adds the energy score (needs `probabilities`).
         out: also write the counts here (Parquet, both label sets, `trial` pred or coarse) and the bands beside it
             (`<name>.bands.parquet`).
 
     Raises:
-        BadRequest: a setting out of range, a file against a folder, an output that is there already.
+        BadRequest: a setting out of range, a file against a folder, an output that is there already, samples without
+            probabilities.
         Missing: no such path, an empty folder. Disagreement: grids, sizes, codes or names that do not agree.
     """
     config = ScoreConfig(
         tile_px=tile_px, boundary_ratio=boundary_ratio, boundary_px=boundary_px, boundary_m=boundary_m, tolerance_px=tolerance_px,
         tolerance_m=tolerance_m, trimap_px=trimap_px, band_levels=band_levels, surface=surface,
+        uncertainty=probabilities is not None,
     )  # fmt: skip
     if out is not None:
         _check_out(Path(out), overwrite)
-    inputs = open_inputs(pred, target, coarse, eroded, classes, ignore)
+    inputs = with_confidence(open_inputs(pred, target, coarse, eroded, classes, ignore), pred, probabilities, samples)
     for name in ("boundary_m", "tolerance_m"):
         if getattr(config, name):
             for grid in inputs.grids:
@@ -218,6 +224,36 @@ def open_inputs(
     return Inputs(table, maps, tuple(notes), tuple(grids.values()))
 
 
+def with_confidence(inputs: Inputs, pred: Path, probabilities: Path | None, samples: Path | None) -> Inputs:
+    """The inputs with what is known of `pred` beside its classes.
+
+    Raises:
+        BadRequest: samples without probabilities. Missing: a file is not there. Disagreement: another grid or number
+            of classes, or probabilities of another map.
+    """
+    from idgbr.rasters.grid import Grid, require_same_grid
+    from idgbr.rasters.meaning import meaning_of
+    from idgbr.scores.files import matched
+    from idgbr.scores.sampled import sampled_reader
+
+    if probabilities is None:
+        if samples is not None:
+            raise BadRequest("samples are scored beside probabilities", value=f"--samples {samples}", hint="--probabilities FILE")
+        return inputs
+    sides = {"pred": Path(pred), "probabilities": Path(probabilities)} | ({"samples": Path(samples)} if samples is not None else {})
+    files = dict(matched(sides)[0])
+    pairs = []
+    for pair in inputs.maps["pred"]:
+        found = files[pair.raster]
+        for side in sides:
+            require_same_grid(Grid.of(found["pred"]), Grid.of(found[side]), str(found["pred"]), str(found[side]))
+        n = len(meaning_of(found["probabilities"]).data)
+        if n != pair.n_classes:
+            raise Disagreement(f"{found['probabilities']} has {n} bands", allowed=f"{pair.n_classes}, a probability for each class")
+        pairs.append(dataclasses.replace(pair, sampled=sampled_reader(found["probabilities"], found.get("samples"))))
+    return dataclasses.replace(inputs, maps=inputs.maps | {"pred": pairs})
+
+
 # ---- counting ---------------------------------------------------------------------------------------------------------------
 
 
@@ -228,13 +264,15 @@ def _count(inputs: Inputs, config: ScoreConfig, out: Path | None) -> tuple[pl.Da
     from idgbr.progress import Progress
     from idgbr.scores.counts import Collected, TablesWriter
     from idgbr.scores.rasters import n_tiles, tiles_of
+    from idgbr.scores.schema import counts_schema
 
-    collected = Collected()
+    schema = counts_schema(uncertainty=config.uncertainty)
+    collected = Collected(schema)
     todo = [(trial, pair) for trial, pairs in inputs.maps.items() for pair in pairs]
     total = sum(n_tiles(pair, config) for _, pair in todo)
     large = any(p.height * p.width > 4 * TILE_PX**2 for _, p in todo)
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(TablesWriter(out, bands_path(out))) if out is not None else None
+        writer = stack.enter_context(TablesWriter(out, bands_path(out), schema)) if out is not None else None
         report = stack.enter_context(Progress("score")) if len(todo) > 2 or large else None
         done = 0
         for trial, pair in todo:

@@ -11,9 +11,10 @@ workers and order of tiles have no influence.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,7 +30,7 @@ from idgbr.rasters.edges import changeable
 from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, require_same_grid
 from idgbr.rasters.tiling import Strip, Window, starts
 from idgbr.rasters.write import class_colours, class_tags, quantise
-from idgbr.refiner.decisions import decide, refuse_confidence
+from idgbr.refiner.decisions import decide, guarded, refuse_confidence
 
 if TYPE_CHECKING:
     from idgbr.refiner.guidance import Condition
@@ -66,11 +67,14 @@ class Tally:
 @dataclass(frozen=True)
 class Rows:
     """Finished rows: classes uint8 [n, W], 255 where nothing is known; bands uint8 [b, n, W] as `band_names`, or none
-    (b = 0)."""
+    (b = 0); if asked for, the probabilities in 255ths uint8 [K, n, W] and the classes of every sample uint8
+    [S, n, W]."""
 
     row: int
     index: NDArray[np.uint8]
     bands: NDArray[np.uint8]
+    probabilities: NDArray[np.uint8] | None = None
+    samples: NDArray[np.uint8] | None = None
 
 
 @dataclass
@@ -101,6 +105,7 @@ def refine_rows(
     raster_id: str,
     seed: int,
     bands: bool = False,
+    samples: int = 0,
     mask_nodata: bool = True,
     first_row: int = 0,
     tally: Tally | None = None,
@@ -111,6 +116,8 @@ def refine_rows(
     Args:
         tiles: None gives the coarse map back.
         bands: also the bands named by `band_names`, quantised to 0..255, all 0 where nothing is known.
+        samples: above 0: also the probabilities, and the classes of this many samples, each blended over the tiles
+            and guarded as the result is.
         mask_nodata: 255 where the image has no data; else the coarse class is kept there.
         first_row: leave out what lies above (an earlier run delivered it). The rest is bitwise the same.
         tally: counted up in place.
@@ -127,7 +134,7 @@ def refine_rows(
     tally = tally if tally is not None else Tally()
     size, n_samples = sampler.tile_px, sampler.samples if tiles is not None else 1
     with_votes = bands and n_samples > 1
-    strip = Strip(n_classes * (2 if with_votes else 1), grid.height, grid.width, size, sampler.overlap_px)
+    strip = Strip(n_classes * (1 + with_votes + samples), grid.height, grid.width, size, sampler.overlap_px)
     strip.restart(first_row)
     cols = starts(grid.width, size, sampler.overlap_px)
     total, done = len(strip.rows) * len(cols), (len(strip.rows) - len(strip.due)) * len(cols)
@@ -138,7 +145,7 @@ def refine_rows(
         nonlocal done
         done += 1
         for row, blend in strip.add(window, values):
-            rows = _finished(opened.pop(row), row, blend, n_classes, bands, n_samples, mask_nodata, first_row, tally)
+            rows = _finished(opened.pop(row), row, blend, n_classes, bands, n_samples, samples, mask_nodata, first_row, tally)
             if rows is not None:
                 yield rows
             if report:
@@ -149,10 +156,14 @@ def refine_rows(
             return
         condition = tiles.condition(*(np.stack([q[i] for q in queue]) for i in (1, 2, 3)))
         draws = tiles.draw(condition, [tile_seed(seed, raster_id, q[0].row, q[0].col) for q in queue], sampler)
-        results = decide(draws, np.stack([q[2] for q in queue]), sampler.decision, sampler.trust)
+        before = np.stack([q[2] for q in queue])
+        parts = [decide(draws, before, sampler.decision, sampler.trust)]
         if with_votes:
             votes = draws.argmax(axis=2)[:, :, None] == np.arange(n_classes)[:, None, None]
-            results = np.concatenate([results, votes.mean(axis=0, dtype=np.float32)], axis=1)
+            parts.append(votes.mean(axis=0, dtype=np.float32))
+        if samples:
+            parts += [guarded(draw, before, sampler.trust) for draw in draws]
+        results = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         finished = [q[0] for q in queue]
         queue.clear()
         for window, values in zip(finished, results, strict=True):
@@ -203,6 +214,7 @@ def _finished(
     n_classes: int,
     bands: bool,
     n_samples: int,
+    kept: int,
     mask_nodata: bool,
     first_row: int,
     tally: Tally,
@@ -236,7 +248,13 @@ def _finished(
             values[2] = -(mean * np.log(mean)).sum(axis=0) / math.log(n_classes)
         out = quantise(values)
         out[:, ~known] = 0
-    return Rows(row + skip, index, out)
+    if not kept:
+        return Rows(row + skip, index, out)
+    probabilities = quantise(np.where(may, blend[:n_classes], coarse.probabilities(0, 0, *index.shape)))
+    drawn = np.repeat(coarse.index[None], kept, 0)
+    for s, values in enumerate(np.split(blend[-kept * n_classes :], kept)):
+        drawn[s, may] = values[:, may].argmax(axis=0)
+    return Rows(row + skip, index, out, probabilities, drawn)
 
 
 def refine_raster(
@@ -251,23 +269,46 @@ def refine_raster(
     table: ClassTable,
     mask_nodata: bool = True,
     confidence: Path | None = None,
+    probabilities: Path | None = None,
+    samples: tuple[Path, int] | None = None,
     tags: dict[str, str] | None = None,
     cog: bool = False,
     report: Report | None = None,
 ) -> Tally:
-    """Refine one raster and write the class map (and the confidence bands) on the same grid; whole or nothing.
+    """Refine one raster and write the class map (and what else is asked for) on the same grid; whole or nothing.
+
+    Args:
+        confidence: bands as `band_names`. probabilities: one band a class. samples: one band of classes a sample, and
+            how many there are; with `probabilities` only.
 
     Raises:
         Disagreement: the grids differ. BadRequest, Missing: `out` cannot be written.
     """
     require_same_grid(image.grid, coarse.grid, str(image.path), str(getattr(coarse, "path", "coarse map")))
     tally, started = Tally(), time.perf_counter()
-    bands = confidence is not None
-    settings: Json = {"raster_id": raster_id, "seed": seed, "bands": bands, "mask_nodata": mask_nodata}
+    settings: Json = {"raster_id": raster_id, "seed": seed, "bands": confidence is not None, "mask_nodata": mask_nodata}
+    if probabilities is not None:
+        settings["samples"] = samples[1] if samples is not None else 1
     rows = refine_rows(tiles, sampler, image, coarse, table.n_classes, **settings, tally=tally, report=report)
-    write_rows(rows, out, image.grid, table, confidence=confidence, samples=sampler.samples, tags=tags, cog=cog)
+    write_rows(
+        rows, out, image.grid, table, confidence=confidence, samples=sampler.samples, tags=tags, cog=cog,
+        beside=_beside(image.grid, table, probabilities, samples),
+    )  # fmt: skip
     tally.seconds = time.perf_counter() - started
     return tally
+
+
+def _beside(grid: Grid, table: ClassTable, probabilities: Path | None, samples: tuple[Path, int] | None) -> dict[str, RasterWriter]:
+    """Writers of the fields of `Rows` that are asked for."""
+    found: dict[str, RasterWriter] = {}
+    if probabilities is not None:
+        found["probabilities"] = RasterWriter(
+            probabilities, grid, table.n_classes, descriptions=table.names, tags={"IDGBR_KIND": "probabilities"}
+        )
+    if samples is not None:
+        path, n = samples
+        found["samples"] = RasterWriter(path, grid, n, descriptions=tuple(f"sample {i}" for i in range(n)))
+    return found
 
 
 def write_rows(
@@ -280,18 +321,28 @@ def write_rows(
     samples: int = 1,
     tags: dict[str, str] | None = None,
     cog: bool = False,
+    beside: Mapping[str, RasterWriter] | None = None,
 ) -> None:
-    """Rows into the class map `out` and, if asked for, the confidence bands; both appear at the end or neither
-    does."""
-    with RasterWriter(
-        out, grid, nodata=IGNORE, colours=class_colours(table), tags={**class_tags(table), **(tags or {})}, descriptions=("class",), cog=cog
-    ) as writer:
-        if confidence is None:
-            for part in rows:
-                writer.write(part.row, part.index)
-            return
+    """Rows into the class map `out` and, if asked for, the confidence bands and the fields named by `beside`; all
+    appear at the end or none does."""
+    writers = dict(beside or {})
+    if confidence is not None:
         names = band_names(samples)
-        with RasterWriter(confidence, grid, len(names), tags=tags, descriptions=names, cog=cog) as beside:
-            for part in rows:
-                writer.write(part.row, part.index)
-                beside.write(part.row, part.bands)
+        writers["bands"] = RasterWriter(confidence, grid, len(names), tags=tags, descriptions=names, cog=cog)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(
+            RasterWriter(
+                out,
+                grid,
+                nodata=IGNORE,
+                colours=class_colours(table),
+                tags={**class_tags(table), **(tags or {})},
+                descriptions=("class",),
+                cog=cog,
+            )
+        )
+        opened = {name: stack.enter_context(each) for name, each in writers.items()}
+        for part in rows:
+            writer.write(part.row, part.index)
+            for name, each in opened.items():
+                each.write(part.row, getattr(part, name))

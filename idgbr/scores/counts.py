@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from idgbr.config import ScoreConfig
 from idgbr.files import publish, temporary_beside, unwritable
 from idgbr.interfaces import Report
-from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA
+from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA, counts_schema
 from idgbr.scores.tile import Row, Widths, count_tile, count_window
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ ROWS_A_GROUP = 20_000
 
 
 class TablesWriter:
-    """counts.parquet and bands.parquet in pieces, both whole at the end or not there at all."""
+    """counts.parquet and bands.parquet in pieces, both whole at the end or not there at all. schema: of the
+    counts."""
 
-    def __init__(self, counts: Path, bands: Path | None):
-        self.paths = [(counts, COUNTS_SCHEMA)] + ([(bands, BANDS_SCHEMA)] if bands else [])
+    def __init__(self, counts: Path, bands: Path | None, schema: pa.Schema = COUNTS_SCHEMA):
+        self.paths = [(counts, schema)] + ([(bands, BANDS_SCHEMA)] if bands else [])
         self.temporary = [temporary_beside(path) for path, _ in self.paths]
         self.waiting: list[list[Row]] = [[] for _ in self.paths]
         self.writers: list[pq.ParquetWriter] = []
@@ -76,7 +77,8 @@ class TablesWriter:
 class Collected:
     """The same rows in memory, as columns (rows of Python objects would take ten times the space)."""
 
-    def __init__(self) -> None:
+    def __init__(self, schema: pa.Schema = COUNTS_SCHEMA) -> None:
+        self.schemas = (schema, BANDS_SCHEMA)
         self.waiting: tuple[list[Row], list[Row]] = ([], [])
         self.tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
 
@@ -88,7 +90,7 @@ class Collected:
             self._fold()
 
     def _fold(self) -> None:
-        for waiting, tables, schema in zip(self.waiting, self.tables, (COUNTS_SCHEMA, BANDS_SCHEMA)):
+        for waiting, tables, schema in zip(self.waiting, self.tables, self.schemas):
             tables.append(pa.Table.from_pylist(waiting, schema=schema))
             waiting.clear()
 
@@ -125,6 +127,7 @@ def count_rasters(
 
     Args:
         refined_dir: class maps `<raster id>.tif` (indices, 255 = outside the classes).
+            With score.uncertainty also what `scene.uncertain` keeps beside them.
         coarse_dir: probabilities `<raster id>.tif`, K bands uint8; the most probable class counts.
 
     Raises:
@@ -133,9 +136,10 @@ def count_rasters(
     """
     from idgbr.scores.rasters import dataset_pairs, tiles_of
 
-    pairs = dataset_pairs(dataset, split, Path(refined_dir), Path(coarse_dir))
+    pairs = dataset_pairs(dataset, split, Path(refined_dir), Path(coarse_dir), uncertainty=config.uncertainty)
     require_square(config, [raster.image for raster in dataset.of(split) if raster.label is not None])
-    with TablesWriter(Path(out) / "counts.parquet", Path(out) / "bands.parquet") as tables:
+    schema = counts_schema(objects=config.objects, uncertainty=config.uncertainty)
+    with TablesWriter(Path(out) / "counts.parquet", Path(out) / "bands.parquet", schema) as tables:
         for done, pair in enumerate(pairs):
             for counts, bands in tiles_of(pair, config):
                 tables.write(counts, bands)

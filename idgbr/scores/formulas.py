@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from idgbr.scores.schema import ENERGIES, LOSS_UNIT
+from idgbr.scores.schema import CALIBRATION_BINS, DOUBT_EDGES, ENERGIES, LOSS_UNIT
 
 Columns = Mapping[str, NDArray]
 Array = NDArray[np.float64]
@@ -123,3 +123,55 @@ def legacy_min(means: Array) -> float:
     non-edge score."""
     defined = means[np.isfinite(means) & (means > 0)]
     return float(defined.min()) if len(defined) else float("nan")
+
+
+# ---- confidence ------------------------------------------------------------------------------------------------------------
+
+
+def error_auroc(right: NDArray, wrong: NDArray) -> Array:
+    """Area under the ROC curve of the detection of errors by doubt: pixels [..., bins] by rising doubt.
+
+    The share of pairs of a right and a wrong pixel in which the wrong one has more doubt, ties half; undefined
+    without either.
+    """
+    right, wrong = np.asarray(right, np.float64), np.asarray(wrong, np.float64)
+    below = np.cumsum(right, -1) - right
+    return ratio((wrong * (below + right / 2)).sum(-1), right.sum(-1) * wrong.sum(-1))
+
+
+def risk_coverage(right: NDArray, wrong: NDArray) -> Array:
+    """Area under the curve of the error rate among the most confident pixels against their share, pixels [..., bins]
+    by rising doubt (AURC, Geifman et al., ICLR 2019).
+
+    Pixels of one bin come in random order: its area is the expected one. Undefined without pixels.
+    """
+    from scipy.special import digamma
+
+    right, wrong = np.asarray(right, np.float64), np.asarray(wrong, np.float64)
+    n = right + wrong
+    before, wrong_before = np.cumsum(n, -1) - n, np.cumsum(wrong, -1) - wrong
+    rate = np.divide(wrong, n, out=np.zeros_like(n), where=n > 0)
+    # sum over i = 1..n of (wrong_before + i rate) / (before + i)
+    area = n * rate + (wrong_before - before * rate) * (digamma(before + n + 1) - digamma(before + 1))
+    return ratio(area.sum(-1), n.sum(-1))
+
+
+def calibration_error(right: NDArray, wrong: NDArray, total: NDArray) -> Array:
+    """Expected calibration error in 15 bins of equal width (Guo et al., ICML 2017): mean over pixels of |accuracy -
+    confidence| of their bin.
+
+    Args:
+        right, wrong: pixels [..., bins of `schema.DOUBT_EDGES`]. total: sums of the confidence in 255ths [..., 15], by
+            rising doubt.
+    """
+    into = np.zeros((len(DOUBT_EDGES), CALIBRATION_BINS))
+    into[np.arange(len(DOUBT_EDGES)), np.asarray(DOUBT_EDGES) * CALIBRATION_BINS // 255] = 1
+    right, wrong = np.asarray(right, np.float64), np.asarray(wrong, np.float64)
+    return ratio(np.abs(right @ into - np.asarray(total) / 255).sum(-1), (right + wrong).sum(-1))
+
+
+def brier(total: NDArray, right: NDArray, wrong: NDArray) -> Array:
+    """Brier score, the sum over classes (of two classes: twice the one of the second), mean over pixels; `total` in
+    units of 1/255^2."""
+    pixels = np.asarray(right, np.float64).sum(-1) + np.asarray(wrong, np.float64).sum(-1)
+    return ratio(np.asarray(total, np.float64) / 255**2, pixels)

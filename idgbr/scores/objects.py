@@ -24,17 +24,13 @@ from idgbr.labels import IGNORE
 from idgbr.scores.boundary import boundary_iou
 from idgbr.scores.formulas import f1, ratio
 from idgbr.scores.region import Counts, Map
+from idgbr.scores.schema import OBJECT_WIDTHS_PX, OBJECTS
 
-WIDTHS_PX = (1, 2, 4)
-BOUNDARY = tuple(f"biou{w}_{what}" for w in WIDTHS_PX for what in ("intersection", "union"))
-OBJECTS = ("objects_matched", "objects_pred", "objects_target")
-PERIMETER = ("perimeter_pred", "perimeter_target")
-BETTI = ("parts_error", "holes_error", "parts_target", "holes_target")
-COLUMNS = (*BOUNDARY, *OBJECTS, *PERIMETER, *BETTI)
+OBJECT_NAMES = ("objects_matched", "objects_pred", "objects_target")
 
 
 def count(pred: Map, target: Map, n_classes: int) -> dict[str, Counts]:
-    """Counts [K] by name (`COLUMNS`) of one raster.
+    """Counts [K] by name (`schema.OBJECTS`) of one raster.
 
     Args:
         pred, target: class indices uint8 [H,W]; values >= K of the target are ignored, those of `pred` are of no
@@ -43,9 +39,9 @@ def count(pred: Map, target: Map, n_classes: int) -> dict[str, Counts]:
     valid = target < n_classes
     pred = np.where(valid & (pred < n_classes), pred, np.uint8(IGNORE))
     target = np.where(valid, target, np.uint8(IGNORE))
-    out: dict[str, Counts] = {name: np.zeros(n_classes, np.int64) for name in COLUMNS}
+    out: dict[str, Counts] = {name: np.zeros(n_classes, np.int64) for name in OBJECTS}
     whole = (0, target.shape[0], 0, target.shape[1])
-    for width in WIDTHS_PX:
+    for width in OBJECT_WIDTHS_PX:
         out[f"biou{width}_intersection"], out[f"biou{width}_union"] = boundary_iou(pred, target, n_classes, width, whole)
     for c in range(n_classes):
         a, b = (np.ascontiguousarray((m == c).view(np.uint8)) for m in (pred, target))
@@ -53,7 +49,7 @@ def count(pred: Map, target: Map, n_classes: int) -> dict[str, Counts]:
         holes_a, holes_b = _holes(a), _holes(b)
         values = (_matched(labels_a, labels_b), parts_a, parts_b, _perimeter(a), _perimeter(b), abs(parts_a - parts_b),
                   abs(holes_a - holes_b), parts_b, holes_b)  # fmt: skip
-        for name, value in zip((*OBJECTS, *PERIMETER, *BETTI), values, strict=True):
+        for name, value in zip(OBJECTS[2 * len(OBJECT_WIDTHS_PX) :], values, strict=True):
             out[name][c] = value
     return out
 
@@ -86,9 +82,9 @@ def _matched(pred: NDArray[np.int32], target: NDArray[np.int32]) -> int:
 def scores(total: Mapping[str, Counts]) -> dict[str, list[float]]:
     """Scores [K] of summed counts; NaN where undefined (a class in neither map, no target object, no target
     perimeter)."""
-    matched, of_pred, of_target = (total[name] for name in OBJECTS)
+    matched, of_pred, of_target = (total[name] for name in OBJECT_NAMES)
     extra, missed = of_pred - matched, of_target - matched
-    out = {f"boundary_iou_{w}px": ratio(total[f"biou{w}_intersection"], total[f"biou{w}_union"]) for w in WIDTHS_PX}
+    out = {f"boundary_iou_{w}px": ratio(total[f"biou{w}_intersection"], total[f"biou{w}_union"]) for w in OBJECT_WIDTHS_PX}
     out |= {
         "object_precision": ratio(matched, of_pred),
         "object_recall": ratio(matched, of_target),

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from idgbr.config import ScoreConfig
 from idgbr.errors import Disagreement, Missing
 from idgbr.labels import IGNORE
+from idgbr.scores import objects, uncertainty
+from idgbr.scores.boundary import crop
 from idgbr.scores.region import Map
+from idgbr.scores.sampled import PROBABILITIES, SAMPLES, ReadSampled, Sampled, sampled_reader
 from idgbr.scores.tile import Row, Widths, clean_target, count_window
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ Read = Callable[[int, int, int, int], Map]  # (row, col, height, width) -> class
 
 @dataclass(frozen=True)
 class Pair:
-    """Maps of one raster that are to be compared. targets: label set -> labels."""
+    """Maps of one raster that are to be compared. targets: label set -> labels. sampled: what is known of `pred` beside
+    its classes."""
 
     raster: str
     scene: str
@@ -41,6 +45,7 @@ class Pair:
     x_m: float = 0.0
     y_m: float = 0.0
     block_m: float = 150.0
+    sampled: ReadSampled | None = None
 
     def block(self, row: int, col: int, height: int, width: int) -> str:
         """Ground block that the middle of a tile lies in, within the scene."""
@@ -70,11 +75,12 @@ def tiles_of(pair: Pair, config: ScoreConfig) -> Iterator[tuple[list[Row], list[
             window = (row0, col0, min(pair.height, bottom + halo) - row0, min(pair.width, right + halo) - col0)
             pred = pair.pred(*window)
             coarse = pair.coarse(*window) if pair.coarse else None
+            sampled = pair.sampled(*window) if pair.sampled and config.uncertainty else None
             for label_set, read in pair.targets.items():
                 target = clean_target(read(*window), pair.n_classes, IGNORE)
                 for row in range(top, bottom, step):
                     for col in range(left, right, step):
-                        yield _tile(pair, widths, label_set, pred, target, coarse, (row0, col0), (row, col), step)
+                        yield _tile(pair, widths, label_set, pred, target, coarse, sampled, (row0, col0), (row, col), config)
 
 
 def _tile(
@@ -84,17 +90,26 @@ def _tile(
     pred: Map,
     target: Map,
     coarse: Map | None,
+    sampled: Sampled | None,
     origin: tuple[int, int],
     corner: tuple[int, int],
-    step: int,
+    config: ScoreConfig,
 ) -> tuple[list[Row], list[Row]]:
-    (row, col), halo = corner, widths.halo_px
+    (row, col), halo, step = corner, widths.halo_px, config.tile_px
     height, width = min(step, pair.height - row), min(step, pair.width - col)
     r0, c0 = max(0, row - halo), max(0, col - halo)
     r1, c1 = min(pair.height, row + height + halo), min(pair.width, col + width + halo)
     window = slice(r0 - origin[0], r1 - origin[0]), slice(c0 - origin[1], c1 - origin[1])
     inner = (row - r0, row - r0 + height, col - c0, col - c0 + width)
     counts, bands = count_window(pred[window], target[window], pair.n_classes, widths, inner, None if coarse is None else coarse[window])
+    if config.objects:
+        found = objects.count(crop(pred[window], inner), crop(target[window], inner), pair.n_classes)
+        for name, column in found.items():
+            for r, value in zip(counts, column.tolist()):
+                r[name] = value
+    if sampled is not None:
+        part = Sampled(sampled.probabilities[:, *window], sampled.samples[:, *window])
+        uncertainty.fill(counts[:-1], counts[-1], pred[window], target[window], part, pair.n_classes, widths.boundary_px, inner)
     identity = {
         "trial": None,
         "split": pair.split,
@@ -114,8 +129,9 @@ def _tile(
 # ---- the rasters of a data set -----------------------------------------------------------------------------------------------
 
 
-def dataset_pairs(dataset: Dataset, split: str, refined_dir: Path, coarse_dir: Path) -> list[Pair]:
-    """Labelled rasters of a split with their refined and coarse maps.
+def dataset_pairs(dataset: Dataset, split: str, refined_dir: Path, coarse_dir: Path, *, uncertainty: bool = False) -> list[Pair]:
+    """Labelled rasters of a split with their refined and coarse maps; with `uncertainty` also probabilities and
+    samples.
 
     Raises:
         Missing: no labelled raster, or a map is not there. Disagreement: sizes differ.
@@ -128,14 +144,17 @@ def dataset_pairs(dataset: Dataset, split: str, refined_dir: Path, coarse_dir: P
             path = folder / f"{raster.id}.tif"
             if not path.is_file():
                 raise Missing(f"raster {raster.id} has no map", value=path, hint="run the stage that writes it")
-    return [_dataset_pair(dataset, raster, refined_dir, coarse_dir) for raster in rasters]
+        if uncertainty and not (path := refined_dir / PROBABILITIES / f"{raster.id}.tif").is_file():
+            raise Missing(f"raster {raster.id} has no probabilities", value=path, hint="score.uncertainty=true when it is refined")
+    return [_dataset_pair(dataset, raster, refined_dir, coarse_dir, uncertainty) for raster in rasters]
 
 
-def _dataset_pair(dataset: Dataset, raster: Raster, refined_dir: Path, coarse_dir: Path) -> Pair:
+def _dataset_pair(dataset: Dataset, raster: Raster, refined_dir: Path, coarse_dir: Path, uncertainty: bool) -> Pair:
     from idgbr.rasters.coarse_map import index_table
     from idgbr.rasters.read import Grid, read_labels
 
-    refined, coarse = refined_dir / f"{raster.id}.tif", coarse_dir / f"{raster.id}.tif"
+    name = f"{raster.id}.tif"
+    refined, coarse = refined_dir / name, coarse_dir / name
     for path in (refined, coarse):
         grid = Grid.of(path)
         if (grid.height, grid.width) != (raster.height, raster.width):
@@ -164,6 +183,7 @@ def _dataset_pair(dataset: Dataset, raster: Raster, refined_dir: Path, coarse_di
         raster.x_m,
         raster.y_m,
         dataset.block_m,
+        sampled_reader(refined_dir / PROBABILITIES / name, refined_dir / SAMPLES / name) if uncertainty else None,
     )
 
 

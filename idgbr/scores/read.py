@@ -1,201 +1,40 @@
-"""Scores as pure functions of counts (`schema.py`): numpy, and polars for tables. The formulas are in `formulas.py`.
+"""Scores from tables of counts: numpy and polars. The registry of scores is in `metrics.py`.
 
-    METRICS: dict[name, Metric]
-
-    Metric.rows     "class": reads the rows of the classes, one entry a class on the last axis
-                    "tile":  reads the rows of class -1
-    Metric.columns  the columns it reads
-    Metric.how      "pooled":    sum the columns over tiles (of a unit, a split, a bootstrap resample), then call `value`
-                    "tile_mean": call `value` on every tile, then take the mean over the tiles where it is not NaN
-    Metric.value(columns: Mapping[str, float or int array]) -> float64 array
-                    "class" rows: arrays [..., K] -> [..., K] (a value a class), or [...] if `per_class` is False
-                    "tile" rows:  arrays [...]    -> [...]
-                    NaN where undefined (an empty class is neither 0 nor 1)
-    Metric.score(columns) -> [...]: mean of `value` over the classes where it is defined; `value` itself if not
-    `per_class` Metric.higher_is_better, Metric.doc
-
-A null column (no coarse map was given, surface not asked for) reads as NaN. `evaluate(frame, name)` does all this for
-the counts table of one trial, one split, one label set. Gains over the coarse map (frequency bands, any score) are
-contrasts between two trials.
+`evaluate(frame, name)` gives one score of the counts table of one trial, one split, one label set. Gains over the
+coarse map (frequency bands, any score) are contrasts between two trials.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from idgbr.errors import BadRequest, Disagreement, Missing, nearest
+from idgbr.errors import Disagreement, Missing
 from idgbr.interfaces import Json
-from idgbr.scores.formulas import (
-    Array,
-    Columns,
-    band_error,
-    boundary_f,
-    f1,
-    iou,
-    iou_imp,
-    kappa,
-    legacy_min,
-    mba,
-    mean_of_defined,
-    net_gain,
-    overall_accuracy,
-    ratio,
-    weighted_f,
-)
-from idgbr.scores.schema import COUNTS_SCHEMA, ENERGIES, JOINT, LEDGER, MBA, RATES, TRIMAP_WIDTHS_PX
+from idgbr.scores.formulas import iou, mean_of_defined, net_gain, ratio
+from idgbr.scores.metrics import METRICS, Metric, metric
+from idgbr.scores.schema import COUNTS_SCHEMA, LEDGER, OBJECTS, RATES, UNCERTAINTY
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One score: see the head of this file for what the fields mean."""
-
-    name: str
-    columns: tuple[str, ...]
-    value: Callable[[Columns], Array]
-    doc: str
-    rows: Literal["class", "tile"] = "class"
-    per_class: bool = True
-    how: Literal["pooled", "tile_mean"] = "pooled"
-    higher_is_better: bool = True
-    combine: Callable[[Array], float] | None = None  # tile_mean of several values a tile: means over tiles [n] -> one value
-
-    def score(self, columns: Columns) -> Array:
-        """The score of every row of `columns`: where it is one a class, the mean over the classes that have one."""
-        values = self.value(columns)
-        return mean_of_defined(values) if self.per_class else values
-
-
-# ---- the registry -------------------------------------------------------------------------------------------------------------
-
-
-def _of(function: Callable[..., Array], *names: str) -> Callable[[Columns], Array]:
-    return lambda columns: function(*(columns[name] for name in names))
-
-
-def _band(low: bool) -> Callable[[Columns], Array]:
-    return lambda columns: band_error(columns, low)
-
-
-_BF = ("bf_pred_hits", "bf_pred_pixels", "bf_target_hits", "bf_target_pixels")
-_LEGACY = ("wfm_edge_legacy_0_value", "wfm_edge_legacy_1_value")
-
-
-def _metrics() -> Iterable[Metric]:
-    yield Metric("miou", RATES, _of(iou, *RATES), "IoU; mean over the classes in either map")
-    yield Metric("f1", RATES, _of(f1, *RATES), "F1 (Dice)")
-    yield Metric("precision", ("tp", "fp"), lambda c: ratio(c["tp"], c["tp"] + c["fp"]), "of pixels of the class")
-    yield Metric("recall", ("tp", "fn"), lambda c: ratio(c["tp"], c["tp"] + c["fn"]), "of pixels of the class")
-    yield Metric("oa", ("tp", "fn"), _of(overall_accuracy, "tp", "fn"), "overall accuracy of valid pixels", per_class=False)
-    yield Metric("kappa", RATES, _of(kappa, *RATES), "Cohen's kappa", per_class=False)
-    yield Metric(
-        "boundary_iou",
-        ("biou_intersection", "biou_union"),
-        _of(ratio, "biou_intersection", "biou_union"),
-        "boundary IoU (Cheng 2021); width score.boundary_px, _m, or _ratio of the tile's diagonal",
-    )
-    yield Metric("boundary_f", _BF, _of(boundary_f, *_BF), "boundary F (DAVIS); tolerance score.tolerance_px or _m")
-    names = tuple(f"trimap_{r}" for r in RATES)
-    yield Metric("trimap_iou", names, _of(iou, *names), "IoU within score.trimap_px of target boundaries")
-    for width in TRIMAP_WIDTHS_PX:
-        names = tuple(f"trimap{width}_{r}" for r in RATES)
-        yield Metric(f"trimap_iou_{width}px", names, _of(iou, *names), f"IoU within {width} px of target boundaries")
-    for kind, what in (("edge", "2 px inside each edge"), ("region", "regions")):
-        names = tuple(f"wfm_{kind}_{n}" for n in ("target", "pred", "target_loss", "rest_loss"))
-        yield Metric(f"wfm_{kind}", names, _of(weighted_f, *names), f"weighted F, corrected, of {what}")
-    yield Metric(
-        "wfm_edge_legacy",
-        _LEGACY,
-        lambda c: np.stack([c[n] for n in _LEGACY], -1).astype(np.float64),
-        "WF(3px) as the authors' code: tile means of non-edge and edge, then `min`; with its defects",
-        rows="tile",
-        per_class=False,
-        how="tile_mean",
-        combine=legacy_min,
-    )
-    yield Metric(
-        "wfm_region_legacy",
-        ("wfm_region_legacy_value",),
-        lambda c: np.asarray(c["wfm_region_legacy_value"], np.float64),
-        "region weighted F as the authors' code: mean over tiles whose target has the class",
-        how="tile_mean",
-    )
-    yield Metric("mba", MBA, mba, "mean boundary accuracy (CascadePSP)", rows="tile", per_class=False)
-    for low in (True, False):
-        yield Metric(
-            "low_band_error" if low else "high_band_error",
-            ("valid", *ENERGIES),
-            _band(low),
-            "error energy in structures of 2^score.band_levels px and more"
-            if low
-            else "error energy in finer structures; low + high = 1 - oa",
-            rows="tile",
-            per_class=False,
-            higher_is_better=False,
-        )
-    yield Metric(
-        "net_gain",
-        LEDGER,
-        lambda c: net_gain(*(c[n].sum(-1) for n in ("repaired", "damaged", "still_wrong"))),
-        "(repaired - damaged) / errors of the coarse map",
-        per_class=False,
-    )
-    yield Metric(
-        "repaired_share", LEDGER, lambda c: ratio(c["repaired"], c["repaired"] + c["still_wrong"]), "repaired / errors of the coarse map"
-    )
-    yield Metric(
-        "damaged_share",
-        LEDGER,
-        lambda c: ratio(c["damaged"], c["kept"] + c["damaged"]),
-        "damaged / pixels the coarse map had right",
-        higher_is_better=False,
-    )
-    yield Metric(
-        "iou_imp", JOINT, lambda c: iou_imp([c[n] for n in JOINT]), "IoU_imp of IDGBR's README with k = 1, pooled (defects: see iou_imp)"
-    )
-    yield Metric(
-        "hd95",
-        ("hd95",),
-        lambda c: np.asarray(c["hd95"], np.float64),
-        "HD95 in px (MedPy: percentile of both lists), mean over tiles",
-        how="tile_mean",
-        higher_is_better=False,
-    )
-    yield Metric(
-        "hd95_directed",
-        ("hd95_directed",),
-        lambda c: np.asarray(c["hd95_directed"], np.float64),
-        "HD95 in px (MONAI: larger directed percentile), mean over tiles",
-        how="tile_mean",
-        higher_is_better=False,
-    )
-    yield Metric(
-        "assd",
-        ("assd_sum", "assd_pixels"),
-        _of(ratio, "assd_sum", "assd_pixels"),
-        "ASSD in px (MedPy), mean over tiles",
-        how="tile_mean",
-        higher_is_better=False,
-    )
-
-
-METRICS: dict[str, Metric] = {m.name: m for m in _metrics()}
-
-
-def metric(name: str) -> Metric:
-    """Raises:
-    BadRequest: no such score; names the nearest.
-    """
-    if name not in METRICS:
-        raise BadRequest(f"unknown score {name}", allowed=", ".join(METRICS), hint=nearest(name, METRICS) or None)
-    return METRICS[name]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Value",
+    "evaluate",
+    "gain",
+    "mean_of_defined",
+    "metric",
+    "ratio",
+    "read_counts",
+    "require_counted",
+    "score_table",
+    "sums",
+]
 
 
 # ---- from tables --------------------------------------------------------------------------------------------------------------
@@ -264,14 +103,26 @@ def one_set(frame: pl.DataFrame) -> None:
             )
 
 
+def require_counted(name: str, columns: Iterable[str]) -> None:
+    """Raises:
+    Missing: a table of these columns does not hold what a score needs, because it is counted only when asked for.
+    """
+    asked = {"score.objects": OBJECTS, "score.uncertainty": UNCERTAINTY}
+    for setting, optional in asked.items():
+        if set(metric(name).columns) & set(optional) - set(columns):
+            raise Missing(f"the score {name} was not counted", value=f"{setting}=false", hint=f"score again with {setting}=true")
+
+
 def evaluate(frame: pl.DataFrame, name: str) -> Value:
     """One score of the counts of one trial, split and label set.
 
     Raises:
-        BadRequest: no such score. Disagreement: trials, splits or label sets are mixed. Missing: no rows.
+        BadRequest: no such score. Disagreement: trials, splits or label sets are mixed. Missing: no rows, or the score
+            was not counted.
     """
     one_set(frame)
     wanted = metric(name)
+    require_counted(name, frame.columns)
     by = ("scene", "raster") if wanted.how == "pooled" else TILE
     _, columns = arrays(frame, wanted, by)
     values = wanted.value(columns)  # [rasters or tiles, K] or [..., parts] or [...]
@@ -325,8 +176,8 @@ def gain(after: pl.DataFrame, before: pl.DataFrame, name: str) -> tuple[float, i
 
 
 def score_table(frame: pl.DataFrame, names: Iterable[str] = ()) -> dict[str, Value]:
-    """Every score (or those named) of one trial, split and label set."""
-    return {name: evaluate(frame, name) for name in (names or METRICS)}
+    """Every score that was counted (or those named) of one trial, split and label set."""
+    return {name: evaluate(frame, name) for name in (names or [n for n, m in METRICS.items() if set(m.columns) <= set(frame.columns)])}
 
 
 def distance_curve(bands: pl.DataFrame) -> list[Json]:

@@ -47,6 +47,45 @@ PER_TILE = ("valid", "correct", "ignored", "outside", *MBA)  # outside: valid pi
 PER_TILE_VALUES = ("wfm_edge_legacy_0_value", "wfm_edge_legacy_1_value")
 
 
+# ---- only where asked for -------------------------------------------------------------------------------------------------------
+
+# score.objects: of each tile by itself (an object that a tile's frame cuts is two), in rows of a class
+OBJECT_WIDTHS_PX = (1, 2, 4)
+OBJECTS = (
+    *(f"biou{w}_{what}" for w in OBJECT_WIDTHS_PX for what in ("intersection", "union")),
+    *("objects_matched", "objects_pred", "objects_target"),
+    *("perimeter_pred", "perimeter_target"),
+    *("parts_error", "holes_error", "parts_target", "holes_target"),
+)
+
+# score.uncertainty: confidence is the probability of the class given, in 255ths; pixels that are right and wrong are
+# counted by it, in bins of what it lacks to 255. Multiples of 17 are edges, so that the 15 bins of equal width of the
+# calibration error are sums of these.
+NEAR_PX = 5  # on either side of the target's boundaries
+REGIONS = ("all", "near")
+DOUBT_EDGES = (0, 1, 2, 3, 4, 6, 8, 11, 14, 17, 21, 25, 29, 34, 42, 51, 59, 68, 85, 102, 119, 136, 153, 170, 187, 204, 221, 238)  # lower
+CALIBRATION_BINS = 15
+VOTES = 16  # agreement of samples in sixteenths
+
+
+def confidence_columns(region: str) -> dict[str, tuple[str, ...]]:
+    """Names of the columns of a region ("all" pixels, or "near" the target's boundaries) by what they hold."""
+    bins = range(len(DOUBT_EDGES))
+    return {
+        "right": tuple(f"confidence_{region}_right{b}" for b in bins),
+        "wrong": tuple(f"confidence_{region}_wrong{b}" for b in bins),
+        "total": tuple(f"confidence_{region}_total{b}" for b in range(CALIBRATION_BINS)),  # of the confidence
+        "brier": (f"brier_{region}",),  # sum over classes of (p - y)^2, in units of 1/255^2
+    }
+
+
+VOTES_RIGHT = tuple(f"votes_right{v}" for v in range(VOTES + 1))
+VOTES_WRONG = tuple(f"votes_wrong{v}" for v in range(VOTES + 1))
+CONFIDENCE = tuple(name for region in REGIONS for names in confidence_columns(region).values() for name in names)
+ENERGY = ("energy_iou_value", "energy_boundary_value", "spread_iou_value", "spread_boundary_value")  # rows of a class
+UNCERTAINTY = (*CONFIDENCE, *VOTES_RIGHT, *VOTES_WRONG, *ENERGY)
+
+
 def _kind(name: str) -> pa.DataType:
     return pa.float64() if name.endswith(("_value", "_sum")) or name.startswith(("hd95", "hausdorff")) else pa.int64()
 
@@ -59,6 +98,13 @@ COUNTS_SCHEMA = pa.schema(
     ],
     metadata={"idgbr.table": "counts", "idgbr.version": str(VERSION)},
 )
+
+
+def counts_schema(*, objects: bool = False, uncertainty: bool = False) -> pa.Schema:
+    """Schema of counts with the columns that were asked for."""
+    names = (*(OBJECTS if objects else ()), *(UNCERTAINTY if uncertainty else ()))
+    return pa.schema([*COUNTS_SCHEMA, *((name, _kind(name)) for name in names)], metadata=COUNTS_SCHEMA.metadata)
+
 
 BANDS_SCHEMA = pa.schema(
     [

@@ -34,7 +34,7 @@ def summarise(counts: pl.DataFrame, bands: pl.DataFrame, label_set: str, config:
         "distance": distance_curve(bands.filter(pl.col("trial") == "pred")),
     }
     for name, wanted in METRICS.items():
-        if not _asked_for(wanted, config, has_coarse):
+        if not set(wanted.columns) <= set(counts.columns) or not _asked_for(wanted, config, has_coarse):
             continue
         entry = _entry(evaluate(after, name), wanted)
         if has_coarse and not _needs_coarse(wanted):

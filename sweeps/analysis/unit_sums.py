@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idgbr.errors import BadRequest, Disagreement, nearest
-from idgbr.scores.read import METRICS, Metric, mean_of_defined, ratio
+from idgbr.scores.read import METRICS, Metric, mean_of_defined, ratio, require_counted
 from sweeps.analysis.trials import TablePart, damaged, one_version, version_of
 
 FEWEST_SCENES = 6
@@ -83,12 +83,14 @@ def unit_sums(
     Raises:
         Disagreement: a counts part is missing, half-written or foreign; versions differ; the trials have no tile in
             common.
-        BadRequest: no such unit.
+        BadRequest: no such unit. Missing: a metric that was not counted.
     """
     if unit not in UNITS:
         raise BadRequest("no such unit of inference", value=unit, allowed=", ".join(UNITS), hint=nearest(unit, UNITS) or None)
     counts = [p.of("counts") for p in parts]
-    _check_parts(tuple(counts))
+    there = _check_parts(tuple(counts))
+    for m in metrics:
+        require_counted(m, there)
     pooled = [METRICS[m] for m in metrics if METRICS[m].how == "pooled"]
     by_tile = [METRICS[m] for m in metrics if METRICS[m].how == "tile_mean"]
     summed = list(dict.fromkeys([*(c for m in pooled for c in m.columns), *columns]))
@@ -204,8 +206,9 @@ def _common_tiles(counts: Sequence[TablePart], wanted: pl.Expr) -> tuple[pl.Data
 
 
 @functools.lru_cache(maxsize=8)
-def _check_parts(counts: tuple[TablePart, ...]) -> None:
-    versions = []
+def _check_parts(counts: tuple[TablePart, ...]) -> frozenset[str]:
+    """The columns that all parts have."""
+    versions, columns = [], []
     for part in counts:
         try:
             schema = pq.read_schema(part.path, filesystem=part.store.fs)
@@ -216,7 +219,9 @@ def _check_parts(counts: tuple[TablePart, ...]) -> None:
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(part, error, "move it and its part in tables/trials away, then run the study again") from error
         versions.append((part.path, version_of(schema)))
+        columns.append(frozenset(schema.names))
     one_version(versions)
+    return frozenset.intersection(*columns)
 
 
 def _batches(parts: Sequence[TablePart], columns: Sequence[str]) -> Iterator[pl.LazyFrame]:

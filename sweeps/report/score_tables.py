@@ -40,7 +40,23 @@ TITLES = {
     "hd95": "HD95",
     "hd95_directed": "HD95 directed",
     "assd": "ASSD",
+    "boundary_iou_1px": "boundary IoU 1 px",
+    "boundary_iou_2px": "boundary IoU 2 px",
+    "boundary_iou_4px": "boundary IoU 4 px",
+    "object_f1": "object F1",
+    "brier": "Brier",
+    "brier_near": "Brier near",
+    "ece": "ECE",
+    "ece_near": "ECE near",
+    "error_auroc": "error AUROC",
+    "error_auroc_near": "error AUROC near",
+    "error_auroc_votes": "error AUROC votes",
+    "aurc": "AURC",
+    "aurc_near": "AURC near",
+    "energy_iou": "energy score IoU",
+    "energy_boundary": "energy score boundary",
 }
+COUNTED = ("parts_error", "holes_error")  # numbers of things
 IN_PX = ("hd95", "hd95_directed", "assd")
 MANY_VARIANTS = 200
 
@@ -52,8 +68,8 @@ def title(metric: str) -> str:
 
 
 def scaled(metric: str, value: float) -> float:
-    """Per cent, or px where the metric is a distance."""
-    return value if metric in IN_PX else 100 * value
+    """Per cent, px where the metric is a distance, or a number of things."""
+    return value if metric in (*IN_PX, *COUNTED) else 100 * value
 
 
 def number(metric: str, value: float, sign: bool = False) -> str:

@@ -15,6 +15,7 @@ from scipy.ndimage import distance_transform_edt
 
 from idgbr.config import SamplerConfig
 from idgbr.errors import BadRequest, Disagreement
+from idgbr.labels import ClassTable, LabelClass
 from idgbr.rasters.coarse_map import CoarseMap, MemoryCoarse
 from idgbr.rasters.read import IGNORE, Grid, Reader, write_class_map, write_probabilities
 from idgbr.scene.strips import Tally, refine_raster, refine_rows
@@ -50,6 +51,34 @@ def test_a_refiner_that_knows_the_truth_mends_the_whole_scene(scene):
     assert (out == truth).all()
     assert tally.computed == tally.tiles == 5 * 7
     assert tally.changed == (coarse != truth).sum()
+
+
+def test_probabilities_and_samples_are_those_of_the_map_and_do_not_change_it(scene, tmp_path):
+    reader, _, coarse, g = scene
+    sampler = dataclasses.replace(SAMPLER, samples=3, reach_px=6.0)
+    soft = np.eye(3, dtype=np.float32)[coarse].transpose(2, 0, 1) * 0.8 + 0.2 / 3
+    before = MemoryCoarse(soft, 3, g)
+    plain, kept = (
+        list(refine_rows(KnowingRefiner(3, noise=1.2), sampler, reader, before, 3, raster_id="s", seed=3, samples=n)) for n in (0, 3)
+    )
+    assert all(part.probabilities is None and part.samples is None for part in plain)
+    index = np.concatenate([part.index for part in kept])
+    assert (index == np.concatenate([part.index for part in plain])).all()
+    p, samples = (np.concatenate([getattr(part, name) for part in kept], axis=1) for name in ("probabilities", "samples"))
+    assert (np.take_along_axis(p, index[None].astype(int), 0)[0] == p.max(0)).all()
+    assert abs(p.sum(0, dtype=int) - 255).max() <= 1
+    still = np.isclose(p / 255, soft, atol=1 / 255).all(0)
+    assert still.mean() > 0.1  # beyond reach
+    assert (samples[:, still] == coarse[still]).mean() > 0.99
+    differs = [(a != b).mean() for a, b in ((samples[0], samples[1]), (samples[0], samples[2]), (samples[0], index))]
+    assert min(differs) > 0.01
+    paths = {"probabilities": tmp_path / "p.tif", "samples": (tmp_path / "s.tif", 3)}
+    table = ClassTable(tuple(LabelClass(name, (i,), (i, i, i)) for i, name in enumerate("abc")))
+    refine_raster(KnowingRefiner(3, noise=1.2), sampler, reader, before, tmp_path / "m.tif", raster_id="s", seed=3, table=table, **paths)
+    with rasterio.open(tmp_path / "s.tif") as file:
+        assert (file.read() == samples).all()
+    with rasterio.open(tmp_path / "p.tif") as file:
+        assert (file.read() == p).all()
 
 
 def test_pixels_beyond_reach_keep_the_coarse_class_and_the_others_are_those_of_no_limit(scene):

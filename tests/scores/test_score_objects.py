@@ -14,6 +14,7 @@ from idgbr.commands.score import score
 from idgbr.config import ScoreConfig
 from idgbr.errors import BadRequest
 from idgbr.scores import objects
+from idgbr.scores.schema import OBJECT_WIDTHS_PX
 from idgbr.scores.tile import count_tile
 
 EIGHT = np.ones((3, 3))
@@ -55,7 +56,7 @@ def test_counts_are_those_of_plain_loops(seed: int) -> None:
         assert {name: int(found[name][c]) for name in slow(pred, target, c)} == slow(pred, target, c)
 
 
-@pytest.mark.parametrize("width", objects.WIDTHS_PX)
+@pytest.mark.parametrize("width", OBJECT_WIDTHS_PX)
 def test_boundary_iou_is_that_of_the_counts_at_this_width(width: int) -> None:
     pred, target = maps(7)
     found = objects.count(pred, target, 3)
