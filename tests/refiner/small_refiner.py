@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ TINY = {
     "target_loss": "mse",
     "coarse_residual": False,
 }
+
+CLASSES: dict[str, Any] = {"target_loss": "auto", "class_channels": True}
 
 
 def class_table(n_classes: int) -> ClassTable:

@@ -1,4 +1,4 @@
-"""Recycled guesses, renewed noise, cascades, class channels and the other settings of the second design."""
+"""Recycled guesses, cascades, class channels and the other settings of the second design; noise: test_refiner_noise.py."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_refiner import TINY
+from small_refiner import CLASSES, TINY
 from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest
-from idgbr.refiner.diffusion import Diffusion, TimestepLaw, betas, scaled, trailing
+from idgbr.refiner.diffusion import Diffusion
 from idgbr.refiner.loss import RefinerTraining, edge_difference
 from idgbr.refiner.refiner import Refiner
 
@@ -24,7 +24,6 @@ Build = Callable[..., Refiner]
 Batch = Callable[..., dict[str, Tensor]]
 Stir = Callable[[Refiner], Refiner]
 
-CLASSES: dict[str, Any] = {"target_loss": "auto", "class_channels": True}
 ALL: dict[str, Any] = {
     **CLASSES,
     "input_condition": True,
@@ -95,81 +94,6 @@ def test_the_class_prior_is_bayes_rule_for_every_pixel(build: Build) -> None:
     square = (seen[:, None] - bar.sqrt() * codec.codes.view(1, 4, 2, 1, 1)).square().sum(2)
     posterior = (coarse.log() - square / (2 * (1 - bar))).softmax(1)
     assert torch.allclose(codec.class_prior(coarse, z, bar).softmax(1), posterior, atol=1e-5)
-
-
-# ---- noise ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_amplitude_is_that_of_the_code_in_a_z_of_unit_variance() -> None:
-    for schedule, s in (("cosine", 0.1), ("linear", 0.3), ("sigmoid", 2.0)):
-        plain = np.cumprod(1 - betas(schedule, 1000, True))
-        bar = np.cumprod(1 - scaled(betas(schedule, 1000, True), s))
-        spread = np.sqrt(plain * s**2 + 1 - plain)
-        assert np.allclose(np.sqrt(bar), np.sqrt(plain) * s / spread, atol=1e-6)
-        assert np.allclose(np.sqrt(1 - bar), np.sqrt(1 - plain) / spread, atol=1e-6)
-        assert bar[-1] == 0
-    assert torch.equal(Diffusion(RefinerConfig()).abar, Diffusion(RefinerConfig(amplitude=1.0)).abar)
-
-
-def test_the_amplitude_scales_nothing_but_z(build: Build, batch: Batch) -> None:
-    plain, small = build(**CLASSES), build(**CLASSES, amplitude=0.1)
-    sample = batch(1)
-    conditions = [r.condition(sample["image"], sample["coarse"]) for r in (plain, small)]
-    assert torch.equal(conditions[0].latent, conditions[1].latent)
-    assert all(torch.equal(a.share, b.share) for a, b in zip(*(c.prepared for c in conditions), strict=True))
-    assert torch.equal(*(r.logits(torch.ones(1, 2, 4, 4)) for r in (plain, small)))
-
-
-def test_the_grid_law_draws_the_timesteps_of_samplers_with_1_2_4_and_8_steps() -> None:
-    from diffusers import DDIMScheduler
-
-    theirs = DDIMScheduler(timestep_spacing="trailing")
-    for steps in (1, 2, 3, 4, 7, 8, 25):
-        theirs.set_timesteps(steps)
-        assert torch.equal(trailing(1000, steps), theirs.timesteps)
-    law = TimestepLaw(RefinerConfig(timestep_law="grid", last_share=0.5))
-    g = torch.Generator().manual_seed(0)
-    drawn = np.array([law(g) for _ in range(4000)])
-    assert set(drawn) == set(trailing(1000, 8).tolist())
-    assert set(trailing(1000, 4).tolist()) <= set(drawn)
-    assert (drawn == 999).mean() == pytest.approx(0.5, abs=0.03)
-    even = np.array([TimestepLaw(RefinerConfig(timestep_law="grid"))(g) for _ in range(4000)])
-    assert (even == 999).mean() == pytest.approx(1 / 8, abs=0.02)
-
-
-def test_renewed_noise_with_one_step_is_ddim_with_one_step_and_differs_with_more(build: Build, batch: Batch, stir: Stir) -> None:
-    refiner, sample = stir(build(**CLASSES)), batch(2)
-    condition = refiner.condition(sample["image"], sample["coarse"])
-
-    def run(sampler: str, steps: int, seed: int = 0) -> Tensor:
-        return refiner.draw(condition, [seed, seed + 1], SamplerConfig(sampler=sampler, steps=steps, samples=2))
-
-    assert torch.equal(run("renoise", 1), run("ddim", 1))
-    assert not torch.equal(run("renoise", 2), run("ddim", 2))
-    assert torch.equal(run("renoise", 3), run("renoise", 3))
-    assert not torch.equal(run("renoise", 3)[0], run("renoise", 3)[1])
-    assert not torch.equal(run("renoise", 3), run("renoise", 3, seed=5))
-
-
-def test_renewed_noise_is_new_in_every_step_and_tells_nothing_of_the_old(build: Build, batch: Batch, stir: Stir) -> None:
-    refiner, sample = stir(build(**CLASSES)), batch(1)
-    seen: list[Tensor] = []
-    guesses: list[Tensor] = []
-    evaluate, diffusion = refiner.estimate, Diffusion(refiner.config)
-
-    def record(z: Tensor, t: Tensor, bar: Tensor, condition: Any, **settings: Any) -> Any:
-        found = evaluate(z, t, bar, condition, **settings)
-        seen.append((z - bar.sqrt() * guesses[-1]) / (1 - bar).sqrt() if guesses else z)
-        guesses.append(found.x0)
-        return found
-
-    refiner.estimate = record  # type: ignore[method-assign]
-    refiner.draw(refiner.condition(sample["image"], sample["coarse"]), [3], SamplerConfig(sampler="renoise", steps=4))
-    noise = torch.stack([n.flatten() for n in seen])
-    assert len(noise) == 4
-    assert torch.allclose(noise.std(1), torch.ones(4), atol=0.1)
-    assert (torch.corrcoef(noise) - torch.eye(4)).abs().max() < 0.15
-    assert diffusion.steps == 100
 
 
 # ---- recycling ------------------------------------------------------------------------------------------------------------------
@@ -385,16 +309,6 @@ def test_the_edge_loss_is_zero_for_the_truth_and_counts_known_pixels() -> None:
 def test_combinations_without_sense_are_refused_with_a_reason(build: Build, settings: dict[str, Any], why: str) -> None:
     with pytest.raises(BadRequest, match=why):
         RefinerTraining(build(**settings))
-
-
-def test_a_first_step_from_zeros_is_refused_by_samplers_that_carry_noise_on(build: Build, batch: Batch) -> None:
-    refiner, sample = build(**CLASSES, first_input="zero"), batch(1)
-    for sampler in ("ddim", "dpm++", "euler"):
-        with pytest.raises(BadRequest, match="no noise to carry on"):
-            refiner.refine(sample["image"], sample["coarse"], sampler=sampler)
-    one = refiner.refine(sample["image"], sample["coarse"], steps=1, samples=4, return_probabilities=True)
-    again = refiner.refine(sample["image"], sample["coarse"], steps=1, seeds=9, return_probabilities=True)
-    assert torch.equal(one.probabilities, again.probabilities)  # there is nothing random in it
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "cascade"])
