@@ -10,6 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from idgbr.commands.adapt import AdaptRequest
 from idgbr.commands.refine import AS_TRAINED, BEST_OF_STORE, ModelChoice, SamplerChanges
 from idgbr.commands.train import TrainingRequest, run_until
 from idgbr.recipes import experiment
@@ -122,6 +123,13 @@ def refine(
     run(request, using, changes, classes=classes)
 
 
+def adapt(request: AdaptRequest) -> None:
+    """Fine-tune the general refiner on a few labelled images. Run it again to resume. Prints the copy's folder."""
+    from idgbr.commands.adapt import adapt as run
+
+    run(request)
+
+
 def align(
     map: Positional[Path],
     /,
@@ -173,7 +181,7 @@ def score(
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo, "doctor": doctor, "config": config, "prepare": prepare, "train-backbone": train_backbone, "train-refiner": train_refiner,
-    "predict": predict, "refine": refine, "align": align, "score": score,
+    "predict": predict, "refine": refine, "adapt": adapt, "align": align, "score": score,
 }  # fmt: skip
 
 

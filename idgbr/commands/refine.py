@@ -20,7 +20,10 @@ from idgbr.store import default_root
 class ModelChoice:
     """Which refiner, and how it runs."""
 
-    model: Annotated[str, arg(help="a refiner's folder, or its key in the store; empty: the best of the store by boundary IoU")] = ""
+    model: Annotated[
+        str,
+        arg(help="a refiner's folder, its key in the store, or general; empty: the store's best by boundary IoU, or general"),
+    ] = ""
     store: Annotated[str, arg(help="folder or URI of the store")] = ""
     device: str = "auto"
     precision: Annotated[str, arg(help="fp32 or bf16")] = "fp32"

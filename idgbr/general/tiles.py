@@ -26,6 +26,7 @@ from idgbr.coarse.simulate import fresh
 from idgbr.datasets.index import Dataset, Raster
 from idgbr.errors import BadRequest, Disagreement
 from idgbr.files import replacing
+from idgbr.general.one_class import NAMES
 from idgbr.general.scale import moments, scaled
 from idgbr.interfaces import Report
 from idgbr.labels import IGNORE, ClassTable, LabelClass
@@ -33,7 +34,7 @@ from idgbr.rasters.coarse_map import coarse_path, read_coarse
 from idgbr.rasters.read import Grid, read_labels
 from idgbr.rasters.write import write_probabilities
 
-TABLE = ClassTable((LabelClass("rest", (0,), (40, 40, 40)), LabelClass("class", (1,), (255, 80, 40))), (IGNORE,))
+TABLE = ClassTable((LabelClass(NAMES[0], (0,), (40, 40, 40)), LabelClass(NAMES[1], (1,), (255, 80, 40))), (IGNORE,))
 
 MIN_TILE_PX = 128
 DRAWS = 60  # windows tried for one tile

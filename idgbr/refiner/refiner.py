@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
+from idgbr.errors import Missing
+from idgbr.general.one_class import shipped
+from idgbr.general.refiner import GeneralRefiner
 from idgbr.labels import ClassTable
 from idgbr.refiner import sampling, saved
 from idgbr.refiner.decisions import refuse_confidence, without_confidence
@@ -59,6 +62,21 @@ class Refiner(RefinerNetwork):
             Disagreement: a config of another version, or weights that do not fit it.
         """
         return saved.read(cls, Path(folder)).to(device).eval()
+
+    @classmethod
+    def general(cls, folder: str | Path | None = None, device: str | torch.device = "cpu") -> GeneralRefiner:
+        """The refiner that is installed with idgbr: one class against the rest, for maps of any classes.
+
+        Args:
+            folder: another one of its kind, as `idgbr adapt` makes it.
+
+        Raises:
+            Missing: this installation has none, or no such folder. Disagreement: a refiner of other classes.
+        """
+        place = Path(folder) if folder is not None else shipped()
+        if place is None:
+            raise Missing("this installation has no general refiner", hint="docs/models.md says how one is trained")
+        return GeneralRefiner(cls.load(place, device))
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; each appears whole or not at all."""

@@ -84,12 +84,15 @@ def refine_scene(
     from idgbr.rasters.coarse_map import CoarseMap
     from idgbr.rasters.polygons import write_polygons
     from idgbr.rasters.read import Reader, require_same_grid
+    from idgbr.scene import any_classes
     from idgbr.scene.resume import Parts
     from idgbr.scene.strips import refine_rows, write_rows
 
     scene, coarse, out = Path(request.scene), Path(request.coarse), Path(request.out)
-    image = Reader(scene, model.bands)
+    image = Reader(scene, any_classes.bands_of(scene) if model.one_class else model.bands)
     require_placed(scene)
+    if model.one_class:
+        model = any_classes.for_scene(model, image, coarse, codes)
     if image.note:
         print(image.note, file=sys.stderr)
     guess = CoarseMap(coarse, model.table, codes)

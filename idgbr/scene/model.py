@@ -14,6 +14,7 @@ from typing import Any
 
 from idgbr.config import Experiment, Runtime, SamplerConfig, from_dict
 from idgbr.errors import BadRequest, Missing
+from idgbr.general.one_class import is_one_class, shipped
 from idgbr.interfaces import Json
 from idgbr.labels import ClassTable
 from idgbr.machine import expanded
@@ -23,6 +24,8 @@ from idgbr.store import Store
 
 PRIMARY = "boundary_iou"
 PRECISIONS = ("fp32", "bf16")
+GENERAL = "general"  # names the refiner that is installed with idgbr
+GENERAL_TILE_PX, GENERAL_OVERLAP_PX = 256, 32
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Model:
         table: classes. bands: of the image, from 1. sampler: the settings that it was scored with.
         runs: what else decides the result bit by bit: precision, kind of device, versions.
         decided: the sampler holds the decision saved with the refiner.
+        one_class: it knows one class against the rest; a scene brings its classes along (`any_classes.py`).
     """
 
     name: str
@@ -43,6 +47,7 @@ class Model:
     sampler: SamplerConfig
     runs: Mapping[str, str] = field(default_factory=dict)
     decided: bool = False
+    one_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,11 +123,20 @@ def find_model(model: str, root: str) -> tuple[Path, Experiment | None]:
     for a bare folder).
 
     Args:
-        model: empty: `best_refiner`, with the experiment of its best trial.
+        model: empty: `best_refiner`, with the experiment of its best trial; in a store without refiners the general
+            one, which "general" names too.
 
     Raises:
         Missing: none of them. BadRequest: as `best_refiner`.
     """
+    if model == GENERAL or not (model or next(iter(Store(root).keys("refiner")), None)):
+        folder = shipped()
+        if folder is not None:
+            print("model: the general refiner that comes with idgbr (docs/models.md); --model DIR takes your own", file=sys.stderr)
+            return folder, None
+        if model:
+            raise Missing("this installation has no general refiner", value=f"--model {model}",
+                          hint="docs/models.md says how one is trained; --model FOLDER")  # fmt: skip
     if not model:
         best = best_refiner(root)
         return Store(root).path("refiner", best.key), best.experiment
@@ -159,8 +173,11 @@ def load_model(model: str, root: str, runtime: Runtime) -> Model:
     folder, experiment = find_model(model, root)
     refiner = Refiner.load(folder)
     name = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "config.json").read_bytes()).hexdigest()[:16]
+    one_class = is_one_class(refiner.table)
     if experiment is not None:
         bands, sampler = experiment.data.bands, experiment.sampler
+    elif one_class:
+        bands, sampler = (1, 2, 3), SamplerConfig(tile_px=GENERAL_TILE_PX, overlap_px=GENERAL_OVERLAP_PX)
     else:
         side = refiner.config.crop_px
         bands, sampler = tuple(range(1, refiner.n_bands + 1)), SamplerConfig(tile_px=side, overlap_px=side // 4)
@@ -172,7 +189,7 @@ def load_model(model: str, root: str, runtime: Runtime) -> Model:
         "device": tiles.device.type,
         "versions": f"idgbr {importlib.metadata.version('idgbr')}, torch {torch.__version__}",
     }
-    return Model(name, tiles, refiner.table, bands, sampler, runs, refiner.decision is not None)
+    return Model(name, tiles, refiner.table, bands, sampler, runs, refiner.decision is not None, one_class)
 
 
 def with_settings(sampler: SamplerConfig, **given: Any) -> SamplerConfig:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,20 +32,17 @@ from idgbr.rasters.tiling import Strip, Window, starts
 from idgbr.rasters.write import class_colours, class_tags, quantise
 from idgbr.refiner.decisions import decide, guarded, refuse_confidence
 
-if TYPE_CHECKING:
-    from idgbr.refiner.guidance import Condition
-
 MAX_OPEN_ROWS = 4  # rows of tiles kept while a batch fills up
 
 
 class TileRefiner(Protocol):
     """What computes tiles. `TorchTiles` wraps the trained refiner; tests bring their own."""
 
-    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Condition:
+    def condition(self, image: NDArray[np.float32], coarse: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
         """Image raw [B,C,T,T], coarse probabilities [B,K,T,T], valid [B,T,T] -> what `draw` needs, computed once for
         all samples."""
 
-    def draw(self, condition: Condition, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
         """All samples of all tiles: probabilities [S,B,K,T,T]. `seeds` has one number a tile."""
 
 
