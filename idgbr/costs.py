@@ -291,6 +291,22 @@ def of_stage(experiment: Experiment, stage: str, n_classes: int, precision: str 
     return of_refiner(experiment.refiner, n_bands, n_classes, precision)
 
 
+def refining_flop_px(experiment: Experiment, n_classes: int) -> float:
+    """FLOPs that refining spends on a pixel of a scene: all evaluations of all samples, overlap of tiles included, no
+    tile left out by `reach_px` or `keep_confidence`. 0 for the coarse map itself."""
+    refiner, s = experiment.refiner, experiment.sampler
+    if refiner.kind == "none" or (refiner.kind == "diffusion" and s.strength == 0):
+        return 0.0
+    evaluations = 1.0
+    if refiner.kind == "diffusion":
+        evaluations = (1 if s.sampler == "one_step" else s.steps) * s.samples * (2.0 if s.guidance_scale > 1 else 1.0)
+    elif refiner.kind == "cascade":
+        evaluations = s.steps
+    cost = of_stage(experiment, "refiner", n_classes)
+    tiles = 1 / (s.tile_px - s.overlap_px) ** 2
+    return tiles * (cost.run_flop + evaluations * cost.step_flop) * (s.tile_px / refiner.crop_px) ** 2
+
+
 def images_at_once(batch_images: int, workers: int, accumulate: int, micro_images: int = 0) -> int:
     """Images of one forward pass on the fullest GPU (`training/batches.py` splits them so)."""
     return math.ceil(math.ceil(batch_images / workers) / micro_batches(batch_images, workers, accumulate, micro_images))

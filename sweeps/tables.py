@@ -75,6 +75,7 @@ TRIALS_SCHEMA = pa.schema(
         *((f"seconds_{stage}", pa.float64()) for stage in STAGES),  # to make the artefact, in whichever study; folds summed
         ("processes_backbone", pa.int64()),  # that shared the training, each on its device
         ("processes_refiner", pa.int64()),
+        ("gflop_per_megapixel", pa.float64()),  # of refining; 0 of a coarse map
         ("host", pa.string()),  # that made the counts
         ("versions", pa.string()),  # JSON
         ("git_commit", pa.string()),
@@ -147,12 +148,14 @@ def trial_row(
     status: str,
     error: str | None = None,
     commit: str = "",
+    gflop_per_megapixel: float | None = None,
 ) -> Row:
     """One row of the trials table; `manifests` by key, of the jobs that are in the store."""
     row: Row = {"trial": trial, "status": status, "error": error, "role": role, "label": label}
     for section in SECTIONS:
         values = getattr(experiment, section)
         row |= {f"{section}.{f.name}": _plain(getattr(values, f.name)) for f in dataclasses.fields(values)}
+    row |= {"gflop_per_megapixel": gflop_per_megapixel}
     row |= {"seed": experiment.seed, "reseed": experiment.reseed, "host": None, "versions": package_versions(), "git_commit": commit}
     for job in jobs:
         if job.stage != "backbone" or job.name == "full":

@@ -201,6 +201,7 @@ class CostPoint:
     kind: str
     score: float
     cost: dict[str, float]
+    gflop: float = math.nan  # of refining a megapixel; NaN where not recorded
     is_on_front: dict[str, bool] = field(default_factory=dict)
 
 
@@ -210,7 +211,10 @@ def cost_points(view: View, metric: str) -> list[CostPoint]:
     for v in view.population.variants:
         seconds, hours = (0.0, 0.0) if v.kind == "coarse" else costs(view, v)
         score = float(view.scorer.seeds(v, metric).mean())
-        points.append(CostPoint(v.label, v.kind, score, dict(zip(COSTS, (seconds, hours), strict=True))))
+        gflop = v.row.get("gflop_per_megapixel")
+        points.append(
+            CostPoint(v.label, v.kind, score, dict(zip(COSTS, (seconds, hours), strict=True)), math.nan if gflop is None else gflop)
+        )
     higher = METRICS[metric].higher_is_better
     for cost in COSTS:
         for p, front in zip(points, pareto([(p.cost[cost], p.score) for p in points], higher)):
@@ -220,23 +224,29 @@ def cost_points(view: View, metric: str) -> list[CostPoint]:
 
 def cost_table(view: View, metric: str) -> Table:
     """Score, seconds a megapixel and training time of every variant, and the Pareto fronts."""
+    points = cost_points(view, metric)
+    counted = any(math.isfinite(p.gflop) for p in points)  # studies stored before did not record it
     columns = [
         Column("variant", "variant", False),
         Column("score", title(metric)),
+        *([Column("gflop_per_megapixel", "GFLOP / megapixel")] if counted else []),
         Column("seconds_per_megapixel", "s / megapixel"),
         Column("front_seconds_per_megapixel", "front", False),
         Column("training_hours", "training"),
         Column("front_training_hours", "front", False),
     ]
     rows = []
-    for p in cost_points(view, metric):
+    for p in points:
         cells = [Cell(p.variant), Cell(number(metric, p.score), p.score, sort=p.score)]
+        if counted:
+            cells.append(Cell(f"{p.gflop:.1f}" if math.isfinite(p.gflop) else "", p.gflop, sort=p.gflop))
         texts = f"{p.cost['seconds_per_megapixel']:.3f}", duration(3600 * p.cost["training_hours"])
         for cost, text in zip(COSTS, texts, strict=True):
             value, on = p.cost[cost], p.is_on_front[cost]
             cells += [Cell(text if math.isfinite(value) else "", value, sort=value), Cell("yes" if on else "", on)]
         rows.append(cells)
     notes = [
+        *(["GFLOP: counted, 2 a multiply-add, overlap of tiles included, no tile left out."] if counted else []),
         "Front: no other variant is both cheaper and better (Pareto). Seconds of refining alone, on the host that made it.",
         "Training: device time of the refiner's training (time on the clock times the GPUs or processes that shared it), mean over seeds; "
         "a refiner that several variants share counts for each.",

@@ -185,11 +185,7 @@ def seconds_of(job: Job, experiment: Experiment, cluster: GpuCluster) -> float:
         return FIXED_S + windows * _scaled(_cost(e, "backbone").run_flop, e.coarse.tile_px, e.backbone.crop_px) / speed
     if e.refiner.kind == "none":
         return FIXED_S
-    s = e.sampler
-    cost = _cost(e, "refiner")
-    steps = 1.0 if e.refiner.kind == "one_pass" else s.steps * s.samples * (2.0 if s.guidance_scale > 1 else 1.0)
-    tiles = area_px(e.data, s.split) / (s.tile_px - s.overlap_px) ** 2
-    return FIXED_S + tiles * _scaled(cost.run_flop + steps * cost.step_flop, s.tile_px, e.refiner.crop_px) / speed
+    return FIXED_S + area_px(e.data, e.sampler.split) * costs.refining_flop_px(e, n_classes(e.data)) / speed
 
 
 def share_of(stage: str, experiment: Experiment) -> Share:

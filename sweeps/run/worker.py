@@ -181,9 +181,27 @@ def write_end(end: End, context: WorkerContext) -> None:
     """The parts of a finished trial."""
     manifests = {job.key: context.store.manifest(job.stage, job.key) for job in end.jobs}
     row = tables.trial_row(
-        end.experiment, end.jobs, manifests, trial=end.trial, role=end.role, label=end.label, status="done", commit=context.commit
+        end.experiment,
+        end.jobs,
+        manifests,
+        trial=end.trial,
+        role=end.role,
+        label=end.label,
+        status="done",
+        commit=context.commit,
+        gflop_per_megapixel=_gflop(end, context.store),
     )
     tables.write_parts(context.store, end.study, row, end.jobs)
+
+
+def _gflop(end: End, store: Store) -> float:
+    """GFLOPs of refining a megapixel; the number of classes is that of the counts."""
+    import pyarrow.parquet as pq
+
+    from idgbr import costs
+
+    classes = pq.read_table(store.path("counts", end.jobs[-1].key) / "counts.parquet", columns=["class"])["class"]
+    return costs.refining_flop_px(end.experiment, max(classes.to_pylist()) + 1) / 1e3
 
 
 def write_failed(end: End, error: str, store: Store, commit: str, status: str = "failed") -> None:

@@ -268,4 +268,5 @@ def small_study(name: str = "made", replicates: int = 3, steps: tuple[int, ...] 
         axes=(Axis("refiner.guidance_width", (32, 16)), Axis("sampler.steps", steps)),
         replicates=replicates,
         yardsticks=("coarse", "one_pass"),
+        yardsticks_of="baseline",
     )

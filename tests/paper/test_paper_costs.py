@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from idgbr import costs
-from idgbr.config import RefinerConfig
+from idgbr.config import Experiment, RefinerConfig, SamplerConfig
 from idgbr.costs import GB, NetworkCost, fitting, images_at_once
 from idgbr.paper_recipes import RECIPES, paper_experiment, papers_own
 from idgbr.refiner.loss import RefinerTraining
@@ -61,6 +61,24 @@ def test_what_is_counted_on_the_meta_device_is_what_a_real_step_does_and_keeps()
     assert counted.train_flop == pytest.approx(counter.get_total_flops() / n, rel=0.05)
     assert counted.kept_bytes == pytest.approx(kept, rel=0.1)
     assert counted.parameters == sum(p.numel() for p in training.parameters())
+
+
+def test_refining_costs_what_is_counted_on_a_real_tile() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    small = dataclasses.replace(PLAIN, target_loss="auto", class_channels=True, pixel_channels=4)
+    image, coarse, valid = 255 * torch.rand(1, 3, 64, 64), torch.rand(1, 2, 64, 64).softmax(1), torch.ones(1, 64, 64, dtype=torch.bool)
+    for kind, given in (("one_pass", {}), ("cascade", {"steps": 3}), ("diffusion", {"steps": 2, "samples": 2})):
+        config = dataclasses.replace(small, kind=kind)
+        sampler = SamplerConfig(tile_px=64, overlap_px=0, **given)  # type: ignore[arg-type]
+        refiner = Refiner.build(config, 3, *costs._any_data(3, 2)).eval()
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            refiner.draw(refiner.condition(image, coarse, valid), [0], sampler)
+        experiment = Experiment(refiner=config, sampler=sampler)
+        assert 64 * 64 * costs.refining_flop_px(experiment, 2) == pytest.approx(counter.get_total_flops(), rel=0.02), kind
+        wider = dataclasses.replace(experiment, sampler=dataclasses.replace(sampler, tile_px=64, overlap_px=32))
+        assert costs.refining_flop_px(wider, 2) == pytest.approx(4 * costs.refining_flop_px(experiment, 2))
+    assert costs.refining_flop_px(dataclasses.replace(experiment, refiner=dataclasses.replace(small, kind="none")), 2) == 0
 
 
 def test_memory_is_states_and_what_an_image_keeps() -> None:
