@@ -130,6 +130,7 @@ def measure(make: Callable[[], Refiner], name: str, n: int, side: int, options: 
     device = torch.device(options.device)
     lines, config, batch = Lines(device), SamplerConfig(steps=STEPS), batch_of(n, side, device)
     seeds = list(range(n))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # torch lets convolutions use it by default
     refiner = make().to(memory_format=torch.contiguous_format).eval()
     render = partial(plain, refiner, batch["image"], batch["coarse"], seeds, config)
     reference, gib = timed(render, device, options.repeats)
