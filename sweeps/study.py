@@ -251,8 +251,9 @@ class Study:
         return tuple(range(self.replicates)) if isinstance(self.replicates, int) else tuple(self.replicates)
 
     def base(self) -> Experiment:
-        """The recipe with the overrides of all trials."""
-        return apply(recipe(self.recipe), self.overrides)
+        """The recipe with the overrides of all trials. All ground trains, unless refiner.held_out is set: trials are
+        sampled as `sampler.*` says, and no decision that held-out ground tunes is used."""
+        return apply(recipe(self.recipe), {"refiner.held_out": 0.0, **self.overrides})
 
     def baseline_overrides(self) -> dict[str, Setting]:
         """The overrides of the baseline: the first value of every axis, then what `baseline` says."""

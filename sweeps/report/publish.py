@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.files import publish, temporary_beside, unwritable
 from idgbr.scores.read import METRICS
-from idgbr.scores.schema import COUNTS_SCHEMA, ENERGIES, LEDGER
+from idgbr.scores.schema import COUNTS_SCHEMA, ENERGIES, LEDGER, counts_schema
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.analysis.request import SHOWN, Comparison
@@ -46,6 +46,7 @@ from sweeps.report.page import headline, leading
 from sweeps.report.score_tables import TITLES, number, score_table
 
 PUBLISHED_VERSION = 1
+EVERY_COLUMN = counts_schema(objects=True, uncertainty=True)
 MOST_ROW_BYTES = 1_000_000
 TOLERANCE = 1e-9  # of a recomputed number: other summation order, nothing more
 
@@ -104,7 +105,7 @@ def write_summed_rows(folder: Path, study: str, trials: Trials, views: Sequence[
     parts = [pq.read_table(p.path, filesystem=p.store.fs, partitioning=None) for p in trials.parts]
     pq.write_table(pa.concat_tables(parts, promote_options="default"), folder / "trials.parquet", compression="zstd")
     wanted = {c for m in comparison.shown for c in METRICS[m].columns} | {"valid", "ignored", *LEDGER, *ENERGIES}
-    columns = [c for c in COUNTS_SCHEMA.names if c in wanted]
+    columns = [c for c in EVERY_COLUMN.names if c in wanted]
     summed = pl.concat([_by_unit(view, columns) for view in views])
     pq.write_table(_with_schema(summed), folder / "counts.parquet", compression="zstd", compression_level=12)
     part = trials.parts[0]
@@ -139,9 +140,12 @@ def _by_unit(view: View, columns: Sequence[str]) -> pl.DataFrame:
 
 def _with_schema(frame: pl.DataFrame) -> pa.Table:
     table = frame.to_arrow()
-    fields = [COUNTS_SCHEMA.field(n) for n in COUNTS_SCHEMA.names if n in table.column_names]
-    schema = pa.schema(fields, metadata=COUNTS_SCHEMA.metadata)
+    schema = _schema_of(table.column_names)
     return table.select(schema.names).cast(schema)
+
+
+def _schema_of(names: Sequence[str]) -> pa.Schema:
+    return pa.schema([EVERY_COLUMN.field(n) for n in EVERY_COLUMN.names if n in names], metadata=COUNTS_SCHEMA.metadata)
 
 
 # ---- recomputing -----------------------------------------------------------------------------------------------------
@@ -165,9 +169,10 @@ def unpacked(rows: Path, study: str) -> Iterator[str]:
         lacking = [COUNTS_SCHEMA.field(n) for n in COUNTS_SCHEMA.names if n not in counts.column_names]
         for field in lacking:
             counts = counts.append_column(field, pa.nulls(counts.num_rows, field.type))
-        frame = pl.DataFrame(pl.from_arrow(counts.select(COUNTS_SCHEMA.names)))
+        schema = _schema_of(counts.column_names)
+        frame = pl.DataFrame(pl.from_arrow(counts.select(schema.names)))
         for i, trial in enumerate(trials["trial"].to_pylist()):
-            part = frame.filter(pl.col("trial") == trial).to_arrow().cast(COUNTS_SCHEMA)
+            part = frame.filter(pl.col("trial") == trial).to_arrow().cast(schema)
             tables.write_part(store, tables.part_name("counts", study, trial), part)
             tables.write_part(store, tables.part_name("trials", study, trial), trials.slice(i, 1))
         definition = rows / "study.json"

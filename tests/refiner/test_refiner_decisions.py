@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from small_refiner import TINY
+from small_refiner import CLASSES, TINY
 from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
@@ -208,3 +208,67 @@ def test_fit_saves_a_decision_that_does_no_harm_on_the_held_out_ground(large_sce
     assert json.loads((tmp_path / "config.json").read_text())["decision"]["trust"] == 0
     fit(RefinerConfig(**{**small, "held_out": 0.0}), dataset, coarse_dir, seed=0, out=tmp_path / "none")
     assert Refiner.load(tmp_path / "none").decision is None
+
+
+def test_on_real_fields_the_saved_decision_loses_nothing_on_its_ground(tmp_path: Path) -> None:
+    """Two windows of the fields that come with idgbr: IoU by plain loops, and the coarse map where nothing helps."""
+    from PIL import Image
+
+    import idgbr.datasets
+    from idgbr.coarse.simulate import corrupt
+    from idgbr.coarse.simulate import soften as softened
+    from idgbr.config import DataConfig
+    from idgbr.datasets import load, prepare
+    from idgbr.labels import IGNORE, ClassTable, LabelClass
+    from idgbr.rasters.coarse_map import read_coarse
+    from idgbr.rasters.read import Grid, read_labels, write_probabilities
+    from idgbr.refiner.loss import fit
+    from idgbr.refiner.tuning import _blocks, default_sampler
+
+    fields = Path(idgbr.datasets.__file__).parent / "naip_fields"
+    names = ["f38p7482_w89p6549", "f39p6679_w95p4288"]
+    for name in names:
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.open(fields / kind / f"{name}.{suffix}").crop((300, 300, 812, 556)).convert("RGB" if kind == "images" else "L").point(
+                lambda v, m=kind: v if m == "images" else int(v > 0)
+            ).save(tmp_path / kind / f"{name}.png")
+    lines = [f"images/{name}.png,masks/{name}.png,train,{name}" for name in names]
+    (tmp_path / "splits.csv").write_text("\n".join(["image,mask,split,scene", *lines]))
+    table = ClassTable((LabelClass("other", (0,), (0, 0, 0)), LabelClass("field", (1,), (255, 255, 0))))
+    (tmp_path / "classes.json").write_text(table.to_json())
+    prepare(DataConfig(source="folder", root=str(tmp_path)), tmp_path / "data")
+    dataset = load(tmp_path / "data")
+    for raster in dataset.rasters:
+        assert raster.label is not None
+        rng = np.random.default_rng(0)
+        index = corrupt(read_labels(raster.label, dataset.table), 2, 0.75, ("jitter", "missed", "shift"), rng)
+        (tmp_path / "coarse" / raster.id).parent.mkdir(parents=True, exist_ok=True)
+        write_probabilities(tmp_path / "coarse" / f"{raster.id}.tif", softened(index, 2, rng), Grid.of(raster.label))
+    config = RefinerConfig(
+        **{**TINY, **CLASSES, "crop_px": 64, "batch_images": 8, "train_images": 32, "lr": 3e-3, "held_out": 0.25, "kind": "one_pass"}
+    )
+    fit(config, dataset, tmp_path / "coarse", seed=0, out=tmp_path / "refiner")
+    refiner = Refiner.load(tmp_path / "refiner")
+    decision = refiner.decision
+    assert decision is not None
+    blocks = list(_blocks(refiner, default_sampler(refiner), dataset, tmp_path / "coarse", 0.25))
+    assert len(blocks) == 1
+    truth = np.concatenate([b.target.ravel() for b in blocks])
+    known = truth != IGNORE
+    scores = []
+    for maps in (
+        [b.coarse.argmax(0) for b in blocks],
+        [decided_map(b.refined, b.coarse, decision.trust, decision.reach_px, decision.keep_confidence) for b in blocks],
+        [b.refined.argmax(0) for b in blocks],
+    ):
+        found = np.concatenate([m.ravel() for m in maps])[known]
+        here, there = (np.stack([m == k for k in range(2)]) for m in (found, truth[known]))
+        scores.append(((here & there).sum(1) / (here | there).sum(1)).mean())
+    coarse, decided, unguarded = scores
+    assert decided >= coarse
+    assert unguarded < coarse  # after 32 images the bare refiner loses, so the decision is what keeps the score
+    if decision.trust == 0:
+        image, valid = dataset.rasters[0].reader(dataset.bands).read(0, 0, 64, 64)
+        before = read_coarse(tmp_path / "coarse", dataset.rasters[0].id, (0, 0, 64, 64))
+        assert np.array_equal(refiner.refine(image, before, valid=valid), before.argmax(0))

@@ -11,6 +11,7 @@ from tiny_sweeps import tiny
 
 from idgbr.config import Experiment
 from idgbr.errors import BadRequest, Disagreement, Missing
+from idgbr.recipes import recipe
 from idgbr.store import Store
 from sweeps import studies, tables
 from sweeps.run import plan
@@ -135,6 +136,13 @@ def test_trial_ids_depend_on_settings_alone() -> None:
 def test_every_ready_made_study_that_needs_no_data_expands() -> None:
     for name in ("quickstart", "coarse_quality"):
         assert len(expand(studies.find(name))) > 10
+
+
+def test_studies_train_on_all_ground_unless_they_say_otherwise() -> None:
+    for name in ("naip_fields", "naip_fields_pretrained", "oam_buildings", "dubai_landcover", "buildings_world"):
+        assert recipe(name).refiner.held_out > 0
+        assert Study("s", name).base().refiner.held_out == 0
+    assert Study("s", "naip_fields", overrides={"refiner.held_out": 0.2}).base().refiner.held_out == 0.2
 
 
 def test_a_user_study_is_a_file_and_a_function(tmp_path: Path) -> None:
