@@ -27,7 +27,7 @@ EXAMPLES = """Examples:
 Instead of a spec: the address of a running cluster's dashboard, http://HOST:PORT, with --token-file.
 Exit codes: 0 done, 1 the command failed there, 2 wrong request, 3 something is missing, 4 versions or owners disagree, 130 interrupted."""
 
-Target = Annotated[Positional[str], arg(metavar="SPEC|ADDRESS", help="TOML file, or http://HOST:PORT of a running cluster's dashboard")]
+TargetName = Annotated[Positional[str], arg(metavar="SPEC|ADDRESS", help="TOML file, or http://HOST:PORT of a running cluster's dashboard")]
 Command = Suppress[Fixed[tuple[str, ...]]]  # the words after `--`; `main` cuts them off before anything is parsed
 JobId = Annotated[str, arg(metavar="ID", help="default: the last one submitted from here")]
 Files = UseAppendAction[tuple[str, ...]]
@@ -57,7 +57,7 @@ def render(
 
 
 def submit(
-    target: Target,
+    target: TargetName,
     /,
     *,
     access: Access = Access(),
@@ -77,21 +77,23 @@ def submit(
         commands.require_success(commands.followed(cluster, job_id))
 
 
-def status(target: Target, /, *, access: Access = Access(), job: JobId = "", json: bool = False) -> None:
+def status(target: TargetName, /, *, access: Access = Access(), job: JobId = "", json: bool = False) -> None:
     """State of a job."""
     from cluster.launch import commands
 
     commands.status(commands.opened(target, access.token_file, access.open), job, json)
 
 
-def logs(target: Target, /, *, access: Access = Access(), job: JobId = "", follow: Annotated[bool, arg(aliases=("-f",))] = False) -> None:
+def logs(
+    target: TargetName, /, *, access: Access = Access(), job: JobId = "", follow: Annotated[bool, arg(aliases=("-f",))] = False
+) -> None:
     """Output of a job."""
     from cluster.launch import commands
 
     commands.logs(commands.opened(target, access.token_file, access.open), job, follow)
 
 
-def down(target: Target, /, *, access: Access = Access(), job: JobId = "") -> None:
+def down(target: TargetName, /, *, access: Access = Access(), job: JobId = "") -> None:
     """Stop the job, and machines that were started for it."""
     from cluster.launch import commands
 

@@ -23,10 +23,10 @@ from idgbr.datasets.layout import IMAGE_SUFFIXES, SPLITS, Entry, Found, Layout
 from idgbr.errors import BadRequest, Disagreement, Missing, nearest
 from idgbr.labels import binary
 
-Row = dict[str, str]
+SplitRow = dict[str, str]
 
 
-def read_split_table(path: Path, root: Path) -> list[Row]:
+def read_split_table(path: Path, root: Path) -> list[SplitRow]:
     """Rows of a CSV with a header, names and values stripped.
 
     Raises:
@@ -61,7 +61,7 @@ def read_split_table(path: Path, root: Path) -> list[Row]:
     return rows
 
 
-def select(rows: list[Row], where: str, path: Path) -> list[Row]:
+def select(rows: list[SplitRow], where: str, path: Path) -> list[SplitRow]:
     """Rows for which the SQL condition `where` holds; columns of numbers compare as numbers.
 
     Raises:
@@ -132,7 +132,7 @@ def _by_name(files: Mapping[str, Path], name: str) -> Path | None:
     return files.get(name, files.get(unicodedata.normalize("NFC", name)))
 
 
-def find_rows(root: Path, config: DataConfig, derive: Callable[[Row], Mapping[str, object]] | None = None) -> Found:
+def find_rows(root: Path, config: DataConfig, derive: Callable[[SplitRow], Mapping[str, object]] | None = None) -> Found:
     """Entries of the split table. `derive` may add Entry fields that the publisher's names tell.
 
     Raises:
@@ -193,7 +193,7 @@ _OAM_NAME = re.compile(r"(?P<scene>.+)_z(?P<zoom>\d+)_r(?P<row>\d+)_c(?P<col>\d+
 _OAM_CHIP_PX = 512
 
 
-def _oam_place(row: Row) -> dict[str, object]:
+def _oam_place(row: SplitRow) -> dict[str, object]:
     match = _OAM_NAME.match(row["name"])
     if match is None:
         raise Disagreement("a chip's name tells its place", value=row["name"], allowed="SCENE_zZOOM_rROW_cCOLUMN")

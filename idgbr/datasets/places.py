@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from idgbr.config import DataConfig
-from idgbr.datasets.folder import OAM_BUILDINGS, Row, find_rows
+from idgbr.datasets.folder import OAM_BUILDINGS, SplitRow, find_rows
 from idgbr.datasets.layout import Found, Layout
 from idgbr.labels import binary
 
@@ -30,7 +30,7 @@ NAIP_FIELDS = Layout(
 # ---- buildings_world: 119 chips of 256 to 650 px from 20 places, eight benchmarks; splits.csv grades how well masks fit the images
 
 
-def _place(row: Row) -> dict[str, object]:
+def _place(row: SplitRow) -> dict[str, object]:
     return {"scene": row["place"]}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def _check_classes(n_classes: int) -> None:
         raise BadRequest("a label code needs 2 to 256 classes", value=f"{n_classes=}", allowed=f"2 to {MAX_CLASSES}")
 
 
-class Codec(nn.Module):
+class Codec(nn.Module, ABC):
     """Interface of the label codes.
 
     `factor`: pixels a latent position covers along a side. `latent_channels`: D. `bound`: latents of clean maps lie in
@@ -81,38 +82,33 @@ class Codec(nn.Module):
         """[B,H,W] class indices -> latent [B,D,h,w]."""
         return self.to_latent(self.codes[index.long()].movedim(-1, 1))
 
+    @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B,D,h,w] -> probabilities [B,K,H,W], by the distances of the code to the classes' codes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, output: Tensor) -> Tensor:
         """Network output read as a code of unlimited size [B,D,h,w] -> logits [B,K,H,W], for task losses."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None, as_logits: bool) -> Tensor:
         """What coarse latent and noised latent z (at abar `bar`; None: no z) say by themselves, before any image
         [B,D,h,w].
 
         `as_logits`: in the form `logits` reads; else as an estimate of the clean latent.
         """
-        raise NotImplementedError
 
-    def class_prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None) -> Tensor:
-        """`prior` as logits of the classes [B,K,H,W], from coarse probabilities [B,K,H,W]: nothing is lost for more
-        than two classes."""
-        raise NotImplementedError
-
+    @abstractmethod
     def to_latent(self, code: Tensor) -> Tensor:
         """Code image [B,n,H,W] -> latent [B,D,h,w]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_pixels(self, latent: Tensor) -> Tensor:
         """Any field on the latent grid [B,D,h,w], laid out in pixels where the code has pixels of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weights(self, pixels: Tensor) -> Tensor:
         """Pixel weights [B,1,H,W] -> weights of latent entries [B,D or 1,h,w]."""
-        raise NotImplementedError
 
     def _check(self, height: int, width: int) -> None:
         if height % self.factor or width % self.factor:
@@ -172,6 +168,8 @@ class AnalogCodec(Codec):
         return self.scale * (half if as_logits else half.tanh())
 
     def class_prior(self, coarse: Tensor, z: Tensor | None, bar: Tensor | None) -> Tensor:
+        """`prior` as logits of the classes [B,K,H,W], from coarse probabilities [B,K,H,W]: nothing is lost for more
+        than two classes."""
         # Bayes' rule: log p(k) from the coarse map plus sqrt(abar) <code of k, z> / (1 - abar) from z; bounded like
         # `prior`
         logits = coarse.float().clamp_min(1e-4).log()

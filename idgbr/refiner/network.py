@@ -227,6 +227,7 @@ class RefinerNetwork(nn.Module):
             return -(1 - bar).sqrt() * condition.latent  # so that x0 = sqrt(abar) z - sqrt(1 - abar) v = sqrt(abar) z + (1 - abar) coarse
         given = None if bar is None else z
         if self.config.class_channels:
+            assert isinstance(self.codec, AnalogCodec)  # `check_additions` refuses others
             return self.codec.class_prior(self.pad(condition.coarse), given, bar)
         return self.codec.prior(condition.latent, given, bar, self.process.reads_logits)
 

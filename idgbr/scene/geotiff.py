@@ -85,7 +85,7 @@ def refine_scene(
     from idgbr.rasters.polygons import write_polygons
     from idgbr.rasters.read import Reader, require_same_grid
     from idgbr.scene import any_classes
-    from idgbr.scene.resume import Parts
+    from idgbr.scene.resume import KeptRows
     from idgbr.scene.strips import refine_rows, write_rows
 
     scene, coarse, out = Path(request.scene), Path(request.coarse), Path(request.out)
@@ -105,7 +105,7 @@ def refine_scene(
         "scene": _stamps(scene), "coarse": _stamps(coarse), "model": model.name, "seed": request.seed, "bands": bands,
         "sampler": sampler_tag(sampler), **model.runs,
     }  # fmt: skip
-    parts = Parts(out, decides | ({"classes": codes.to_json()} if codes is not None else {}))
+    parts = KeptRows(out, decides | ({"classes": codes.to_json()} if codes is not None else {}))
     first_row, tally = parts.begin(request.resume, request.overwrite)
 
     def rows() -> Iterator[Rows]:

@@ -18,7 +18,7 @@ from idgbr.files import not_written, whole
 from idgbr.scene.strips import Rows, Tally
 
 
-class Parts:
+class KeptRows:
     """Rows already refined of one output.
 
     Args:

@@ -15,7 +15,7 @@ from idgbr.config import ScoreConfig
 from idgbr.files import publish, temporary_beside, unwritable
 from idgbr.interfaces import Report
 from idgbr.scores.schema import BANDS_SCHEMA, COUNTS_SCHEMA, counts_schema
-from idgbr.scores.tile import Row, Widths, count_tile, count_window
+from idgbr.scores.tile import TileRow, Widths, count_tile, count_window
 
 if TYPE_CHECKING:
     from idgbr.datasets import Dataset
@@ -32,7 +32,7 @@ class TablesWriter:
     def __init__(self, counts: Path, bands: Path | None, schema: pa.Schema = COUNTS_SCHEMA):
         self.paths = [(counts, schema)] + ([(bands, BANDS_SCHEMA)] if bands else [])
         self.temporary = [temporary_beside(path) for path, _ in self.paths]
-        self.waiting: list[list[Row]] = [[] for _ in self.paths]
+        self.waiting: list[list[TileRow]] = [[] for _ in self.paths]
         self.writers: list[pq.ParquetWriter] = []
 
     def __enter__(self) -> TablesWriter:
@@ -45,14 +45,14 @@ class TablesWriter:
             raise unwritable(str(self.paths[0][0]), error) from error
         return self
 
-    def write(self, counts: Iterable[Row], bands: Iterable[Row]) -> None:
+    def write(self, counts: Iterable[TileRow], bands: Iterable[TileRow]) -> None:
         """Add rows; they reach the files in groups of `ROWS_A_GROUP`."""
         for waiting, rows, writer, (_, schema) in zip(self.waiting, (counts, bands), self.writers, self.paths):
             waiting += rows
             if len(waiting) >= ROWS_A_GROUP:
                 self._flush(waiting, writer, schema)
 
-    def _flush(self, waiting: list[Row], writer: pq.ParquetWriter, schema: pa.Schema) -> None:
+    def _flush(self, waiting: list[TileRow], writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         try:
             writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
         except OSError as error:
@@ -79,10 +79,10 @@ class Collected:
 
     def __init__(self, schema: pa.Schema = COUNTS_SCHEMA) -> None:
         self.schemas = (schema, BANDS_SCHEMA)
-        self.waiting: tuple[list[Row], list[Row]] = ([], [])
+        self.waiting: tuple[list[TileRow], list[TileRow]] = ([], [])
         self.tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
 
-    def write(self, counts: Iterable[Row], bands: Iterable[Row]) -> None:
+    def write(self, counts: Iterable[TileRow], bands: Iterable[TileRow]) -> None:
         """Add rows; they are folded into tables in groups of `ROWS_A_GROUP`."""
         for waiting, rows in zip(self.waiting, (counts, bands)):
             waiting += rows

@@ -8,7 +8,7 @@ only known codes; a prediction's unknown numbers are outside the classes and cou
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def _few(names: Sequence[str], most: int = 12) -> str:
 
 
 @dataclass(frozen=True)
-class Values:
+class FileValues:
     """What a file holds: colours or numbers, whether a palette, the class names it was written with, and its distinct
     whole numbers."""
 
@@ -101,7 +101,7 @@ class Values:
     doubtful: bool = False  # 255 is declared as nodata and occurs, and beside it only 0: a mask of gdal_calc.py, or one without the class
 
 
-def look(path: Path) -> Values:
+def look(path: Path) -> FileValues:
     """Look a file through once, in blocks.
 
     Raises:
@@ -122,7 +122,7 @@ def look(path: Path) -> Values:
     bands = class_bands(meaning)
     palette = meaning.palette is not None
     if len(bands) == 3:
-        return Values(path, True, palette, meaning.written_as, frozenset())
+        return FileValues(path, True, palette, meaning.written_as, frozenset())
     values = values_of(path, bands)
     if values.fraction is not None:
         raise Disagreement(
@@ -137,10 +137,10 @@ def look(path: Path) -> Values:
         )
     numbers = frozenset(shown(meaning, values))
     doubtful = meaning.nodata[bands[0] - 1] == IGNORE and set(values.numbers) == {0, IGNORE} and not (palette or meaning.written_as)
-    return Values(path, False, palette, meaning.written_as, numbers, doubtful)
+    return FileValues(path, False, palette, meaning.written_as, numbers, doubtful)
 
 
-def guess_table(sides: Mapping[str, Sequence[Values]], ignore: int) -> tuple[ClassTable, dict[str, bool]]:
+def guess_table(sides: Mapping[str, Sequence[FileValues]], ignore: int) -> tuple[ClassTable, dict[str, bool]]:
     """Class indices as a table, and which sides are 0/255 masks. Classes: 0 to the highest value of any side, but for
     `ignore` and 255.
 
@@ -213,9 +213,6 @@ def with_ignore(table: ClassTable, ignore: int) -> ClassTable:
     )
 
 
-Decode = Callable[[Path, int, int, int, int], Map]
-
-
 @dataclass(frozen=True)
 class Side:
     """How all files of one side are read. `is_target`: unknown codes are errors; else they become OUTSIDE."""
@@ -237,7 +234,7 @@ class Side:
         return out
 
 
-def side_of(side: str, files: Sequence[Values], table: ClassTable, mask: bool, ignore: int) -> Side:
+def side_of(side: str, files: Sequence[FileValues], table: ClassTable, mask: bool, ignore: int) -> Side:
     """How the files of a side are read with a class table (given or guessed).
 
     Raises:

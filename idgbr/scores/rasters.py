@@ -17,7 +17,7 @@ from idgbr.scores import objects, uncertainty
 from idgbr.scores.boundary import crop
 from idgbr.scores.region import Map
 from idgbr.scores.sampled import PROBABILITIES, SAMPLES, ReadSampled, Sampled, sampled_reader
-from idgbr.scores.tile import Row, Widths, clean_target, count_window
+from idgbr.scores.tile import TileRow, Widths, clean_target, count_window
 
 if TYPE_CHECKING:
     from idgbr.datasets import Dataset, Raster
@@ -59,7 +59,7 @@ def n_tiles(pair: Pair, config: ScoreConfig) -> int:
     return -(-pair.height // config.tile_px) * -(-pair.width // config.tile_px) * len(pair.targets)
 
 
-def tiles_of(pair: Pair, config: ScoreConfig) -> Iterator[tuple[list[Row], list[Row]]]:
+def tiles_of(pair: Pair, config: ScoreConfig) -> Iterator[tuple[list[TileRow], list[TileRow]]]:
     """(counts rows, bands rows) of every tile and label set of a raster, with identity.
 
     Tiles lie on a grid of score.tile_px from the upper left corner; those at the right and lower frame are smaller.
@@ -94,7 +94,7 @@ def _tile(
     origin: tuple[int, int],
     corner: tuple[int, int],
     config: ScoreConfig,
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[TileRow], list[TileRow]]:
     (row, col), halo, step = corner, widths.halo_px, config.tile_px
     height, width = min(step, pair.height - row), min(step, pair.width - col)
     r0, c0 = max(0, row - halo), max(0, col - halo)

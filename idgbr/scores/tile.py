@@ -17,7 +17,7 @@ from idgbr.scores.boundary import Inner, crop
 from idgbr.scores.region import Map
 from idgbr.scores.schema import JOINT, LEDGER, LOSS_UNIT, MAX_LEVELS, RATES, TRIMAP_WIDTHS_PX
 
-Row = Json
+TileRow = Json
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def count_tile(
     config: ScoreConfig,
     coarse: Map | None = None,
     ignore: int = IGNORE,
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[TileRow], list[TileRow]]:
     """Counts of one tile that is an image by itself (its frame is the frame of the scene).
 
     Args:
@@ -138,7 +138,7 @@ def clean_target(target: Map, n_classes: int, ignore: int) -> Map:
 
 def count_window(
     pred: Map, target: Map, n_classes: int, widths: Widths, inner: Inner, coarse: Map | None = None
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[TileRow], list[TileRow]]:
     """Counts of the tile `inner` = (row0, row1, col0, col1) of a window that holds its halo; a side of `inner` at 0
     or at H (W) is a frame.
 
@@ -167,8 +167,8 @@ def count_window(
     pred[pred == k] = IGNORE
     coarse = None if coarse is None else np.minimum(crop(coarse, window), np.uint8(k))
 
-    rows: list[Row] = [{"class": c} for c in range(k)]
-    tile: Row = {"class": -1}
+    rows: list[TileRow] = [{"class": c} for c in range(k)]
+    tile: TileRow = {"class": -1}
     edges = label_edges(target, k)
     by_distance = _joint(
         crop(distance_bands(edges, widths.distance_edges_px), inner),
@@ -219,7 +219,7 @@ def _near(inner: Inner, shape: tuple[int, ...], halo: int) -> Inner:
     return max(0, inner[0] - halo), min(shape[0], inner[1] + halo), max(0, inner[2] - halo), min(shape[1], inner[3] + halo)
 
 
-def _put(rows: list[Row], name: str, values: np.ndarray) -> None:
+def _put(rows: list[TileRow], name: str, values: np.ndarray) -> None:
     for row, value in zip(rows, values.tolist()):
         row[name] = value
 
@@ -231,7 +231,7 @@ def _joint(band: Map, n_bands: int, target: Map, pred: Map, coarse: Map | None, 
     return region.joint([band, target, coarse, pred], [n_bands, k, k + 1, k + 1])
 
 
-def _fill_region(rows: list[Row], tile: Row, cells: np.ndarray, k: int) -> None:
+def _fill_region(rows: list[TileRow], tile: TileRow, cells: np.ndarray, k: int) -> None:
     table = cells if cells.ndim == 2 else cells.sum(1)
     for name, column in zip(RATES, region.rates(table)):
         _put(rows, name, column)
@@ -246,7 +246,7 @@ def _fill_region(rows: list[Row], tile: Row, cells: np.ndarray, k: int) -> None:
             _put(rows, name, region.one_vs_rest_cells(cells)[:, i])
 
 
-def _fill_trimaps(rows: list[Row], edges: Map, target: Map, pred: Map, width_px: int, inner: Inner, k: int) -> None:
+def _fill_trimaps(rows: list[TileRow], edges: Map, target: Map, pred: Map, width_px: int, inner: Inner, k: int) -> None:
     widths = tuple(sorted({*TRIMAP_WIDTHS_PX, width_px}))
     shells = crop(boundary.trimap_shells(edges, widths), inner)
     inside = region.joint([shells, crop(target, inner), crop(pred, inner)], [len(widths), k, k + 1]).cumsum(0)
@@ -258,7 +258,7 @@ def _fill_trimaps(rows: list[Row], edges: Map, target: Map, pred: Map, width_px:
                 _put(rows, f"trimap_{name}", column)
 
 
-def _fill_legacy(rows: list[Row], tile: Row, pred: Map, target: Map, same: wfm.Sums | None, k: int) -> None:
+def _fill_legacy(rows: list[TileRow], tile: TileRow, pred: Map, target: Map, same: wfm.WeightedSums | None, k: int) -> None:
     """The authors' values of this tile as a file of its own; `same`: sums that are equal to theirs, where they are."""
     s = same or wfm.sums(pred, target, k, (0, target.shape[0], 0, target.shape[1]))
     values = wfm.weighted_f(s.target, s.target_loss, s.rest_loss)
@@ -268,8 +268,8 @@ def _fill_legacy(rows: list[Row], tile: Row, pred: Map, target: Map, same: wfm.S
         tile[name] = None if math.isnan(value) else value
 
 
-def _band_rows(by_distance: np.ndarray, edges_px: tuple[float, ...], k: int) -> list[Row]:
-    out: list[Row] = []
+def _band_rows(by_distance: np.ndarray, edges_px: tuple[float, ...], k: int) -> list[TileRow]:
+    out: list[TileRow] = []
     lows, highs = (0.0, *edges_px), (*edges_px, math.inf)
     for low, high, cells in zip(lows, highs, by_distance):
         table = cells if cells.ndim == 2 else cells.sum(1)

@@ -39,7 +39,7 @@ _WEIGHTS = np.outer(_GAUSS, _GAUSS).reshape(49)
 
 
 @dataclass(frozen=True)
-class Sums:
+class WeightedSums:
     """Per class [K]: pixels of target and of prediction, and the weighted losses on and off the target."""
 
     target: Counts
@@ -69,13 +69,13 @@ class Far:
     edges_of: int = 0  # the near maps are edge labels of so many classes; 0: the maps themselves
 
 
-def sums(pred: Map, target: Map, n_classes: int, inner: Inner, far: Far | None = None) -> Sums:
+def sums(pred: Map, target: Map, n_classes: int, inner: Inner, far: Far | None = None) -> WeightedSums:
     """Sufficient sums of label maps [H,W] (values >= K: no class), counted at the pixels of `inner`."""
     p, t = crop(pred, inner), crop(target, inner)
     rows, cols = places((p != t) & ((p < n_classes) | (t < n_classes)))
     is_pred, is_target = p[rows, cols], t[rows, cols]
     rows, cols = rows + inner[0], cols + inner[2]
-    out = Sums(_pixels(t, n_classes), _pixels(p, n_classes), np.zeros(n_classes), np.zeros(n_classes))
+    out = WeightedSums(_pixels(t, n_classes), _pixels(p, n_classes), np.zeros(n_classes), np.zeros(n_classes))
     false_positive = is_pred < n_classes
     if false_positive.any():
         classes = is_pred[false_positive].astype(np.int64)

@@ -51,7 +51,7 @@ def use_threads(runtime: Runtime) -> None:
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), allowed_cores()))
 
 
-Value = TypeVar("Value")
+Sent = TypeVar("Sent")
 
 
 class World:
@@ -81,7 +81,7 @@ class World:
 
     # ---- collectives --------------------------------------------------------------------------------------------------------
 
-    def broadcast(self, value: Value) -> Value:
+    def broadcast(self, value: Sent) -> Sent:
         """Rank 0's value, on every rank."""
         return value
 
@@ -177,7 +177,7 @@ class DistributedWorld(World):
             return contextlib.nullcontext()
         return contextlib.nullcontext() if is_last or self.size == 1 else wrapped.no_sync()  # type: ignore[operator]
 
-    def broadcast(self, value: Value) -> Value:
+    def broadcast(self, value: Sent) -> Sent:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
