@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn, TextIO
 
 import tyro
@@ -15,6 +17,7 @@ from tyro.conf import OmitArgPrefixes
 
 from idgbr.errors import BadRequest, IdgbrError, Interrupted, Missing, NoSpace, nearest
 
+SETTING = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")  # stage.field=value, seeds=1
 STOPPED = "stopped; nothing half-written is left, the same command goes on"
 
 
@@ -35,11 +38,23 @@ def run_verbs(
     def work() -> None:
         if words and not words[0].startswith("-") and words[0] not in verbs:
             raise BadRequest(f"unknown verb {words[0]!r}", allowed=", ".join(verbs), hint=nearest(words[0], verbs) or f"{prog} --help")
+        _check_settings_together(words)
         tyro.extras.subcommand_cli_from_dict(
             verbs, prog=prog, description=examples, args=words, sort_subcommands=False, config=(OmitArgPrefixes,)
         )
 
     return exit_code_of(work, prog, stopped)
+
+
+def _check_settings_together(words: Sequence[str]) -> None:
+    """Raises:
+    BadRequest: words like stage.field=value stand in two places; the parser reads only those of the first.
+    """
+    own = words[: words.index("--")] if "--" in words else words  # what follows is another program's
+    places = [i for i, word in enumerate(own) if SETTING.match(word) and ("." in word.partition("=")[0] or not own[i - 1].startswith("-"))]
+    apart = [words[i] for before, i in pairwise(places) if i != before + 1]
+    if apart:
+        raise BadRequest("settings stand in two places with an option between them", value=apart[0], hint="all settings, then all options")
 
 
 def exit_code_of(work: Callable[[], int | None], prog: str, stopped: str) -> int:

@@ -74,6 +74,8 @@ def cuts(study: Study, hours: float, gpu_hours: Callable[[Study], float]) -> Ite
 
 
 def _check(what: str, wanted: int, there: int) -> None:
+    if not there:
+        raise BadRequest(f"the study compares no {what}", value=f"{what}={wanted}", hint=f"the study without {what}=")
     if not 1 <= wanted <= there:
         raise BadRequest(f"the study has {there} {what}", value=f"{what}={wanted}", allowed=f"1 to {there}")
 

@@ -16,7 +16,8 @@ def study_with(study: Study, words: Iterable[str]) -> Study:
     backbones.
 
     Raises:
-        BadRequest: no such setting, one that is an axis, or a number that the study does not have.
+        BadRequest: no such setting, one that is an axis, a number that the study does not have, or a number of
+            backbones together with one backbone for all.
     """
     settings: dict[str, str] = {}
     counts: dict[str, int] = {}
@@ -31,6 +32,12 @@ def study_with(study: Study, words: Iterable[str]) -> Study:
             continue
         split_name(name)
         settings[name] = value
+    if "backbones" in counts and "backbone.encoder" in settings:
+        raise BadRequest(
+            "backbone.encoder sets one backbone for all trials, and no number of backbones is left to choose",
+            value=f"backbones={counts['backbones']}, backbone.encoder={settings['backbone.encoder']}",
+            hint="give one of the two",
+        )
     return smaller(overridden(study, settings), counts.get("seeds"), counts.get("backbones"))
 
 

@@ -91,3 +91,8 @@ def same_tables(left: dict[str, pa.Table], right: dict[str, pa.Table]) -> None:
         for column in table.column_names:  # NaN is NaN here; pyarrow's equality says otherwise
             mine, theirs = table[column].to_pylist(), right[name][column].to_pylist()
             assert list(map(repr, mine)) == list(map(repr, theirs)), f"{name}.{column}"
+
+
+def counted(store: Store) -> dict[str, int]:
+    """Number of artefacts of each stage."""
+    return {stage: len(store.runs(stage)) for stage in STAGES}
