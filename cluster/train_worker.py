@@ -67,7 +67,7 @@ def train(settings: dict[str, Work]) -> dict[str, str]:
             with world.latest_checkpoint(out) as found:
                 if found is not None and (found / "out").is_dir():
                     return {}  # trained and reported, but the driver died before it took the result
-            log.info("rank %d of %d trains %s %s", rank, size, job.stage, job.key)
+            log.info("rank %d of %d, %s, trains %s %s", rank, size, work.sharding, job.stage, job.key)
             train_stage(
                 job, store, from_dict(work.experiment), out, world=world, runtime=work.runtime,
                 scratch=Path(folder) / "scratch", report=_reporter(work.mailbox, workers=size), stop=_stopper(work.mailbox),

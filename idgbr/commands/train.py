@@ -241,7 +241,7 @@ def _rank(rank: int, size: int, meeting: str, settings: tuple[Any, ...], pipe: C
         torch.cuda.set_device(rank)
     backend = "nccl" if kind == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=torch.distributed.FileStore(meeting, size), rank=rank, world_size=size)
-    print(f"rank {rank} of {size}, process {os.getpid()}, {kind}: {job['stage']} {job['key']}", flush=True)
+    print(f"rank {rank} of {size}, {sharding}, process {os.getpid()}, {kind}: {job['stage']} {job['key']}", flush=True)
 
     def report(**values: Any) -> None:
         print({"workers": size, **values}, flush=True)

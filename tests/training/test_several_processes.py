@@ -96,8 +96,10 @@ SMALL = {
 
 @pytest.mark.timeout(600)
 def test_workers_of_this_machine_killed_stopped_and_resumed_give_the_curve_of_one_process(tmp_path: Path) -> None:
-    """Two sharded processes, one killed; two with DDP go on and are stopped; one process goes on alone and ends. No step twice."""
-    store, experiment = Store(tmp_path / "store"), apply(Experiment(), SMALL)
+    """Two processes, sharded (FSDP) by the recipe, one killed; two with DDP by the option go on and are
+    stopped; one process goes on alone and ends. No step twice.
+    """
+    store, experiment = Store(tmp_path / "store"), apply(Experiment(), {**SMALL, "backbone.sharding": "fsdp"})
     data, job = stages.jobs(experiment)[:2]
     stages.run(data, store, experiment)
     runtime = Runtime(device="cpu", threads=1)
@@ -107,15 +109,18 @@ def test_workers_of_this_machine_killed_stopped_and_resumed_give_the_curve_of_on
             os.kill(multiprocessing.active_children()[-1].pid or 0, signal.SIGKILL)
 
     with pytest.raises(SomeFailed, match=r"of the 2 that train backbone .* by SIGKILL.*rank-\d\.log.*memory ran out"):
-        stages.run(job, store, experiment, runtime, report=kill, fit=LocalProcesses(2, "fsdp"))
+        stages.run(job, store, experiment, runtime, report=kill, fit=LocalProcesses(2))
     logs = Path(store.base) / stages.scratch_name(job)
-    assert "rank 1 of 2" in (logs / "rank-1.log").read_text()
+    assert "rank 1 of 2, fsdp" in (logs / "rank-1.log").read_text()
     assert "'images': 40" in (logs / "rank-0.log").read_text()
     seen: list[int] = []
+
+    def report(**values: Any) -> None:
+        seen.append(values["images"])
+
     with pytest.raises(Interrupted, match="of 120 images"):
-        stages.run(
-            job, store, experiment, runtime, report=lambda **v: seen.append(v["images"]), stop=lambda: bool(seen), fit=LocalProcesses(2)
-        )
+        stages.run(job, store, experiment, runtime, report=report, stop=lambda: bool(seen), fit=LocalProcesses(2, "ddp"))
+    assert "rank 1 of 2, ddp" in (logs / "rank-1.log").read_text()
     assert 8 < seen[0] <= 44, "it went on from a checkpoint"
     assert not store.has(job.stage, job.key)
     stages.run(job, store, experiment, runtime)
