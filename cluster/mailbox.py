@@ -21,6 +21,7 @@ class Mailbox:
         self.error: Exception | None = None
 
     def report(self, progress: Json) -> None:
+        """Called by rank 0: replaces progress that the driver has not taken."""
         self.progress = progress
 
     def exchange(self, stop: bool) -> Json | None:
@@ -30,12 +31,15 @@ class Mailbox:
         return progress
 
     def stopping(self) -> bool:
+        """Whether the driver requests a stop."""
         return self.is_stopping
 
     def fail(self, error: Exception) -> None:
+        """Keep the first error."""
         self.error = self.error or error
 
     def failure(self) -> Exception | None:
+        """The error that was kept, or None."""
         return self.error
 
 

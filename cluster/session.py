@@ -206,6 +206,7 @@ def _refused(address: str, why: str) -> Disagreement:
 
 
 def no_cluster(where: str, why: str) -> Missing:
+    """The error for a cluster that does not answer."""
     return Missing(
         f"no Ray cluster {where}: {why}",
         hint="python -m cluster doctor; or no address (--address, RAY_ADDRESS), to use this machine alone",
@@ -221,6 +222,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def alive_nodes() -> list[NodeInfo]:
+    """Nodes of the connected cluster that are alive."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
@@ -323,6 +325,7 @@ def _other_versions(where: str, versions: str, found: str) -> Disagreement:
 
 
 def not_shared(store: Store, where: list[str]) -> Missing:
+    """The error for a store that is another folder on some nodes."""
     return Missing(
         f"the store {store.root} is not one place for all nodes: {'; '.join(where)}",
         hint="a shared folder (NFS, Lustre, a ReadWriteMany volume) mounted alike on all nodes, or a URI such as s3://BUCKET/PREFIX",

@@ -65,10 +65,12 @@ class Axis:
 
     @property
     def is_range(self) -> bool:
+        """Whether a search draws values between `low` and `high`."""
         return self.low is not None and self.high is not None
 
     @property
     def stage(self) -> str:
+        """Section of the setting, e.g. "refiner"."""
         return self.name.partition(".")[0]
 
 
@@ -135,10 +137,12 @@ class Trial:
 
     @functools.cached_property
     def jobs(self) -> tuple[stages.Job, ...]:
+        """Jobs of the trial, parents first."""
         return stages.jobs(self.experiment)
 
     @functools.cached_property
     def id(self) -> str:
+        """16 hexadecimal digits of all settings and seeds."""
         e = self.experiment
         settings = [_section_digest(getattr(e, name)) for name in SECTIONS]
         return digest({"settings": settings, "seed": e.seed, "reseed": e.reseed, "counts": self.jobs[-1].key})[:16]
@@ -248,6 +252,7 @@ class Study:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """Seeds of the replicates."""
         return tuple(range(self.replicates)) if isinstance(self.replicates, int) else tuple(self.replicates)
 
     def base(self) -> Experiment:

@@ -275,6 +275,7 @@ def skew(samples: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
 
 
 def as_text(checks: Sequence[Check]) -> str:
+    """The checks as lines for people."""
     lines = []
     for check in checks:
         lines.append(f"{'ok  ' if not check.code else 'FAIL'}  {check.name}: {check.found}")
@@ -286,4 +287,5 @@ def as_text(checks: Sequence[Check]) -> str:
 
 
 def verdict(checks: Sequence[Check]) -> int:
+    """Exit code of all checks together."""
     return max((check.code for check in checks), default=0)

@@ -67,6 +67,7 @@ class Probe:
         return found
 
     def remove(self, store: str, names: list[str]) -> None:
+        """Delete what the probe has written."""
         filesystem, base = _open(store)
         for name in names:
             with contextlib.suppress(OSError):  # another node has removed it already
@@ -83,6 +84,7 @@ class Probe:
         return failed
 
     def free_port(self) -> int:
+        """A port that is free on the node now."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return int(probe.getsockname()[1])

@@ -34,6 +34,7 @@ class Target:
 
 
 def is_address(target: str) -> bool:
+    """Whether the target is the address of a dashboard, not a file."""
     return target.startswith(("http://", "https://"))
 
 
@@ -56,6 +57,7 @@ def opened(target: str, token_file: str = "", open_cluster: bool = False) -> Tar
 
 
 def render(path: str, command: Sequence[str], out: str, only: str) -> None:
+    """Write the files of a spec to a folder."""
     files = render_files(load(path), command or PLACEHOLDER)
     if only:
         if only not in files:
@@ -82,6 +84,7 @@ def submit(target: Target, command: Sequence[str], job: str = "", working_dir: s
 
 
 def write(text: str) -> None:
+    """Write to stdout at once."""
     print(text, end="", flush=True)
 
 
@@ -105,6 +108,7 @@ def require_success(job: ClusterJob) -> None:
 
 
 def status(target: Target, job: str, as_json: bool) -> None:
+    """Print a job's state, as text or JSON."""
     found = target.launcher.job(job or last_job(target.slug))
     if as_json:
         print(json.dumps(dataclasses.asdict(found)))
@@ -114,10 +118,12 @@ def status(target: Target, job: str, as_json: bool) -> None:
 
 
 def logs(target: Target, job: str, follow: bool) -> None:
+    """Print a job's output; with `follow` to its end."""
     target.launcher.logs(job or last_job(target.slug), follow, write)
 
 
 def down(target: Target, job: str) -> None:
+    """Stop a job; without one, the last that was submitted (Slurm) or what the cluster runs."""
     if not job and target.launcher.down_needs_job:
         job = last_job(target.slug)
     print(target.launcher.down(job or None), file=sys.stderr)

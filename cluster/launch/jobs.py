@@ -46,6 +46,7 @@ class ClusterJob:
 
 
 def new_id(name: str) -> str:
+    """A new id for a job."""
     return f"{name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
@@ -126,6 +127,7 @@ class Cluster:
 
     @property
     def client(self) -> JobSubmissionClient:
+        """Ray's client for jobs, made at first use."""
         if self._client is None:
             import logging
 
@@ -213,6 +215,7 @@ class Cluster:
         return _job(details)
 
     def jobs(self) -> list[ClusterJob]:
+        """All jobs of the cluster."""
         return [_job(details) for details in self.client.list_jobs() if details.submission_id]
 
     def logs(self, job_id: str, follow: bool = False) -> Iterator[str]:

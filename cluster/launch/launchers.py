@@ -26,13 +26,21 @@ class Launcher(Protocol):
 
     down_needs_job: bool
 
-    def submit(self, command: Sequence[str], job_id: str, working_dir: str | None) -> str: ...
-    def job(self, job_id: str) -> ClusterJob: ...
-    def logs(self, job_id: str, follow: bool, write: Write) -> None: ...
-    def down(self, job_id: str | None) -> str: ...
+    def submit(self, command: Sequence[str], job_id: str, working_dir: str | None) -> str:
+        """Start a command; returns the job's id."""
+
+    def job(self, job_id: str) -> ClusterJob:
+        """State of a job."""
+
+    def logs(self, job_id: str, follow: bool, write: Write) -> None:
+        """Output of a job so far, or followed to its end."""
+
+    def down(self, job_id: str | None) -> str:
+        """Stop a job, or all."""
 
 
 def launcher(spec: ClusterSpec) -> Launcher:
+    """The launcher for the spec's kind."""
     match spec.kind:
         case "slurm":
             return SlurmQueue(spec)

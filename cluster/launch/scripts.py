@@ -1,4 +1,4 @@
-"""Scripts for machines that one logs in to, and for those that SkyPilot starts: head.sh, worker.sh, stop.sh, skypilot.yaml."""
+"""Start scripts for machines without a scheduler, run by hand or by SkyPilot: head.sh, worker.sh, stop.sh, skypilot.yaml."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from cluster.launch.slurm import environment
 from cluster.launch.spec import ClusterSpec, temp_dir
 from idgbr.interfaces import Json
 
-# Any free port: by default every Ray's agent uses 52365, and where another user's Ray holds it, this head would take no jobs.
+# Any free port. Ray's default is 52365; if another user's Ray holds it, this head would accept no jobs.
 AGENT = "--dashboard-agent-listen-port=0"
 
 
 def home(path: str) -> str:
-    """`path` quoted for a shell; a leading `~/` stays the home folder of whoever runs it."""
+    """`path` quoted for a shell; a leading `~/` becomes the home folder of the user who runs the script."""
     return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)
 
 
@@ -24,7 +24,7 @@ SKYPILOT = """\
 
 
 def skypilot(spec: ClusterSpec) -> Json:
-    """A SkyPilot task: its nodes run head.sh and worker.sh; the token is copied to them as a file."""
+    """A SkyPilot task whose nodes run head.sh or worker.sh. The token is copied to them as a file."""
     launch = "~/idgbr-launch"
     start = [
         "# rank 0 is the head; the others wait for it",
@@ -42,7 +42,7 @@ def skypilot(spec: ClusterSpec) -> Json:
 
 
 def render(spec: ClusterSpec) -> dict[str, str]:
-    """head.sh, worker.sh HEAD_IP:PORT, stop.sh and skypilot.yaml. The first two run in the foreground until `stop.sh` or a signal."""
+    """The files by name. `head.sh` and `worker.sh HEAD_IP:PORT` run in the foreground until `stop.sh` or a signal."""
     from cluster.launch.kube import dump
 
     common = [

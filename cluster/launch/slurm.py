@@ -45,6 +45,7 @@ def directive(option: str, value: object = None) -> str:
 
 
 def directives(spec: ClusterSpec) -> list[str]:
+    """The #SBATCH lines of a spec."""
     s = spec.slurm
     job_dir = spec.job_dir.replace("%", "%%")  # `%` begins a pattern in file names
     lines = [

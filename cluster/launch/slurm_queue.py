@@ -160,6 +160,7 @@ class SlurmQueue:
         )
 
     def logs(self, job_id: str, follow: bool, write: Write) -> None:
+        """Output of a job, new text as it is written."""
         path = self.folder / f"{job_id}.log"
         if not path.exists() and not follow:
             raise Missing(f"job {job_id} has no log yet", value=path, hint=f"`status --job {job_id}`: it may still be waiting")

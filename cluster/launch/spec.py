@@ -37,6 +37,8 @@ class Ports:
 
 @dataclass(frozen=True)
 class Slurm:
+    """Settings of [slurm]."""
+
     account: str = ""
     partition: str = ""
     qos: str = ""
@@ -53,6 +55,8 @@ class Slurm:
 
 @dataclass(frozen=True)
 class Kuberay:
+    """Settings of [kuberay]."""
+
     image: str = ""
     namespace: str = "default"
     claim: str = ""  # PersistentVolumeClaim (ReadWriteMany) mounted at the store's path
@@ -70,6 +74,8 @@ class Kuberay:
 
 @dataclass(frozen=True)
 class Script:
+    """Settings of [script]."""
+
     head: str = ""  # address of the head as its workers see it; empty: the head finds out and prints it
     address: str = ""  # of the dashboard as seen from here; empty: http://127.0.0.1:PORT (on the head, or an ssh tunnel to it)
     scratch: str = "/tmp"
@@ -87,6 +93,8 @@ class Doctor:
 
 @dataclass(frozen=True)
 class ClusterSpec:
+    """A cluster as its TOML file describes it, checked."""
+
     name: str
     kind: str
     store: str
@@ -111,10 +119,12 @@ class ClusterSpec:
 
     @property
     def slug(self) -> str:
+        """The name in lower case with hyphens, for names of files and jobs."""
         return slug(self.name)
 
     @property
     def store_is_path(self) -> bool:
+        """Whether the store is a folder, not a URI."""
         return "://" not in self.store
 
     @property
@@ -124,10 +134,12 @@ class ClusterSpec:
 
     @property
     def token_path(self) -> str:
+        """Path of the token's file."""
         return self.token_file or f"~/.idgbr/{self.slug}.token"
 
     @property
     def wall_seconds(self) -> int:
+        """The wall time in seconds."""
         days, _, clock = self.wall_time.rpartition("-")
         hours, minutes, seconds = (int(part) for part in clock.split(":"))
         return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds

@@ -18,6 +18,7 @@ from idgbr.interfaces import Json
 
 
 def check_spec(spec: ClusterSpec) -> None:
+    """Raise `BadRequest` for a spec that cannot be."""
     if spec.kind not in KINDS:
         raise BadRequest(f"unknown kind of cluster {spec.kind!r}", allowed=", ".join(KINDS), hint=nearest(spec.kind, KINDS) or None)
     if not spec.name.strip():

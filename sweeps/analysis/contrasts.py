@@ -38,6 +38,7 @@ class Scorer:
         self._term = functools.cache(self._make_term)
 
     def term(self, variant: Variant, metric: str, coefficient: float) -> stats.Term:
+        """A variant's values of a metric as a term of a contrast, with its coefficient."""
         unit, pooled, jackknife, draws = self._term(variant.trials, metric)
         return stats.Term(coefficient, unit, pooled, jackknife, draws, variant.group)
 

@@ -37,10 +37,12 @@ class TablePart:
 
     @property
     def trial(self) -> str:
+        """Id of its trial."""
         return self.name.rpartition("/")[2].removesuffix(".parquet")
 
     @property
     def path(self) -> str:
+        """Path below the store's file system."""
         return f"{self.store.base}/{self.name}"
 
     def of(self, table: str) -> TablePart:
@@ -68,6 +70,7 @@ class Trials:
     notes: tuple[str, ...] = ()
 
     def only(self, keep: Sequence[bool] | pl.Series) -> Trials:
+        """The trials for which `keep` is true, in the order of the frame's rows."""
         mask = list(keep)
         parts = tuple(p for p, k in zip(self.parts, mask) if k)
         return Trials(self.frame.filter(pl.Series(mask, dtype=pl.Boolean)), self.failed, parts, self.studies, self.duplicates, self.notes)

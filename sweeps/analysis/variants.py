@@ -44,6 +44,7 @@ class Variant:
     row: Row
 
     def matches(self, conditions: Mapping[str, Level]) -> bool:
+        """Whether it has all these levels."""
         return all(self.kind == v if k == "kind" else same(self.axes.get(k), v) for k, v in conditions.items())
 
 
@@ -67,6 +68,7 @@ class Population:
         return {row["trial"]: row for row in self.frame.iter_rows(named=True)}
 
     def part_of(self, trial: str) -> TablePart:
+        """The trial's part of the table."""
         return self.parts[list(self.rows).index(trial)]
 
 

@@ -23,11 +23,14 @@ from sweeps.study import Trial
 class Observer(Protocol):
     """Receives every report of a running job and every finished trial."""
 
-    def report(self, unit: str, title: str, values: Mapping[str, object]) -> None: ...
+    def report(self, unit: str, title: str, values: Mapping[str, object]) -> None:
+        """Progress of a unit; called at most every few seconds."""
 
-    def trial(self, trial: Trial, score: float | None, goal: str) -> None: ...
+    def trial(self, trial: Trial, score: float | None, goal: str) -> None:
+        """A trial has ended well, with its score."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run has ended."""
 
 
 class TensorBoard:

@@ -138,6 +138,7 @@ class Claims:
         return None
 
     def release(self, name: str) -> None:
+        """Give a claim back, so that other drivers may take it."""
         self.mine.discard(name)
         self.store.delete(f"claims/{name}.json")
 

@@ -38,9 +38,11 @@ class ControlActor:
         self.directives = Directives()
 
     def put(self, directives: Directives) -> None:
+        """Called by the driver."""
         self.directives = directives
 
     def get(self) -> Directives:
+        """Called by the workers."""
         return self.directives
 
 
@@ -80,6 +82,7 @@ class ControlWriter:
         self.actor, self.sent = actor, Directives()
 
     def send(self, directives: Directives) -> None:
+        """Send the directives to the actor if they differ from the last ones."""
         if directives != self.sent:
             self.actor.put.remote(directives)
             self.sent = directives

@@ -25,6 +25,8 @@ class Made(TypedDict):
 
 
 class Change(TypedDict):
+    """One job that a change of settings would replace: its key before and after, and whether that is stored."""
+
     stage: str
     name: str
     before: str | None

@@ -113,6 +113,7 @@ class Forecast:
 
     @property
     def total(self) -> float:
+        """GPU-hours of all stages."""
         return sum(self.gpu_hours.values())
 
 

@@ -19,10 +19,12 @@ class Health:
         self.reasons: dict[str, str] = {}
 
     def used(self, device: str) -> None:
+        """A device has begun a unit."""
         if device:
             self.seen.add(device)
 
     def succeeded(self, device: str) -> None:
+        """A device has completed a unit: its failures in a row start anew."""
         self.failures.pop(device, None)
 
     def failed(self, device: str, unit: str, reason: str) -> None:
@@ -44,5 +46,6 @@ class Health:
 
     @property
     def left_out(self) -> frozenset[str]:
+        """Devices that get no more work: those with most failures, at most a share of all that were seen."""
         bad = [device for device, units in self.failures.items() if len(units) >= LIMIT]
         return frozenset(sorted(bad, key=lambda device: -len(self.failures[device]))[: int(len(self.seen) * SHARE)])

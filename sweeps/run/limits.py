@@ -44,9 +44,11 @@ class GpuClock:
         self.held: dict[str, Held] = {}  # by unit
 
     def start(self, unit: str, workers: int, device: str = "") -> None:
+        """A unit begins on `workers` workers."""
         self.held[unit] = Held(time.monotonic(), workers, device)
 
     def stop(self, unit: str) -> None:
+        """A unit has ended: its time is counted."""
         held = self.held.pop(unit, None)
         if held is not None:
             self._seconds += (time.monotonic() - held.began) * held.workers * self.gpus

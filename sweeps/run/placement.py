@@ -45,14 +45,17 @@ class Placement:
 
     @property
     def precision(self) -> str:
+        """Of the workers' runtime."""
         return "bf16" if self.bf16 else "fp32"
 
     @property
     def shape(self) -> dict[str, float]:
+        """CPUs and GPUs of one worker, by Ray's names."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
     @property
     def threads(self) -> int:
+        """Torch threads of one worker on a CPU."""
         return max(1, math.floor(self.cpus))
 
     def fitting(self, nodes: Sequence[Mapping[str, float]]) -> int:

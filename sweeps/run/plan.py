@@ -46,6 +46,7 @@ class StudyPlan:
     naive: dict[str, int]
 
     def count(self, status: str) -> int:
+        """Number of trials with this status."""
         return sum(self.status.get(t.id) == status for t in self.trials)
 
     def stages(self) -> dict[str, dict[str, int]]:
@@ -65,6 +66,7 @@ class StudyPlan:
 
     @property
     def naive_trainings(self) -> int:
+        """Number of trainings of a sweep in which trials share nothing."""
         return self.naive.get("backbone", 0) + self.naive.get("refiner", 0)
 
 

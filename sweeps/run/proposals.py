@@ -117,10 +117,12 @@ class Proposals:
 
     @property
     def remaining(self) -> int:
+        """Number of trials that may still be proposed."""
         return max(0, self.spec.trials - self.ended_count - len({id(p) for p in self.open.values()}))
 
     @property
     def is_exhausted(self) -> bool:
+        """Whether no more trials will be proposed."""
         return self.is_space_exhausted or self.remaining == 0
 
     def all_trials(self) -> tuple[Trial, ...]:

@@ -115,6 +115,7 @@ class Schedule:
 
     @property
     def is_finished(self) -> bool:
+        """Whether nothing runs, and nothing more can be started."""
         if self.running:
             return False
         return self.stopping or (not self.waiting and (self.proposer is None or self.proposer.is_exhausted))
@@ -127,6 +128,7 @@ class Schedule:
 
     @property
     def busy(self) -> int:
+        """Number of workers that the running units occupy."""
         return sum(u.workers for u in self.running.values())
 
     # ---- what may start ----------------------------------------------------------------------------------------------
@@ -375,6 +377,7 @@ class Schedule:
         return own | (self.proposer.needed() if self.proposer is not None else set())
 
     def trials_of(self, ids: Iterable[str]) -> list[Trial]:
+        """Trials by id; unknown ids are left out."""
         return [self._trials[i] for i in ids if i in self._trials]
 
     def why_waiting(self) -> str:

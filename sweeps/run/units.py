@@ -73,6 +73,7 @@ class Unit:
 
     @property
     def id(self) -> str:
+        """Key of the first job."""
         return self.tasks[0].job.key
 
     @property
@@ -97,6 +98,7 @@ class Unit:
 
     @staticmethod
     def unpack(text: str) -> Unit:
+        """Inverse of `pack`."""
         unit: Unit = pickle.loads(zlib.decompress(base64.b64decode(text)))
         return unit
 
