@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from idgbr.config import SamplerConfig
 from idgbr.general.scale import scaled
 from idgbr.labels import ClassTable
+from idgbr.rasters.tiling import Seed
 
 ABSENT = 0.02  # a class that no pixel of a tile has with this probability is left as it is there
 NAMES = ("rest", "class")  # of the classes of such a refiner
@@ -32,7 +33,7 @@ class TwoClasses(Protocol):
     def condition(self, image: Floats, coarse: Floats, valid: NDArray[np.bool_]) -> Any:
         """Image [B,3,H,W], coarse probabilities [B,2,H,W], valid [B,H,W] -> what `draw` needs."""
 
-    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> Floats:
+    def draw(self, condition: Any, seeds: Sequence[Seed], sampler: SamplerConfig) -> Floats:
         """Probabilities [S,B,2,H,W]."""
 
 
@@ -67,7 +68,7 @@ class OneAgainstRest:
                 runs.append((k, rows, self.tiles.condition(image[rows], np.stack([1 - p, p], axis=1), valid[rows])))
         return Conditions(coarse, tuple(runs))
 
-    def draw(self, condition: Conditions, seeds: Sequence[int], sampler: SamplerConfig) -> Floats:
+    def draw(self, condition: Conditions, seeds: Sequence[Seed], sampler: SamplerConfig) -> Floats:
         """Probabilities [S,B,K,H,W] by one seed a tile; the draws of one sample are joined across classes."""
         coarse, found = condition.coarse, None
         for k, rows, of_class in condition.runs:

@@ -14,6 +14,7 @@ from idgbr.errors import Disagreement
 from idgbr.general.one_class import OneAgainstRest, is_one_class
 from idgbr.general.scale import moments
 from idgbr.labels import ClassTable, LabelClass
+from idgbr.rasters.tiling import Seed
 from idgbr.refiner.decisions import refuse_confidence, without_confidence
 from idgbr.refiner.guidance import Condition
 from idgbr.refiner.inputs import Array, ArrayLike, is_probabilities, read_coarse, read_image
@@ -44,7 +45,7 @@ class GeneralRefiner:
         """Scaled image [B,3,H,W], coarse probabilities [B,2,H,W], valid [B,H,W] -> condition of `draw`."""
         return self.network.condition(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (image, coarse, valid)))
 
-    def draw(self, condition: Condition, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+    def draw(self, condition: Condition, seeds: Sequence[Seed], sampler: SamplerConfig) -> NDArray[np.float32]:
         """All draws [S,B,2,H,W] of the network."""
         return draw(self.network, condition, seeds, sampler).float().cpu().numpy()
 

@@ -26,6 +26,18 @@ class Window(NamedTuple):
     width: int
 
 
+class Ground(NamedTuple):
+    """Where a tile lies, for noise that belongs to the ground: the seed of the raster, and the tile's upper left
+    pixel."""
+
+    seed: int
+    row: int
+    col: int
+
+
+Seed = int | Ground  # of a tile: its own noise, or that of the ground it lies on
+
+
 def starts(length: int, tile_px: int, overlap_px: int) -> list[int]:
     """First pixels of tiles along one axis. The last tile is shifted inside; an axis shorter than a tile has one tile
     at 0.

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest
+from idgbr.rasters.tiling import Ground, Seed
 
+GROUND_CELLS = 32  # side in latent positions of the blocks of ground that are drawn at once
 MIN_SNR_GAMMA = 5.0  # arXiv 2303.09556
 WEIGHT_FLOOR = 0.05  # of min-SNR weights: at zero terminal SNR the weight would be 0 exactly where trailing samplers start
 
@@ -261,20 +263,51 @@ def noise_like(seeds: Sequence[int], shape: tuple[int, int, int], draws: int = 1
     return torch.stack(rows, 1)
 
 
-class TileNoise:
-    """Noise of all draws and steps of a batch of tiles; that of a tile comes from its own seed.
+def ground_noise(ground: Ground, shape: tuple[int, int, int], cell_px: int, draw: int = 0, step: int = 0) -> Tensor:
+    """[D,h,w] float32 on the CPU: normal noise of the plane of a raster, where the tile lies. Tiles of one raster that
+    overlap have the same values on the same ground, if their corners lie on cells; else to the nearest cell above and
+    to the left.
 
     Args:
-        seeds: one a tile. shape: [D,h,w]. draws: S.
+        shape: [D,h,w]. cell_px: pixels a side of a latent position.
+    """
+    depth, height, width = shape
+    top, left = ground.row // cell_px, ground.col // cell_px
+    out = torch.empty(shape)
+    for i in range(top // GROUND_CELLS, (top + height - 1) // GROUND_CELLS + 1):
+        for j in range(left // GROUND_CELLS, (left + width - 1) // GROUND_CELLS + 1):
+            mixed = np.random.SeedSequence([int(ground.seed) % (1 << 63), draw, step, i, j]).generate_state(1, np.uint64)[0]
+            generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+            block = torch.randn((depth, GROUND_CELLS, GROUND_CELLS), generator=generator)
+            (a0, a1), (b0, b1) = ((k * GROUND_CELLS, (k + 1) * GROUND_CELLS) for k in (i, j))
+            rows, cols = slice(max(a0, top), min(a1, top + height)), slice(max(b0, left), min(b1, left + width))
+            inside = block[:, rows.start - a0 : rows.stop - a0, cols.start - b0 : cols.stop - b0]
+            out[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = inside
+    return out
+
+
+class TileNoise:
+    """Noise of all draws and steps of a batch of tiles; that of a tile comes from its own seed, or from the ground it
+    lies on.
+
+    Args:
+        seeds: one a tile. shape: [D,h,w]. draws: S. cell_px: pixels a side of a latent position.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], draws: int):
-        self.seeds, self.shape = seeds, shape
-        self.first = noise_like(seeds, shape, draws)
+    def __init__(self, seeds: Sequence[Seed], shape: tuple[int, int, int], draws: int, cell_px: int = 1):
+        self.seeds, self.shape, self.cell_px = seeds, shape, cell_px
+        own = [seed for seed in seeds if not isinstance(seed, Ground)]
+        self.first = noise_like(own, shape, draws) if len(own) == len(seeds) else None
 
     def __call__(self, draw: int, step: int) -> Tensor:
         """[B,D,h,w] on the CPU: the start for step 0, new noise for the later ones."""
-        if step == 0:
+        if self.first is not None and step == 0:
             return self.first[draw]
-        mixed = [np.random.SeedSequence([int(seed) % (1 << 63), draw, step]).generate_state(1, np.uint64)[0] for seed in self.seeds]
-        return noise_like([int(m >> np.uint64(1)) for m in mixed], self.shape)[0]
+        rows = []
+        for seed in self.seeds:
+            if isinstance(seed, Ground):
+                rows.append(ground_noise(seed, self.shape, self.cell_px, draw, step))
+                continue
+            mixed = np.random.SeedSequence([int(seed) % (1 << 63), draw, step]).generate_state(1, np.uint64)[0]
+            rows.append(noise_like([int(mixed >> np.uint64(1))], self.shape)[0, 0])
+        return torch.stack(rows)

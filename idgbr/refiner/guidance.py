@@ -154,7 +154,8 @@ class GuidanceNetwork(nn.Module):
     """A `GuidanceBlock` for every skip and the middle.
 
     Args:
-        channels, condition_channels: one entry a skip and, last, the middle. sizes: sides of the position tables.
+        channels, condition_channels, attention: one entry a skip and, last, the middle. sizes: sides of the position
+            tables.
     """
 
     def __init__(
@@ -165,12 +166,13 @@ class GuidanceNetwork(nn.Module):
         *,
         width: int,
         heads: int,
-        attention: bool,
+        attention: Sequence[bool],
         window: int,
     ):
         super().__init__()
         self.blocks = nn.ModuleList(
-            GuidanceBlock(c, m, width, heads, attention, window, s) for c, m, s in zip(channels, condition_channels, sizes, strict=True)
+            GuidanceBlock(c, m, width, heads, a, window, s)
+            for c, m, a, s in zip(channels, condition_channels, attention, sizes, strict=True)
         )
 
     def prepare(self, conditions: Sequence[Tensor]) -> tuple[Prepared, ...]:

@@ -106,7 +106,7 @@ class RefinerNetwork(nn.Module):
             position_sizes(self.denoiser.skip_levels, side),
             width=c.guidance_width,
             heads=c.guidance_heads,
-            attention=c.guidance_attention,
+            attention=[c.guidance_attention and self.codec.factor * 2**level >= c.attention_from_px for level in self.denoiser.skip_levels],
             window=c.guidance_window,
         )
 

@@ -24,6 +24,7 @@ from idgbr.errors import Missing
 from idgbr.general.one_class import shipped
 from idgbr.general.refiner import GeneralRefiner
 from idgbr.labels import ClassTable
+from idgbr.rasters.tiling import Seed
 from idgbr.refiner import sampling, saved
 from idgbr.refiner.decisions import refuse_confidence, without_confidence
 from idgbr.refiner.guidance import Condition
@@ -82,11 +83,11 @@ class Refiner(RefinerNetwork):
         """Write config.json and model.safetensors; each appears whole or not at all."""
         saved.write(self, Path(folder))
 
-    def sample(self, condition: Condition, seeds: Sequence[int], config: SamplerConfig) -> Tensor:
+    def sample(self, condition: Condition, seeds: Sequence[Seed], config: SamplerConfig) -> Tensor:
         """Probabilities [B,K,H,W], mean over `config.samples` draws; noise of tile b comes from seeds[b] alone."""
         return self.draw(condition, seeds, config).mean(0)
 
-    def draw(self, condition: Condition, seeds: Sequence[int], config: SamplerConfig) -> Tensor:
+    def draw(self, condition: Condition, seeds: Sequence[Seed], config: SamplerConfig) -> Tensor:
         """All draws [S,B,K,H,W]. Strength 0 returns the coarse probabilities; one_pass refiners have one draw.
 
         Raises:

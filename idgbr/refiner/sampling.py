@@ -20,6 +20,7 @@ from idgbr.config import SamplerConfig, section_from_dict
 from idgbr.errors import BadRequest
 from idgbr.interfaces import Json
 from idgbr.rasters.edges import changeable
+from idgbr.rasters.tiling import Ground, Seed
 from idgbr.refiner.decisions import decide
 from idgbr.refiner.diffusion import TileNoise
 from idgbr.refiner.guidance import Condition
@@ -47,8 +48,9 @@ class Refined(Generic[A]):
 
 
 @torch.no_grad()
-def draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[int], config: SamplerConfig) -> Tensor:
-    """All draws [S,B,K,H,W]; noise of tile b comes from seeds[b] alone. Strength 0 returns the coarse probabilities
+def draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[Seed], config: SamplerConfig) -> Tensor:
+    """All draws [S,B,K,H,W]; noise of tile b comes from seeds[b] alone; of the ground, where that is a `Ground`
+    or `config.shared_noise`. Strength 0 returns the coarse probabilities
     as one draw.
 
     Raises:
@@ -65,7 +67,7 @@ def draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[int], co
     return _draw(network, condition, seeds, config)
 
 
-def _draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[int], config: SamplerConfig) -> Tensor:
+def _draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[Seed], config: SamplerConfig) -> Tensor:
     height, width = condition.coarse.shape[-2:]
     latent = condition.latent
 
@@ -75,7 +77,9 @@ def _draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[int], c
 
     process = network.process
     n = process.draws(config)
-    noise = TileNoise(seeds, tuple(latent.shape[1:]), n)  # type: ignore[arg-type]
+    if config.shared_noise:
+        seeds = [seed if isinstance(seed, Ground) else Ground(seed, 0, 0) for seed in seeds]
+    noise = TileNoise(seeds, tuple(latent.shape[1:]), n, network.codec.factor)  # type: ignore[arg-type]
     draws = []
     for s in range(n):
         walked = process.walk(evaluate, lambda step, s=s: noise(s, step).to(network.device), latent, network.codec.decode, config)  # type: ignore[misc]

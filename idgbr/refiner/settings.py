@@ -46,6 +46,14 @@ class RefinerConfig(TrainingConfig):
     guidance_window: int = setting(
         8, "attention windows of this many latent positions a side; 0: over the whole map", low=0, high=256, read_when=_ATTENTION
     )
+    attention_from_px: int = setting(
+        0,
+        "attention only where a latent position is at least so many pixels wide (block_px 2 with 4: none at the finest); 0: everywhere",
+        low=0,
+        high=4096,
+        read_when=_ATTENTION,
+        key_at_default=False,
+    )
     use_image: bool = setting(True, "condition on the image")
     use_coarse: bool = setting(True, "condition on the coarse map")
     coarse_residual: bool = setting(False, "the network adds to what coarse and noised map say by themselves (x0, v, one_pass)")
@@ -247,6 +255,12 @@ class SamplerConfig(Section):
         1.0, "1: start from noise; below: from the noised coarse map; 0: the coarse map itself", low=0, high=1, read_when=_DIFFUSION
     )
     samples: int = setting(1, "samples a tile, averaged", low=1, high=64, read_when=_DIFFUSION)
+    shared_noise: bool = setting(
+        False,
+        "noise belongs to the ground, so that overlapping tiles share it; else every tile has its own",
+        read_when=_DIFFUSION,
+        key_at_default=False,
+    )
     decision: str = setting(
         "mean",
         "of several samples: their mean; or mbr, the sample or mean that agrees best with the others at boundaries",

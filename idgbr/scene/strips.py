@@ -5,8 +5,8 @@
 
 A pixel may change if it is valid, within `reach_px` of a coarse boundary, and not surer than `keep_confidence`; all
 others keep the coarse class. So a tile without such a pixel need not be computed, and leaving
-it out changes nothing (band gating). Every tile draws from its own seed, hash(seed, raster id, row, col): batches,
-workers and order of tiles have no influence.
+it out changes nothing (band gating). Every tile draws from its own seed, hash(seed, raster id, row, col), or with
+`shared_noise` the noise of the ground it lies on: batches, workers and order of tiles have no influence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from idgbr.labels import ClassTable
 from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
 from idgbr.rasters.edges import changeable
 from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, require_same_grid
-from idgbr.rasters.tiling import Strip, Window, starts
+from idgbr.rasters.tiling import Ground, Seed, Strip, Window, starts, tile_seed
 from idgbr.rasters.write import class_colours, class_tags, quantise
 from idgbr.refiner.decisions import decide, guarded, refuse_confidence
 
@@ -42,7 +42,7 @@ class TileRefiner(Protocol):
         """Image raw [B,C,T,T], coarse probabilities [B,K,T,T], valid [B,T,T] -> what `draw` needs, computed once for
         all samples."""
 
-    def draw(self, condition: Any, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+    def draw(self, condition: Any, seeds: Sequence[Seed], sampler: SamplerConfig) -> NDArray[np.float32]:
         """All samples of all tiles: probabilities [S,B,K,T,T]. `seeds` has one number a tile."""
 
 
@@ -123,8 +123,6 @@ def refine_rows(
         Disagreement: image and coarse map are on different grids.
         BadRequest: `keep_confidence` or `trust` with a class map, which says nothing about confidence.
     """
-    from idgbr.rasters.tiling import tile_seed
-
     grid = image.grid
     if not coarse.is_probabilities:
         refuse_confidence(sampler)
@@ -152,7 +150,7 @@ def refine_rows(
         if tiles is None or not queue:
             return
         condition = tiles.condition(*(np.stack([q[i] for q in queue]) for i in (1, 2, 3)))
-        draws = tiles.draw(condition, [tile_seed(seed, raster_id, q[0].row, q[0].col) for q in queue], sampler)
+        draws = tiles.draw(condition, [_seed_of(q[0], sampler, seed, raster_id) for q in queue], sampler)
         before = np.stack([q[2] for q in queue])
         parts = [decide(draws, before, sampler.decision, sampler.trust)]
         if with_votes:
@@ -186,6 +184,12 @@ def refine_rows(
         if len(opened) > MAX_OPEN_ROWS:
             yield from run_queue()
     yield from run_queue()
+
+
+def _seed_of(window: Window, sampler: SamplerConfig, seed: int, raster_id: str) -> Seed:
+    if sampler.shared_noise:
+        return Ground(tile_seed(seed, raster_id, 0, 0), window.row, window.col)
+    return tile_seed(seed, raster_id, window.row, window.col)
 
 
 def _tile_row(image: Reader, coarse: CoarseMap | MemoryCoarse, sampler: SamplerConfig, row: int, may_change: bool) -> _TileRow:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idgbr.config import Runtime, SamplerConfig
+from idgbr.rasters.tiling import Seed
 
 if TYPE_CHECKING:
     from idgbr.refiner.guidance import Condition
@@ -44,7 +45,7 @@ class TorchTiles:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.refiner.condition(*(torch.from_numpy(x).to(self.device) for x in (image, coarse, valid)))
 
-    def draw(self, condition: Condition, seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.float32]:
+    def draw(self, condition: Condition, seeds: Sequence[Seed], sampler: SamplerConfig) -> NDArray[np.float32]:
         """One row of probabilities float32 [B,K,h,w], by one seed a tile."""
         import torch
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest
-from idgbr.refiner.diffusion import Diffusion, TimestepLaw, betas, scaled, trailing
+from idgbr.rasters.tiling import Ground
+from idgbr.refiner.diffusion import Diffusion, TileNoise, TimestepLaw, betas, ground_noise, noise_like, scaled, trailing
 from idgbr.refiner.refiner import Refiner
 
 Build = Callable[..., Refiner]
@@ -101,3 +102,48 @@ def test_a_first_step_from_zeros_is_refused_by_samplers_that_carry_noise_on(buil
     one = refiner.refine(sample["image"], sample["coarse"], steps=1, samples=4, return_probabilities=True)
     again = refiner.refine(sample["image"], sample["coarse"], steps=1, seeds=9, return_probabilities=True)
     assert torch.equal(one.probabilities, again.probabilities)  # there is nothing random in it
+
+
+# ---- noise of the ground, attention by level -----------------------------------------------------------------------------------
+
+
+def test_tiles_that_overlap_share_the_noise_of_their_ground() -> None:
+    shape, cell = (3, 40, 50), 4
+    one = ground_noise(Ground(7, 0, 0), shape, cell, draw=1, step=2)
+    other = ground_noise(Ground(7, 4 * 24, 4 * 17), shape, cell, draw=1, step=2)
+    assert torch.equal(one[:, 24:, 17:], other[:, :16, :33])
+    assert torch.equal(ground_noise(Ground(7, 4 * 24 + 3, 4 * 17 + 2), shape, cell, draw=1, step=2), other)
+    whole = ground_noise(Ground(7, 0, 0), (3, 200, 200), cell)
+    assert abs(float(whole.mean())) < 0.02
+    assert float(whole.std()) == pytest.approx(1, abs=0.02)
+    for different in (Ground(8, 0, 0), Ground(7, 400, 0), Ground(7, 0, 400)):
+        pair = torch.stack([whole.flatten(), ground_noise(different, (3, 200, 200), cell).flatten()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.02
+    for draw, step in ((1, 0), (0, 1)):
+        assert not torch.isclose(whole, ground_noise(Ground(7, 0, 0), (3, 200, 200), cell, draw, step)).any(0).any(0).all()
+
+
+def test_shared_noise_is_a_setting_and_tiles_with_their_own_keep_it(build: Build, batch: Batch, stir: Stir) -> None:
+    refiner, sample = stir(build(**CLASSES)), batch(2)
+    condition = refiner.condition(sample["image"], sample["coarse"])
+    own, shared = (SamplerConfig(sampler="renoise", steps=3, samples=2, shared_noise=s) for s in (False, True))
+    drawn = refiner.draw(condition, [Ground(5, 0, 0), Ground(5, 64, 128)], shared)
+    assert torch.equal(drawn[:, :1], refiner.draw(condition.rows()[0], [Ground(5, 0, 0)], shared))  # whatever the batch
+    assert torch.equal(drawn[:, :1], refiner.draw(condition.rows()[0], [5], shared))
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn, refiner.draw(condition, [5, 6], own))
+    shape = (refiner.codec.latent_channels, 8, 8)
+    noise = TileNoise([5, 6], shape, 2)
+    assert torch.equal(noise(1, 0), noise_like([5, 6], shape, 2)[1])
+
+
+def test_attention_can_be_left_out_at_the_finest_levels(build: Build, batch: Batch) -> None:
+    everywhere, coarser, nowhere = (build(**CLASSES, block_px=2, attention_from_px=px) for px in (0, 4, 64))
+    levels = coarser.denoiser.skip_levels
+    assert [b.attention for b in everywhere.guidance.blocks] == [True] * len(levels)
+    assert [b.attention for b in coarser.guidance.blocks] == [level > 0 for level in levels]
+    assert not any(b.attention for b in nowhere.guidance.blocks)
+    sizes = [sum(p.numel() for p in r.guidance.parameters()) for r in (everywhere, coarser, nowhere)]
+    assert sizes[0] > sizes[1] > sizes[2]
+    sample = batch(1)
+    assert coarser.refine(sample["image"][0], sample["coarse"][0], steps=2).shape == sample["image"].shape[2:]

@@ -18,6 +18,7 @@ from idgbr.errors import BadRequest, Disagreement
 from idgbr.labels import ClassTable, LabelClass
 from idgbr.rasters.coarse_map import CoarseMap, MemoryCoarse
 from idgbr.rasters.read import IGNORE, Grid, Reader, write_class_map, write_probabilities
+from idgbr.rasters.tiling import windows
 from idgbr.scene.strips import Tally, refine_raster, refine_rows
 
 SAMPLER = SamplerConfig(tile_px=64, overlap_px=16, batch_tiles=5)
@@ -79,6 +80,23 @@ def test_probabilities_and_samples_are_those_of_the_map_and_do_not_change_it(sce
         assert (file.read() == samples).all()
     with rasterio.open(tmp_path / "p.tif") as file:
         assert (file.read() == p).all()
+
+
+def test_tiles_are_told_their_ground_where_they_share_noise(scene):
+    reader, _, coarse, _ = scene
+    seen = []
+
+    class Asked(KnowingRefiner):
+        def draw(self, condition, seeds, sampler):
+            seen.extend(seeds)
+            return super().draw(condition, range(len(seeds)), sampler)
+
+    run(reader, coarse, Asked(3), dataclasses.replace(SAMPLER, shared_noise=True))
+    assert len({s.seed for s in seen}) == 1
+    assert {(s.row, s.col) for s in seen} == {(w.row, w.col) for w in windows(230, 310, 64, 16)}
+    seen.clear()
+    run(reader, coarse, Asked(3))
+    assert len({*seen}) == len(seen) == len(windows(230, 310, 64, 16))
 
 
 def test_pixels_beyond_reach_keep_the_coarse_class_and_the_others_are_those_of_no_limit(scene):
