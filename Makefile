@@ -1,6 +1,7 @@
 # make demo:   a sweep on 34 real places, its table and report, a refiner to use on your own scene
 # make quick:  what a change most likely breaks, under 3 minutes on 2 cores
 # make test:   everything that can be tested on this machine
+# make chaos:  a study of 60 trials while nodes, workers, drivers and the store fail, 20 minutes or more
 # make lint:   ruff, its formatter, mypy
 # make bounds: install the lowest versions that pyproject.toml allows into .venv-bounds and run the quick tests there
 PYTHON ?= python3
@@ -14,7 +15,7 @@ QUICK := tests/house tests/data_sets tests/scores/test_score_reference.py tests/
 	tests/training/test_train_loop.py tests/analysis/test_stats_procedures.py tests/sweeps/test_studies.py \
 	tests/sweeps/test_schedule.py tests/cluster_launch/test_cluster_spec.py tests/cluster_launch/test_rendered_files.py
 
-.PHONY: demo quick test lint bounds clean
+.PHONY: demo quick test chaos lint bounds clean
 
 demo: .venv/.installed
 	$(BIN)/python -m sweeps run demo --store $(STORE)
@@ -28,6 +29,9 @@ quick: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m ray
+
+chaos: .venv/.installed
+	$(BIN)/python -m pytest -m chaos
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

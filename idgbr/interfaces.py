@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeAlias
 
+from idgbr.errors import Interrupted
+
 Json: TypeAlias = dict[str, Any]  # a JSON object: str, int, float, bool, None, lists and objects by name
 
 
@@ -17,3 +19,11 @@ class Stop(Protocol):
     """Asked between steps; true ends the work with `Interrupted`, its checkpoint kept."""
 
     def __call__(self) -> bool: ...
+
+
+def end_if_stopped(stop: Stop | None, what: str) -> None:
+    """Raises:
+    Interrupted: `stop` is true.
+    """
+    if stop is not None and stop():
+        raise Interrupted(f"{what} was stopped", hint="the same command goes on")

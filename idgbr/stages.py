@@ -9,18 +9,20 @@ refiner reads no noise schedule), contents of files and not their paths, and the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from idgbr.config import Experiment, Runtime, about_setting, is_read, to_dict
-from idgbr.errors import Missing
+from idgbr.errors import Interrupted, Missing
 from idgbr.files import require_variables
-from idgbr.interfaces import Json, Report, Stop
+from idgbr.interfaces import Json, Report, Stop, end_if_stopped
 from idgbr.machine import expanded
 from idgbr.settings import Section, digest, identity
 from idgbr.store import Store
@@ -161,7 +163,7 @@ def run(
 
     Args:
         report: called with keyword arguments while it works (stage, done, total, and figures of the stage).
-        stop: asked between steps; True ends the job with `Interrupted`, its checkpoint kept.
+        stop: asked between steps; True ends the job with `Interrupted`, its checkpoint or its finished rasters kept.
         fit: takes over the training stages, e.g. `cluster.train.RayTraining`.
 
     Raises:
@@ -177,7 +179,8 @@ def run(
         if job.trains:
             (fit or train_stage)(job, store, experiment, out, runtime=runtime, report=report, stop=stop)
         else:
-            _run_plain(job, store, experiment, out, runtime, report)
+            with _kept_rasters(job, store, out):
+                _run_plain(job, store, experiment, out, runtime, report, stop)
 
     record = {
         "version": VERSIONS[job.stage],
@@ -197,8 +200,50 @@ def run(
     return manifest
 
 
+@contextlib.contextmanager
+def _kept_rasters(job: Job, store: Store, out: Path) -> Iterator[None]:
+    """Files of the rasters that an interrupted job had finished, in `out` again; kept when this one is interrupted.
+
+    Of stages that write one file a raster. What is in `out` when a stage is interrupted is whole.
+    """
+    if job.stage not in ("coarse", "refined"):
+        yield
+        return
+    name = scratch_name(job)
+    is_begun = bool(store.infos(name))
+    if is_begun:
+        store.fetch(name, out)
+    try:
+        yield
+    except Interrupted:
+        if not store.is_local:
+            store.upload(out, name)
+        else:  # in one step: what lies there is whole whenever this process ends
+            store.delete(name)
+            kept = Path(f"{store.base}/{name}")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            out.rename(kept)
+        raise
+    if is_begun:
+        store.delete(name)
+
+
+def _until_stopped(report: Report | None, stop: Stop, stage: str) -> Report:
+    """`report`, and the end of a stage that was asked to stop: after any raster but the last."""
+
+    def told(**values: Any) -> None:
+        if report is not None:
+            report(**values)
+        if values.get("done", 0) < values.get("total", 0):
+            end_if_stopped(stop, f"the stage {stage}")
+
+    return told
+
+
 def scratch_name(job: Job) -> str:
-    """Where resume checkpoints of a training live, below the store's root; deleted when it is done."""
+    """Where resume checkpoints of a training, or finished rasters of another stage, live, below the store's root;
+    deleted when it is done.
+    """
     return f"scratch/{job.stage}/{job.key}"
 
 
@@ -252,9 +297,12 @@ def train_stage(
         loss.fit(experiment.refiner, dataset, store.path("coarse", job.parents["coarse"]), **common)
 
 
-def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtime: Runtime, report: Report | None) -> None:
+def _run_plain(
+    job: Job, store: Store, experiment: Experiment, out: Path, runtime: Runtime, report: Report | None, stop: Stop | None
+) -> None:
     from idgbr import datasets
 
+    report = report if stop is None else _until_stopped(report, stop, job.stage)
     if job.stage == "data":
         datasets.prepare(experiment.data, out, report)
         return
@@ -263,7 +311,7 @@ def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtim
         from idgbr.coarse import stage as coarse
 
         backbones = {name: store.path("backbone", key) for name, key in job.parents.items() if name != "data"}
-        coarse.write(experiment.coarse, dataset, backbones, seed=job.seed or 0, out=out, runtime=runtime, report=report)
+        coarse.write(experiment.coarse, dataset, backbones, seed=job.seed or 0, out=out, runtime=runtime, report=report, stop=stop)
         return
     coarse_dir = store.path("coarse", job.parents["coarse"])
     if job.stage == "refined":
@@ -281,6 +329,7 @@ def _run_plain(job: Job, store: Store, experiment: Experiment, out: Path, runtim
             uncertainty=experiment.score.uncertainty,
             runtime=runtime,
             report=report,
+            stop=stop,
         )
     else:
         from idgbr import scores

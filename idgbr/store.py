@@ -11,6 +11,8 @@ small put.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import os
 import shutil
@@ -24,9 +26,10 @@ from typing import Any, TypeVar
 from pyarrow import fs
 
 from idgbr.errors import IdgbrError, Missing, Outage
-from idgbr.files import sync, temporary_beside, unwritable, whole
+from idgbr.files import sync, unwritable, whole
 from idgbr.interfaces import Json
 from idgbr.machine import cache_folder, expanded
+from idgbr.node_cache import NodeCache
 from idgbr.retries import RetryPolicy, is_transient
 
 T = TypeVar("T")
@@ -39,13 +42,20 @@ def open_filesystem(root: str | Path) -> tuple[fs.FileSystem, str]:
     text = str(root)
     if "://" in text:
         try:
-            filesystem, path = fs.FileSystem.from_uri(text)
+            filesystem, path = fs.FileSystem.from_uri(_with_small_writes(text))
         except Exception as error:
             raise Missing(
                 f"cannot open the store {text}: {error}", hint="a folder, or a URI that pyarrow.fs knows (s3://, gs://)"
             ) from error
         return filesystem, path.rstrip("/")
     return fs.LocalFileSystem(), str(expanded(text).absolute())
+
+
+def _with_small_writes(uri: str) -> str:
+    """A URI with which pyarrow writes a small object by one request to S3, in place of three for a multipart upload."""
+    if not uri.startswith("s3://") or "allow_delayed_open=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 class Store:
@@ -67,6 +77,7 @@ class Store:
         self._cache = cache
         self.retries = RetryPolicy()
         self.has_answered = False
+        self._manifests: dict[tuple[str, str], Json] = {}  # of a remote store, by stage and key
 
     def ask(self, work: Callable[[], T]) -> T:
         """`work()` on the file system, tried again by the store's policy.
@@ -181,7 +192,11 @@ class Store:
         )
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Copy the files below `name` into a local folder, which is made."""
+        """Copy the files below `name` into a local folder, which is made.
+
+        Raises:
+            NoSpace: the local disk is full. Outage, Missing: the store cannot be read.
+        """
 
         def fetch() -> None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -193,6 +208,8 @@ class Store:
         try:
             self.retries.call(fetch, is_late)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of the local folder
+                raise unwritable(str(folder), error) from error
             raise self.unreadable(error) from error
 
     def upload(self, folder: Path, name: str) -> None:
@@ -212,7 +229,17 @@ class Store:
     def manifest(self, stage: str, key: str) -> Json | None:
         """What is stored under the key, or None: the artefact is not there (or not complete, which is the same)."""
         data = self.read_bytes(f"{self.folder(stage, key)}/manifest.json")
-        return json.loads(data) if data else None
+        found: Json | None = json.loads(data) if data else None
+        if found is not None and not self.is_local:
+            self._manifests[stage, key] = found
+        return found
+
+    def known_manifest(self, stage: str, key: str) -> Json | None:
+        """`manifest`, without a question to a remote store where this process has seen it before.
+
+        It may have been replaced by an equal one or deleted since: not for deciding whether there is work to do.
+        """
+        return self._manifests.get((stage, key)) or self.manifest(stage, key)
 
     def has(self, stage: str, key: str) -> bool:
         """Whether the artefact is stored, and complete."""
@@ -263,32 +290,25 @@ class Store:
                 raise unwritable(f"{self.base}/{target}", error) from error
             raise
         if not self.is_local:
-            shutil.rmtree(work, ignore_errors=True)
+            NodeCache(self.cache).adopt(f"{stage}/{key}/{attempt}", work, manifest["bytes"])
         return manifest
 
     def path(self, stage: str, key: str) -> Path:
-        """Local folder with the artefact's files (fetched once from a remote store).
+        """Local folder with the artefact's files; of a remote store fetched once for all processes of a node.
 
         Raises:
-            Missing: it is not in the store.
+            Missing: it is not in the store. NoSpace: the disk of the cache is full. Outage: the store does not answer.
         """
-        manifest = self.manifest(stage, key)
+        manifest = self.known_manifest(stage, key)
+        if manifest is not None and not self.is_local and not (self.cache / stage / key / manifest["attempt"]).is_dir():
+            manifest = self.manifest(stage, key)  # it is fetched: as it is now
         if manifest is None:
             raise Missing(f"no {stage} artefact {key} in the store {self.root}", hint="run the study or the stage that makes it")
         source = f"{self.folder(stage, key)}/{manifest['attempt']}"
         if self.is_local:
             return Path(f"{self.base}/{source}")
-        local = self.cache / stage / key / manifest["attempt"]
-        if not local.exists():
-            temporary = temporary_beside(local)
-            self.fetch(source, temporary)
-            try:
-                temporary.rename(local)
-            except OSError:  # another process fetched it meanwhile: theirs is the same
-                shutil.rmtree(temporary, ignore_errors=True)
-                if not local.exists():
-                    raise
-        return local
+        fetch = functools.partial(self.fetch, source)
+        return NodeCache(self.cache).folder(f"{stage}/{key}/{manifest['attempt']}", manifest["bytes"], fetch)
 
     def keys(self, stage: str) -> Iterator[str]:
         """Keys of all complete artefacts of a stage."""

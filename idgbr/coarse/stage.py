@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from idgbr.coarse.simulate import confusion, corrupt, iou_of, smooth, soften
 from idgbr.config import CoarseConfig, Runtime
 from idgbr.errors import Missing
-from idgbr.interfaces import Report
+from idgbr.interfaces import Report, Stop, end_if_stopped
 from idgbr.labels import IGNORE
 from idgbr.machine import expanded
 from idgbr.rasters.coarse_map import CoarseMap, coarse_path, read_coarse
@@ -49,16 +49,18 @@ def write(
     out: Path,
     runtime: Runtime | None = None,
     report: Report | None = None,
+    stop: Stop | None = None,
 ) -> None:
-    """Write `<raster id>.tif` of every raster of the data set.
+    """Write `<raster id>.tif` of every raster of the data set that is not in `out` yet.
 
     Args:
         backbones: folders by name: "full", and "fold0" ... where `source` is out_of_fold, mixed or thirds; empty where
             it is external.
         seed: of simulated errors.
-        report: called with done, total, raster and source after each raster.
+        report: called with done, total, raster and source after each raster. stop: asked between strips of a raster.
 
     Raises:
+        Interrupted: `stop` was true; whole files stay.
         Missing: a backbone, a target or an external map is not there; thirds without labelled validation rasters.
         Disagreement: an external map is of another size, or has other classes.
     """
@@ -70,6 +72,10 @@ def write(
         if config.source == "thirds" and name != "full":
             wanted = wanted or validation_iou(dataset, out)
         for raster in rasters:
+            path = coarse_path(out, raster.id)
+            if path.exists():  # of a run that was interrupted
+                done += 1
+                continue
             reader = raster.reader(dataset.bands)
             grid = reader.grid
             strips: Strips
@@ -83,12 +89,12 @@ def write(
                     strips = _mixed(strips, _simulated(config, dataset, raster, grid, seed), raster, grid, seed)
                 elif config.source == "thirds" and raster.split == "train":
                     strips = _thirds(strips, predict("full", reader), wanted, config, dataset, raster, grid, seed)
-            path = coarse_path(out, raster.id)
             path.parent.mkdir(parents=True, exist_ok=True)
             with RasterWriter(
                 path, grid, dataset.table.n_classes, descriptions=dataset.table.names, tags={"IDGBR_KIND": "probabilities"}
             ) as writer:
                 for row, probabilities in strips:
+                    end_if_stopped(stop, "the stage coarse")
                     writer.write(row, quantise(probabilities))
             done += 1
             if report:

@@ -179,7 +179,7 @@ def _is_device_error(error: BaseException, runtime: Runtime) -> bool:
 
 def write_end(end: End, context: WorkerContext) -> None:
     """The parts of a finished trial."""
-    manifests = {job.key: context.store.manifest(job.stage, job.key) for job in end.jobs}
+    manifests = {job.key: context.store.known_manifest(job.stage, job.key) for job in end.jobs}
     row = tables.trial_row(
         end.experiment,
         end.jobs,
