@@ -265,7 +265,7 @@ class Store:
             else:
                 self.upload(work, target)
             files = {str(p.relative_to(work)): p.stat().st_size for p in sorted(work.rglob("*")) if p.is_file()}
-            manifest = {
+            manifest: Json = {
                 "stage": stage,
                 "key": key,
                 "attempt": attempt,
