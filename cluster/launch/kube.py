@@ -1,16 +1,17 @@
 """KubeRay manifests of a `ClusterSpec`: a RayCluster, a RayJob, and the network policy that keeps others out.
 
-Fields of `ray.io/v1` as of KubeRay 1.6 (`authOptions` came with 1.5.1). Values go through a YAML writer, never into a
-text template.
+Fields of `ray.io/v1` as of KubeRay 1.6 and 1.7 (`authOptions` came with 1.5.1, `autoscalerOptions.version` with 1.4).
+Values go through a YAML writer, never into a text template.
 """
 
 from __future__ import annotations
 
+import copy
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cluster.launch.slurm import SETTINGS
-from cluster.launch.spec import ClusterSpec, with_program
+from cluster.launch.spec import ClusterSpec, WorkerGroup, with_program
 from idgbr.interfaces import Json
 
 KUBERAY_VERSION = "1.6"
@@ -30,10 +31,22 @@ def ray_cluster_spec(spec: ClusterSpec) -> Json:
     """`spec` of a RayCluster, and `rayClusterSpec` of a RayJob: a head that only directs, `nodes` workers that
     compute."""
     k = spec.kuberay
-    most = max(k.max_nodes, spec.nodes)
+    groups = (
+        WorkerGroup("workers", spec.nodes, k.max_nodes, spec.cpus_per_node, spec.gpus_per_node, spec.memory_gb_per_node, k.node_selector),
+        *k.groups,
+    )
     cluster: Json = {"rayVersion": RAY_VERSION, "authOptions": {"mode": "token"}}
-    if most > spec.nodes:
-        cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": {"upscalingMode": "Default", "idleTimeoutSeconds": 600}}
+    may_grow = any(group.max_nodes > group.nodes for group in groups)
+    if may_grow:
+        options = {"version": "v2", "upscalingMode": "Default", "idleTimeoutSeconds": 600}
+        if k.user:
+            options["securityContext"] = _container_security()
+        cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": options}
+    if k.redis:
+        cluster["gcsFaultToleranceOptions"] = {"redisAddress": k.redis}
+        if k.redis_password:
+            name, _, key = k.redis_password.partition("/")
+            cluster["gcsFaultToleranceOptions"]["redisPassword"] = {"valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
     # The operator and the service reach the dashboard on the pod's address, so it listens on all of the pod's; the
     # network policy and the token keep others out. num-cpus 0: no training lands on the head.
     cluster["headGroupSpec"] = {
@@ -52,22 +65,51 @@ def ray_cluster_spec(spec: ClusterSpec) -> Json:
         "dashboard-port": str(spec.ports.dashboard),
         "ray-client-server-port": str(spec.ports.client),
     }
-    cluster["workerGroupSpecs"] = [
-        {
-            "groupName": "workers",
-            "replicas": spec.nodes,
-            "minReplicas": spec.nodes,
-            "maxReplicas": most,
-            "rayStartParams": {"num-cpus": str(spec.cpus_per_node), "num-gpus": str(spec.gpus_per_node)},
-            "template": _pod(
-                spec, "ray-worker", cpus=spec.cpus_per_node, memory_gb=spec.memory_gb_per_node, gpus=spec.gpus_per_node, ports=[]
-            ),
-        }
-    ]
+    if may_grow:  # autoscaler 2 knows a node by its pod: none may come back under the same name
+        cluster["headGroupSpec"]["template"]["spec"]["restartPolicy"] = "Never"
+    cluster["workerGroupSpecs"] = [_worker_group(spec, group, may_grow) for group in groups]
     return cluster
 
 
-def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, ports: list[tuple[str, int]]) -> Json:
+def _worker_group(spec: ClusterSpec, group: WorkerGroup, may_grow: bool) -> Json:
+    template = _pod(spec, "ray-worker", cpus=group.cpus, memory_gb=group.memory_gb, gpus=group.gpus, ports=[], overlay=group.pod)
+    if group.node_selector:
+        template["spec"]["nodeSelector"] = dict(group.node_selector)
+    if may_grow:
+        template["spec"]["restartPolicy"] = "Never"
+    return {
+        "groupName": group.name,
+        "replicas": group.nodes,
+        "minReplicas": group.nodes,
+        "maxReplicas": max(group.nodes, group.max_nodes),
+        "rayStartParams": {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)},
+        "template": template,
+    }
+
+
+def _container_security() -> Json:
+    """What the restricted Pod Security Standard asks of a container."""
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def _pod_security(user: int) -> Json:
+    """What it asks of a pod; new files of a volume belong to the group of the user, so that it may write them."""
+    return {
+        "runAsNonRoot": True, "runAsUser": user, "fsGroup": user, "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+
+
+def _pod(
+    spec: ClusterSpec,
+    name: str,
+    *,
+    cpus: int,
+    memory_gb: int,
+    gpus: int,
+    ports: list[tuple[str, int]],
+    overlay: Mapping[str, object] | None = None,
+) -> Json:
     k = spec.kuberay
     amounts: dict[str, str] = {"cpu": str(cpus), "memory": f"{memory_gb}Gi"}
     if gpus:
@@ -81,7 +123,7 @@ def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, 
         "env": [{"name": n, "value": v} for n, v in variables.items()],
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
         "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
-        "securityContext": {"allowPrivilegeEscalation": False},
+        "securityContext": _container_security() if k.user else {"allowPrivilegeEscalation": False},
     }
     if ports:
         container["ports"] = [{"name": n, "containerPort": p} for n, p in ports]
@@ -92,19 +134,39 @@ def _pod(spec: ClusterSpec, name: str, *, cpus: int, memory_gb: int, gpus: int, 
     if k.claim:
         container["volumeMounts"].append({"name": "store", "mountPath": spec.store if spec.store_is_path else "/store"})
         volumes.append({"name": "store", "persistentVolumeClaim": {"claimName": k.claim}})
+    for n, (claim, path) in enumerate(k.volumes.items()):
+        container["volumeMounts"].append({"name": f"data-{n}", "mountPath": path, "readOnly": True})
+        volumes.append({"name": f"data-{n}", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+    for n, (secret, path) in enumerate(k.secret_files.items()):
+        container["volumeMounts"].append({"name": f"secret-{n}", "mountPath": path, "readOnly": True})
+        volumes.append({"name": f"secret-{n}", "secret": {"secretName": secret, "defaultMode": 0o440}})
+    if k.secret_env:
+        container["envFrom"] = [{"secretRef": {"name": secret}} for secret in k.secret_env]
     pod: Json = {"containers": [container], "volumes": volumes}
+    if k.user:
+        pod["securityContext"] = _pod_security(k.user)
     if k.service_account:
         pod["serviceAccountName"] = k.service_account
     if k.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": k.image_pull_secret}]
-    if k.node_selector and name == "ray-worker":
-        pod["nodeSelector"] = dict(k.node_selector)
-    return {"metadata": {"labels": {LABEL: spec.slug}}, "spec": pod}
+    pod |= copy.deepcopy(dict(overlay or k.pod))
+    return {"metadata": _pod_metadata(spec), "spec": pod}
+
+
+def _pod_metadata(spec: ClusterSpec) -> Json:
+    k = spec.kuberay
+    return {"labels": {**k.labels, LABEL: spec.slug}, **({"annotations": dict(k.annotations)} if k.annotations else {})}
 
 
 def _metadata(spec: ClusterSpec) -> Json:
     # the name as it was written: labels cannot hold it, annotations can
-    return {"name": spec.slug, "namespace": spec.kuberay.namespace, "labels": {LABEL: spec.slug}, "annotations": {"idgbr/name": spec.name}}
+    k = spec.kuberay
+    return {
+        "name": spec.slug,
+        "namespace": k.namespace,
+        "labels": {**k.labels, LABEL: spec.slug},
+        "annotations": {**k.annotations, "idgbr/name": spec.name},
+    }
 
 
 def network_policy(spec: ClusterSpec) -> Json:
@@ -149,8 +211,9 @@ def ray_job(spec: ClusterSpec, command: Sequence[str]) -> Json:
         job["activeDeadlineSeconds"] = spec.wall_seconds
     job["rayClusterSpec"] = ray_cluster_spec(spec)
     # the pod that submits needs the label too, or the network policy would keep it from the dashboard
+    k = spec.kuberay
     job["submitterPodTemplate"] = {
-        "metadata": {"labels": {LABEL: spec.slug}},
+        "metadata": _pod_metadata(spec),
         "spec": {
             "restartPolicy": "Never",
             "containers": [
@@ -158,8 +221,10 @@ def ray_job(spec: ClusterSpec, command: Sequence[str]) -> Json:
                     "name": "ray-job-submitter",
                     "image": spec.kuberay.image,
                     "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+                    **({"securityContext": _container_security()} if k.user else {}),
                 }
             ],
+            **({"securityContext": _pod_security(k.user)} if k.user else {}),
             **({"imagePullSecrets": [{"name": spec.kuberay.image_pull_secret}]} if spec.kuberay.image_pull_secret else {}),
         },
     }

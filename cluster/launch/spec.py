@@ -54,6 +54,20 @@ class Slurm:
 
 
 @dataclass(frozen=True)
+class WorkerGroup:
+    """Further worker pods of another size, `[[kuberay.groups]]`."""
+
+    name: str = ""
+    nodes: int = 1
+    max_nodes: int = 0  # above `nodes`: KubeRay's autoscaler may add up to this many
+    cpus: int = 1
+    gpus: int = 0
+    memory_gb: int = 16
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    pod: Mapping[str, object] = field(default_factory=dict)  # in place of kuberay.pod
+
+
+@dataclass(frozen=True)
 class Kuberay:
     """Settings of [kuberay]."""
 
@@ -70,6 +84,16 @@ class Kuberay:
     image_pull_secret: str = ""
     backoff_limit: int = 3  # of the RayJob: the same command again on a new cluster, which resumes
     operator_namespace: str = ""  # where the KubeRay operator runs; empty: any namespace
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the RayJob or RayCluster and its pods
+    annotations: Mapping[str, str] = field(default_factory=dict)  # likewise; Kueue's queue is a label
+    pod: Mapping[str, object] = field(default_factory=dict)  # fields of a pod's spec, e.g. tolerations; not containers
+    volumes: Mapping[str, str] = field(default_factory=dict)  # claim -> path where it is mounted, read only
+    secret_files: Mapping[str, str] = field(default_factory=dict)  # Secret -> folder where its keys are files
+    secret_env: tuple[str, ...] = ()  # Secrets whose keys become environment variables
+    user: int = 10001  # that runs the containers and owns new files of the store; 0: the image's, unrestricted
+    redis: str = ""  # HOST:PORT for fault tolerance of the head; empty: none
+    redis_password: str = ""  # SECRET/KEY
+    groups: tuple[WorkerGroup, ...] = ()
 
 
 @dataclass(frozen=True)

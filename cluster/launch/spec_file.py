@@ -81,7 +81,7 @@ def _texts(spec: ClusterSpec) -> typing.Iterator[tuple[str, str]]:
         elif isinstance(value, Mapping):
             for name, item in value.items():
                 yield from walk(f"{where}.{name}", item)
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | list):
             for i, item in enumerate(value):
                 yield from walk(f"{where}[{i}]", item)
 
@@ -154,6 +154,41 @@ def _kuberay(spec: ClusterSpec) -> None:
             raise BadRequest(f"{where} is no Kubernetes name", value=name, allowed="lower-case letters, digits and -")
     if 0 < spec.kuberay.max_nodes < spec.nodes:
         raise BadRequest("kuberay.max_nodes is below nodes", value=f"{spec.kuberay.max_nodes} < {spec.nodes}")
+    _overlay(spec)
+
+
+RENDERED = ("containers", "initContainers", "volumes", "nodeSelector", "serviceAccountName", "imagePullSecrets", "securityContext")
+
+
+def _overlay(spec: ClusterSpec) -> None:
+    """What is added to the pods, and further groups of workers."""
+    k = spec.kuberay
+    names = {**k.volumes, **k.secret_files, **dict.fromkeys(k.secret_env, "/")}
+    for name, path in names.items():
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,51}[a-z0-9])?", name):
+            raise BadRequest("a claim or Secret has no Kubernetes name", value=name, allowed="lower-case letters, digits and -")
+        if not os.path.isabs(path):
+            raise BadRequest(f"{name} is mounted at a relative path", value=path, allowed="an absolute path")
+    for where, pod in (("kuberay.pod", k.pod), *((f"kuberay.groups {g.name}", g.pod) for g in k.groups)):
+        for name in pod:
+            if name in RENDERED or not re.fullmatch(r"[a-z][A-Za-z]*", name):
+                raise BadRequest(
+                    f"{where} may not set {name}", allowed="other fields of a pod's spec: tolerations, affinity, priorityClassName",
+                    hint="volumes, secret_files, secret_env, node_selector, service_account, user",
+                )  # fmt: skip
+    if "idgbr/cluster" in {**k.labels, **k.annotations}:
+        raise BadRequest("the label idgbr/cluster is ours: the network policy finds the pods by it", hint="another name")
+    for group in k.groups:
+        if not re.fullmatch(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", group.name) or group.name == "workers":
+            raise BadRequest("a group of workers has no name of its own", value=group.name, allowed="lower-case letters, digits and -")
+        if min(group.nodes, group.cpus, group.memory_gb) < 1 or group.gpus < 0 or 0 < group.max_nodes < group.nodes:
+            raise BadRequest(f"the group {group.name} of workers has an impossible size", value=group)
+    if len({group.name for group in k.groups}) < len(k.groups):
+        raise BadRequest("two groups of workers have one name", value=", ".join(g.name for g in k.groups))
+    if k.redis and not re.fullmatch(r"[A-Za-z0-9.-]+:\d+", k.redis):
+        raise BadRequest("kuberay.redis is no address", value=k.redis, allowed="HOST:PORT")
+    if k.redis_password and (not k.redis or not re.fullmatch(r"[a-z0-9.-]+/[A-Za-z0-9._-]+", k.redis_password)):
+        raise BadRequest("kuberay.redis_password names a key of a Secret, beside kuberay.redis", value="(not shown)", allowed="SECRET/KEY")
 
 
 def _script(spec: ClusterSpec) -> None:
@@ -213,13 +248,16 @@ def _typed(value: object, hint: Any, where: str) -> Any:
         return _build(typing.cast(type, hint), value, where)
     origin = typing.get_origin(hint)
     if origin is tuple:
+        of = typing.get_args(hint)[0]
         if not isinstance(value, list):
-            raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed='a list of texts, e.g. ["a", "b"]')
-        return tuple(_typed(item, str, where) for item in value)
+            allowed = 'a list of texts, e.g. ["a", "b"]' if of is str else f"[[{where.rpartition(': ')[2]}]] and its settings"
+            raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed=allowed)
+        return tuple(_typed(item, of, where) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise BadRequest(f"{where} has the wrong type", value=repr(value), allowed='a table of texts, e.g. {NAME = "value"}')
-        return types.MappingProxyType({name: _typed(item, str, f"{where}.{name}") for name, item in value.items()})
+        of = typing.get_args(hint)[1]
+        return types.MappingProxyType({name: item if of is object else _typed(item, of, f"{where}.{name}") for name, item in value.items()})
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:

@@ -20,6 +20,7 @@ from cluster.launch.kube import ray_job
 from cluster.launch.render import render
 from cluster.launch.spec import ClusterSpec
 from cluster.launch.spec_file import load, parse
+from idgbr.errors import BadRequest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "cluster" / "examples").glob("*.toml"))
@@ -125,6 +126,98 @@ def test_kuberay_manifests_hold_only_known_fields_of_the_right_types(name: str, 
     cluster = broken["spec"].get("rayClusterSpec", broken["spec"])
     cluster["workerGroupSpecs"][0]["replica"] = cluster["workerGroupSpecs"][0].pop("replicas")
     assert not schema.is_valid(broken), "the schema is strict: a misspelt key is found"
+
+
+OVERLAY = """
+max_nodes = 9
+labels = { "kueue.x-k8s.io/queue-name" = "research" }
+annotations = { "example.org/owner" = "me: it's" }
+volumes = { potsdam = "/data/potsdam" }
+secret_files = { weights-key = "/etc/keys" }
+secret_env = ["s3-keys"]
+redis = "redis.research:6379"
+redis_password = "redis/password"
+
+[kuberay.pod]
+priorityClassName = "low"
+tolerations = [{ key = "nvidia.com/gpu", operator = "Exists", effect = "NoSchedule" }]
+affinity = { nodeAffinity = {} }
+
+[[kuberay.groups]]
+name = "cpu-only"
+nodes = 2
+cpus = 16
+memory_gb = 32
+node_selector = { pool = "cpu" }
+pod = { priorityClassName = "lowest" }
+"""
+
+
+def overlaid(tmp_path: Path, more: str = OVERLAY) -> ClusterSpec:
+    path = tmp_path / "kuberay.toml"
+    path.write_text((ROOT / "cluster" / "examples" / "kuberay.toml").read_text() + more)
+    return load(path)
+
+
+def test_kuberay_pods_take_what_a_cluster_asks_for_and_stay_restricted(tmp_path: Path) -> None:
+    from jsonschema import Draft7Validator
+
+    schema = Draft7Validator(json.loads((Path(__file__).parent / "kuberay_fields.json").read_text()))
+    for name in ("rayjob.yaml", "raycluster.yaml"):
+        policy, found = documents(render(overlaid(tmp_path), ["echo", NASTY])[name])
+        schema.validate(found)
+        assert found["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+        cluster = found["spec"].get("rayClusterSpec", found["spec"])
+        groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+        assert (groups["workers"]["maxReplicas"], groups["cpu-only"]["maxReplicas"]) == (9, 2)
+        pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in groups.values())]
+        for pod in pods:
+            assert pod["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research", **policy["spec"]["podSelector"]["matchLabels"]}
+            assert pod["metadata"]["annotations"] == {"example.org/owner": "me: it's"}
+            assert pod["spec"]["restartPolicy"] == "Never"  # autoscaler 2
+            (container,) = pod["spec"]["containers"]
+            assert container["envFrom"] == [{"secretRef": {"name": "s3-keys"}}]
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+            assert volumes[mounts["/data/potsdam"]]["persistentVolumeClaim"] == {"claimName": "potsdam", "readOnly": True}
+            assert volumes[mounts["/etc/keys"]]["secret"]["secretName"] == "weights-key"
+        if name == "rayjob.yaml":
+            pods.append(found["spec"]["submitterPodTemplate"])
+        for pod in pods:  # the restricted Pod Security Standard
+            assert pod["spec"]["securityContext"]["runAsNonRoot"]
+            assert pod["spec"]["securityContext"]["fsGroup"] == 10001  # else a claim that belongs to root cannot be written
+            assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert pod["spec"]["containers"][0]["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        spec = groups["workers"]["template"]["spec"]
+        assert (spec["priorityClassName"], spec["tolerations"][0]["key"]) == ("low", "nvidia.com/gpu")
+        assert groups["cpu-only"]["template"]["spec"]["priorityClassName"] == "lowest"
+        assert "tolerations" not in groups["cpu-only"]["template"]["spec"]
+        assert groups["cpu-only"]["template"]["spec"]["nodeSelector"] == {"pool": "cpu"}
+        assert "nvidia.com/gpu" not in groups["cpu-only"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert cluster["autoscalerOptions"]["version"] == "v2"
+        password = cluster["gcsFaultToleranceOptions"]["redisPassword"]
+        assert password == {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}}
+    assert "user" not in render(overlaid(tmp_path, "user = 0"), ["echo"])["rayjob.yaml"].lower()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("[kuberay.pod]\ncontainers = []", "kuberay.pod may not set containers"),
+        ('labels = { "idgbr/cluster" = "mine" }', "label idgbr/cluster is ours"),
+        ('volumes = { potsdam = "data" }', "potsdam is mounted at a relative path"),
+        ('secret_env = ["Not A Name"]', "no Kubernetes name"),
+        ('[[kuberay.groups]]\nname = "workers"', "no name of its own"),
+        ('[[kuberay.groups]]\nname = "a"\nnodes = 3\nmax_nodes = 2', "impossible size"),
+        ('groups = ["a"]', "is a section"),
+        ('redis = "redis"', "kuberay.redis is no address"),
+        ('redis_password = "hunter2"', "names a key of a Secret"),
+    ],
+)
+def test_an_impossible_overlay_is_refused(more: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=message) as error:
+        overlaid(tmp_path, more)
+    assert "hunter2" not in str(error.value)
 
 
 def test_kuberay_head_trains_nothing_and_only_the_operator_reaches_the_dashboard_from_outside() -> None:
