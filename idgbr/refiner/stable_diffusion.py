@@ -97,7 +97,11 @@ def read_module(folder: Path) -> Any:
     """
     config = folder / "config.json"
     if not config.is_file():
-        raise Missing(f"no diffusers model in {folder}", allowed="a folder with config.json and *.safetensors")
+        raise Missing(
+            f"no diffusers model in {folder}",
+            allowed="a folder with config.json and *.safetensors",
+            hint="refiner.base=FOLDER with vae/ and unet/ in it; an autoencoder of another place: refiner.vae=FOLDER",
+        )
     if not any(folder.glob("*.safetensors")):
         raise Missing(
             f"no weights in {folder}",
