@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 # source, folder below --data, split table's filter, tiles, source pixels that become one
 TRAIN = (
@@ -53,5 +53,56 @@ def tiles(
     print(out)
 
 
+def score(
+    model: Positional[str],
+    data: Annotated[Path, arg(help="folder with buildings-world")],
+    coarse: Annotated[tuple[Path, ...], arg(help="folders of maps of backbones")] = (),
+    chips: Annotated[int, arg(help="chips a place at most")] = 3,
+    seed: int = 5,
+) -> None:
+    """Print a table for every kind of coarse map."""
+    import csv
+    from collections import defaultdict
+
+    import numpy as np
+    from general_scores import CLASSICAL, HEAD, by_place, line
+
+    from idgbr.coarse.simulate import MODES, corrupt, soften
+    from idgbr.labels import binary
+    from idgbr.rasters.coarse_map import read_coarse
+    from idgbr.rasters.read import Reader, read_labels
+    from idgbr.refiner import Refiner
+
+    refiner = Refiner.general(None if model == "general" else model)
+    root, rng = data / "buildings-world", np.random.default_rng(seed)
+    places = defaultdict(list)
+    with open(root / "splits.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["grade"] in ("A", "B"):
+                places[row["place"]].append(row)
+    chosen = [rows[i] for _, rows in sorted(places.items()) for i in sorted(rng.permutation(len(rows))[:chips])]
+    kinds = {f"simulated, IoU {q}": q for q in (0.6, 0.75, 0.9)} | {folder.name: folder for folder in coarse}
+    found = {kind: defaultdict(list) for kind in kinds}
+    for row in chosen:
+        width, height = map(int, row["size"].split("x"))
+        image, _ = Reader(root / row["image"]).read(0, 0, height, width)
+        target = read_labels(root / row["mask"], binary("building"))
+        picture = image.astype(np.uint8).transpose(1, 2, 0)
+        for kind, source in kinds.items():
+            if isinstance(source, float):
+                p = soften(corrupt(target, 2, source, MODES, rng), 2, rng, float(np.exp(rng.uniform(0, 1.4))))
+            else:
+                p = read_coarse(source, Path(row["image"]).stem)
+            maps = {"coarse": p[1] > 0.5, "general refiner": refiner.refine(image, p) > 0}
+            maps |= {name: sharpen(picture, p[1]) for name, sharpen in CLASSICAL.items()}
+            for name, one in maps.items():
+                found[kind][name].append((row["place"], one, target))
+    for kind, methods in found.items():
+        values = {name: by_place(maps) for name, maps in methods.items()}
+        print(f"\n{kind}, {len(places)} places, {len(chosen)} chips\n\n{HEAD}")
+        for name, each in values.items():
+            print(line(name, each, values["coarse"]))
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"tiles": tiles})
+    tyro.extras.subcommand_cli_from_dict({"tiles": tiles, "score": score})
