@@ -28,26 +28,30 @@ BAND_PX = 2  # of boundary IoU, as in the scores of 256 px tiles
 TRUSTS = (1.0, 0.75, 0.5, 0.25)
 REACHES_PX = (0.0, 4.0, 8.0, 16.0)
 CONFIDENCES = (0.0, 0.97, 0.9)
+SURES = (0.0, 0.7, 0.8, 0.9)  # for refiners that meet maps of any quality: they must also leave good ones alone
 
 Floats = NDArray[np.float32]
 
 
-def decide(draws: Floats, coarse: Floats, decision: str = "mean", trust: float = 1.0) -> Floats:
+def decide(draws: Floats, coarse: Floats, decision: str = "mean", trust: float = 1.0, sure: float = 0.0) -> Floats:
     """Probabilities [B,K,H,W] from draws [S,B,K,H,W] and coarse probabilities [B,K,H,W].
 
     Args:
         decision: "mean" of the draws; or "mbr", minimum Bayes risk: of the draws and their mean the map with the
-            highest mean boundary IoU against the draws. trust: see `guarded`.
+            highest mean boundary IoU against the draws. trust, sure: see `guarded`.
     """
     found = draws.mean(axis=0)
     if decision == "mbr" and len(draws) > 1:
         found = np.stack([_least_risk(draws[:, b], found[b]) for b in range(draws.shape[1])])
-    return guarded(found, coarse, trust)
+    return guarded(found, coarse, trust, sure)
 
 
-def guarded(refined: Floats, coarse: Floats, trust: float) -> Floats:
+def guarded(refined: Floats, coarse: Floats, trust: float, sure: float = 0.0) -> Floats:
     """log p = l log p_refined + (1 - l) log p_coarse with l = `trust`, for probabilities [...,K,H,W]; l = 1 is the
-    refined map."""
+    refined map. The coarse probabilities stay where no refined one reaches `sure`."""
+    if sure:
+        keep = refined.max(axis=-3, keepdims=True) < sure
+        return np.asarray(np.where(keep, coarse, guarded(refined, coarse, trust)), np.float32)
     if trust == 1:
         return refined
     logits = trust * np.log(refined.clip(1e-6)) + (1 - trust) * np.log(coarse.clip(1e-6))
@@ -129,20 +133,24 @@ class Tuned:
     boundary_iou: float
     coarse_miou: float
     coarse_boundary_iou: float
+    sure: float = 0.0
 
     def apply(self, sampler: SamplerConfig) -> SamplerConfig:
         """The sampler settings with this guard."""
-        return dataclasses.replace(sampler, trust=self.trust, reach_px=self.reach_px, keep_confidence=self.keep_confidence)
+        values = {name: getattr(self, name) for name in ("trust", "reach_px", "keep_confidence", "sure")}
+        return dataclasses.replace(sampler, **values)
 
 
-def decided_map(refined: Floats, coarse: Floats, trust: float, reach_px: float, keep_confidence: float) -> NDArray[np.uint8]:
+def decided_map(
+    refined: Floats, coarse: Floats, trust: float, reach_px: float, keep_confidence: float, sure: float = 0.0
+) -> NDArray[np.uint8]:
     """Class map [H,W] from probabilities [K,H,W] under a guard."""
     before = coarse.argmax(axis=0).astype(np.uint8)
     may = changeable(before, coarse.max(axis=0), reach_px, keep_confidence)
-    return np.where(may, guarded(refined, coarse, trust).argmax(axis=0), before).astype(np.uint8)
+    return np.where(may, guarded(refined, coarse, trust, sure).argmax(axis=0), before).astype(np.uint8)
 
 
-def tune(blocks: Sequence[Block]) -> Tuned:
+def tune(blocks: Sequence[Block], sures: Sequence[float] = (0.0,)) -> Tuned:
     """The guard under which boundary IoU is greatest while mIoU is not below the coarse map's; else the coarse map
     itself (trust 0).
 
@@ -154,13 +162,13 @@ def tune(blocks: Sequence[Block]) -> Tuned:
     if not blocks:
         raise ValueError("no blocks to tune a decision on")
     start = _scores(blocks, [b.coarse.argmax(axis=0).astype(np.uint8) for b in blocks])
-    best: tuple[Any, ...] = (start[1], 0.0, 0.0, 0.0, start[0])
-    for trust, reach, confidence in itertools.product(sorted(TRUSTS), REACHES_PX, CONFIDENCES):
-        miou, boundary = _scores(blocks, [decided_map(b.refined, b.coarse, trust, reach, confidence) for b in blocks])
+    best: tuple[Any, ...] = (start[1], 0.0, 0.0, 0.0, 0.0, start[0])
+    for trust, reach, confidence, sure in itertools.product(sorted(TRUSTS), REACHES_PX, CONFIDENCES, sorted(sures, reverse=True)):
+        miou, boundary = _scores(blocks, [decided_map(b.refined, b.coarse, trust, reach, confidence, sure) for b in blocks])
         if miou >= start[0] and boundary > best[0]:
-            best = (boundary, trust, reach, confidence, miou)
-    boundary, trust, reach, confidence, miou = best
-    return Tuned(trust, reach, confidence, miou, boundary, *start)
+            best = (boundary, trust, reach, confidence, sure, miou)
+    boundary, trust, reach, confidence, sure, miou = best
+    return Tuned(trust, reach, confidence, miou, boundary, *start, sure=sure)
 
 
 def _scores(blocks: Sequence[Block], maps: Sequence[NDArray[np.uint8]]) -> tuple[float, float]:

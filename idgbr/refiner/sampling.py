@@ -129,10 +129,11 @@ def decided(draws: Tensor, coarse: Tensor, valid: Tensor | None, config: Sampler
             open_HW = changeable(guess.argmax(0).astype(np.uint8), guess.max(0), config.reach_px, config.keep_confidence)
             kept[b] |= ~torch.from_numpy(open_HW)
     coarse, kept = coarse.to(draws.device), kept.to(draws.device)[:, None]
-    if config.decision == "mean" and config.trust == 1:
+    if config.decision == "mean" and config.trust == 1 and not config.sure:
         found = draws.mean(0)
     else:
-        found = torch.from_numpy(decide(draws.cpu().numpy(), coarse.cpu().numpy(), config.decision, config.trust)).to(draws.device)
+        found = torch.from_numpy(decide(draws.cpu().numpy(), coarse.cpu().numpy(), config.decision, config.trust, config.sure))
+        found = found.to(draws.device)
     probabilities = torch.where(kept, coarse, found)
     draws = torch.where(kept, coarse, draws)
     votes = F.one_hot(draws.argmax(2), n_classes).float().mean(0)

@@ -17,7 +17,7 @@ from idgbr.labels import ClassTable
 from idgbr.refiner.network import RefinerNetwork
 from idgbr.refiner.stable_diffusion import Parts
 
-OF_DECISIONS = ("sampler", "steps", "samples", "average_steps", "decision", "trust", "reach_px", "keep_confidence")
+OF_DECISIONS = ("sampler", "steps", "samples", "average_steps", "decision", "trust", "reach_px", "keep_confidence", "sure")
 
 Network = TypeVar("Network", bound=RefinerNetwork)
 

@@ -276,6 +276,14 @@ class SamplerConfig(Section):
         read_when=_ANY_REFINER,
         key_at_default=False,
     )
+    sure: float = setting(
+        0.0,
+        "pixels change only where the refined class has at least this probability; 0: everywhere",
+        low=0,
+        high=1,
+        read_when=_ANY_REFINER,
+        key_at_default=False,
+    )
     average_steps: int = setting(
         1, "the result is the mean of the probabilities of this many last steps", low=1, high=1000, read_when=_STEPS, key_at_default=False
     )

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from idgbr.config import SamplerConfig
+from idgbr.general.one_class import is_one_class
 from idgbr.rasters.coarse_map import read_coarse
 from idgbr.rasters.read import read_labels
-from idgbr.refiner.decisions import Block, tune
+from idgbr.refiner.decisions import SURES, Block, tune
 from idgbr.refiner.refiner import Refiner
 from idgbr.refiner.sampling import Refined
 from idgbr.training.held_out import BLOCK_PX, held_out_blocks
@@ -41,7 +42,8 @@ def tuned_decision(refiner: Refiner, dataset: Dataset, coarse_dir: Path, share: 
             blocks, as in training.
     """
     sampler = default_sampler(refiner)
-    return tune(list(_blocks(refiner, sampler, dataset, coarse_dir, share))).apply(sampler)
+    sures = SURES if is_one_class(refiner.table) else (0.0,)
+    return tune(list(_blocks(refiner, sampler, dataset, coarse_dir, share)), sures).apply(sampler)
 
 
 def _blocks(refiner: Refiner, sampler: SamplerConfig, dataset: Dataset, coarse_dir: Path, share: float) -> Iterator[Block]:

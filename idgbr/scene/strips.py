@@ -152,12 +152,12 @@ def refine_rows(
         condition = tiles.condition(*(np.stack([q[i] for q in queue]) for i in (1, 2, 3)))
         draws = tiles.draw(condition, [_seed_of(q[0], sampler, seed, raster_id) for q in queue], sampler)
         before = np.stack([q[2] for q in queue])
-        parts = [decide(draws, before, sampler.decision, sampler.trust)]
+        parts = [decide(draws, before, sampler.decision, sampler.trust, sampler.sure)]
         if with_votes:
             votes = draws.argmax(axis=2)[:, :, None] == np.arange(n_classes)[:, None, None]
             parts.append(votes.mean(axis=0, dtype=np.float32))
         if samples:
-            parts += [guarded(draw, before, sampler.trust) for draw in draws]
+            parts += [guarded(draw, before, sampler.trust, sampler.sure) for draw in draws]
         results = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         finished = [q[0] for q in queue]
         queue.clear()

@@ -53,6 +53,31 @@ def test_the_guard_lies_between_the_two_maps() -> None:
     assert np.array_equal(half.argmax(1), (refined * coarse).argmax(1))
 
 
+def test_pixels_without_a_sure_class_keep_their_coarse_probabilities() -> None:
+    rng = np.random.default_rng(3)
+    refined, coarse = softmax(2 * rng.normal(size=(1, 2, 3, 16, 16)), 2), softmax(rng.normal(size=(2, 3, 16, 16)), 1)
+    found = decide(refined, coarse, sure=0.7)
+    sure = refined[0].max(1) >= 0.7
+    assert 0.1 < sure.mean() < 0.9
+    assert np.array_equal(found.swapaxes(0, 1)[:, sure], refined[0].swapaxes(0, 1)[:, sure])
+    assert np.array_equal(found.swapaxes(0, 1)[:, ~sure], coarse.swapaxes(0, 1)[:, ~sure])
+
+
+def test_tuning_takes_a_sure_class_where_unsure_changes_do_harm() -> None:
+    rng = np.random.default_rng(0)
+    truth, coarse, refined = np.zeros((48, 48), np.uint8), np.zeros((48, 48), np.uint8), np.zeros((2, 48, 48), np.float32)
+    truth[8:40, 8:40] = 1
+    coarse[8:40, 8:30] = 1
+    refined[1] = np.where(truth, 0.95, 0.05)
+    noisy = rng.random((48, 48)) < 0.3
+    refined[1][noisy] = np.where(truth, 0.4, 0.6)[noisy]  # wrong, and unsure
+    refined[0] = 1 - refined[1]
+    tuned = tune([Block(refined, soft(coarse, 2), truth)], (0.0, 0.8))
+    assert tuned.sure == 0.8
+    assert tuned.apply(SamplerConfig()).sure == 0.8
+    assert tuned.boundary_iou > tuned.coarse_boundary_iou
+
+
 def test_bands_are_the_pixels_near_the_edge_of_their_class() -> None:
     index = blobs(np.random.default_rng(1), 3)
     bands = boundary_bands(index, 3)
