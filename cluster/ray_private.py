@@ -149,6 +149,16 @@ def patient_start() -> Iterator[None]:
         services.get_node = look
 
 
+def raised_by_training(error: BaseException) -> list[BaseException]:
+    """What the training code raised on the workers of Ray Train; empty where a worker was lost or did not answer.
+
+    Ray wraps such an exception in a class of its own and gives no access to it.
+    """
+    failures = getattr(error, "worker_failures", {}).values()
+    found = [getattr(failure, "_base_exc", None) for failure in failures]
+    return [one for one in found if one is not None] if all(found) else []
+
+
 def dead_jobs(program: str) -> set[str]:
     """Ids of Ray jobs whose driver is dead and has `program` in its command line. Without the state module: none."""
     try:

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.mailbox import Mailbox, Relay
+from cluster.ray_private import raised_by_training
 from cluster.session import check_nodes, check_room, connected, environment, root_for_all
 from cluster.train_worker import Work, run_stage
 from cluster.train_worker import train as train_rank
 from idgbr.commands.train import check_batch
 from idgbr.config import SECTIONS, Experiment, Runtime, to_dict
-from idgbr.errors import BadRequest, IdgbrError, Interrupted, Missing, SomeFailed
+from idgbr.errors import BadRequest, IdgbrError, Interrupted, Outage, SomeFailed
 from idgbr.interfaces import Json, Report, Stop
 from idgbr.machine import expanded
 from idgbr.settings import Section, names_of_paths
@@ -116,9 +117,9 @@ class RayTraining:
             stop: asked once a second; true ends the run with `Interrupted` at the next report, its checkpoint kept.
 
         Raises:
-            BadRequest: a shape that cannot be. Missing: the store is not one place; the workers could not be placed.
-            Interrupted: `stop` requested it. SomeFailed: workers were lost too often.
-            IdgbrError: what the training itself found wrong.
+            BadRequest: a shape that cannot be. Missing: the store is not one place.
+            Interrupted: `stop` requested it. Outage: workers were lost too often, or could not be placed.
+            SomeFailed, IdgbrError: what the training itself raised.
         """
         self.check()
         check_batch(self.workers, getattr(experiment, job.stage).batch_images)
@@ -182,10 +183,12 @@ class RayTraining:
         """Raise our own error if a worker sent one, else Ray's `error` in one sentence; nothing if there is neither.
 
         Raises:
-            IdgbrError: from a worker. Missing: the workers could not be placed. SomeFailed: workers were lost too
-                often.
+            IdgbrError: from a worker. SomeFailed: the training's code raised another error.
+            Outage: workers were lost too often, or could not be placed; a device or the link between devices failed.
         """
         from ray.train import ControllerError
+        from torch import AcceleratorError
+        from torch.distributed import DistBackendError, DistNetworkError
 
         if isinstance(own, IdgbrError):
             raise own from error
@@ -193,12 +196,15 @@ class RayTraining:
             return
         name, text = f"{job.stage} {job.key}", " ".join(str(error).split())[:600]
         if isinstance(error, ControllerError):
-            raise Missing(
+            raise Outage(
                 f"the workers of the training {name} could not be placed: {text}",
                 value=f"workers={self.workers}",
                 hint="fewer workers, or min_workers; `python -m cluster doctor`; the same command continues",
             ) from error
-        raise SomeFailed(
+        raised = raised_by_training(error)
+        if raised and not any(isinstance(e, AcceleratorError | DistBackendError | DistNetworkError) for e in raised):
+            raise SomeFailed(f"the training {name} raised {type(raised[0]).__name__}: {raised[0]}") from error
+        raise Outage(
             f"the training {name} lost its workers more often than max_failures={self.max_failures}: {text}",
             hint="the same command continues from the last checkpoint",
         ) from error

@@ -9,7 +9,7 @@ import pytest
 from cluster.train import RayTraining, absolute_paths
 from idgbr import stages
 from idgbr.config import SECTIONS, Experiment, apply
-from idgbr.errors import BadRequest, Missing, SomeFailed
+from idgbr.errors import BadRequest, Outage, SomeFailed
 from idgbr.settings import names_of_paths
 
 
@@ -38,8 +38,32 @@ def test_an_error_of_the_training_comes_to_the_driver_as_itself_and_rays_are_tol
     own = BadRequest("lr is out of range")
     with pytest.raises(BadRequest, match="lr is out of range"):
         training.raise_cause(own, RuntimeError("worker group died"), job)
-    with pytest.raises(Missing, match=f"workers of the training backbone {job.key} could not be placed"):
+    with pytest.raises(Outage, match=f"workers of the training backbone {job.key} could not be placed"):
         training.raise_cause(None, ControllerError(RuntimeError("timed out")), job)
-    with pytest.raises(SomeFailed, match="max_failures=3"):
+    with pytest.raises(Outage, match="max_failures=3"):
         training.raise_cause(None, RuntimeError("died"), job)
     training.raise_cause(None, None, job)
+
+
+def test_lost_workers_are_no_result_of_the_training_and_its_own_error_is() -> None:
+    """A sweep tries the first again; the second fails the trial."""
+    import torch
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # what Ray 2.60 wraps an error of our code in
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    training, job = RayTraining(2), stages.jobs(Experiment())[1]
+
+    def failed(*causes: Exception) -> WorkerGroupError:
+        return WorkerGroupError("worker errors", dict(enumerate(causes)))
+
+    def ours(error: Exception) -> Exception:
+        return UserExceptionWithTraceback(error, "Traceback ...")
+
+    peer_gone = ours(RuntimeError("Connection closed by peer"))
+    link = torch.distributed.DistBackendError("NCCL error: unhandled system error")
+    for error in (failed(peer_gone, ActorDiedError()), failed(ours(link), ours(link)), failed(ours(torch.AcceleratorError("CUDA error")))):
+        with pytest.raises(Outage, match="max_failures=3"):
+            training.raise_cause(None, error, job)
+    with pytest.raises(SomeFailed, match="raised ValueError: shapes"):
+        training.raise_cause(None, failed(ours(ValueError("shapes")), ours(ValueError("shapes"))), job)
