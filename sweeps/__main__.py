@@ -32,7 +32,7 @@ StudyNames = Annotated[Positional[tuple[str, ...]], arg(help="names of studies; 
 Overrides = Annotated[Positional[tuple[str, ...]], arg(help="stage.field=value for every trial")]
 StorePath = Annotated[str, arg(help="folder or URI of the store")]
 By = Annotated[str, arg(help="axis or stage: a table, or a row, for each of its levels")]
-TileImages = Annotated[bool, arg(help="pictures of tiles; needs the artefacts, not only the tables")]
+TileImages = Annotated[bool, arg(help="pictures of places; needs the artefacts, not only the tables")]
 
 
 def _store(path: str) -> Store:
@@ -171,13 +171,21 @@ def tiles(
     /,
     *,
     selection: Selection,
-    each: Annotated[int, arg(help="tiles of each kind")] = 1,
+    each: Annotated[int, arg(help="places of each kind")] = 1,
     out: Annotated[str, arg(aliases=["-o"])] = "tiles.png",
 ) -> None:
-    """PNG of best, median and worst tiles: image, coarse, refined, target, change."""
+    """PNG of the best, median and worst places: boundaries of the coarse and the refined map over the image."""
     from sweeps.report import commands
 
     print(commands.tiles(_names(studies), selection, each=each, out=out))
+
+
+def frequency(studies: StudyNames, /, *, selection: Selection, out: Annotated[str, arg(aliases=["-o"])] = "frequency.svg") -> None:
+    """SVG of the error removed by size of structure and by distance, for each number of training images; and in words."""
+    from sweeps.report import commands
+
+    print(commands.frequency(_names(studies), selection, out=out))
+    print(out)
 
 
 def publish(study: StudyName, /, *, comparison: Comparison, results: str = "results/published", tile_images: TileImages = True) -> None:
@@ -195,8 +203,16 @@ def verify(studies: StudyNames = (), /, *, results: str = "results/published") -
         commands.verify(study, results=results)
 
 
+def overview(*, results: str = "results/published", out: Annotated[str, arg(aliases=["-o"])] = "results/README.md") -> None:
+    """Write the page that lists all published studies, with their headlines, commands and hours."""
+    from sweeps.report import commands
+
+    print(commands.overview(results=results, out=out))
+
+
 VERBS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (plan, run, status, watch, table, ablate, report, tiles, publish, verify, search, gc, explain)
+    f.__name__: f
+    for f in (plan, run, status, watch, table, ablate, report, tiles, frequency, publish, verify, overview, search, gc, explain)
 }
 
 

@@ -2,8 +2,9 @@
 the high frequencies.
 
     python -m sweeps run backbones             nine networks on farm fields, three seeds
-    python -m sweeps run backbones_oam_buildings        four of them, one seed; also 18 places never trained on
-    python -m sweeps run backbones_dubai_landcover      four of them, one seed
+    python -m sweeps run backbones_oam_buildings        four of them on buildings, one seed
+    python -m sweeps run backbones_elsewhere            the same on 18 places never trained on: sampling alone
+    python -m sweeps run backbones_dubai_landcover      four of them on land cover, one seed
     python -m sweeps run frequency             25, 50 and 100 % of the training images
 
 Every map is compared with those of the same network and training: `coarse`, `one_pass`, `cascade`, `diffusion`.
@@ -81,15 +82,21 @@ def _kinds(common: Overrides) -> list[Settings]:
     return [{**common, "refiner.kind": kind} for kind in KINDS]
 
 
-def _backbones(name: str, recipe: str, networks: Mapping[str, Settings], replicates: int, splits: tuple[str, ...] = ("val",)) -> Study:
+def _backbones(name: str, recipe: str, networks: Mapping[str, Settings], replicates: int, split: str = "val") -> Study:
     """Every network's coarse maps with refiners of their own, and with one that was trained on the maps of `POOL`."""
-    overrides = {**SECOND_DESIGN, **SMALL, "backbone.train_images": 2400, "coarse.source": "mixed", "coarse.folds": FOLDS}
+    overrides = {
+        **SECOND_DESIGN,
+        **SMALL,
+        "backbone.train_images": 2400,
+        "coarse.source": "mixed",
+        "coarse.folds": FOLDS,
+        "sampler.split": split,
+    }
     overrides |= {"backbone.crop_px": 192, "coarse.tile_px": 192, "coarse.overlap_px": 32}  # some networks pool over their whole input
-    cases = [{**network, "sampler.split": split} for network in networks.values() for split in splits]
     own = Study(
         name=name,
         recipe=recipe,
-        points=tuple(point for case in cases for point in _kinds(case)),
+        points=tuple(point for network in networks.values() for point in _kinds(network)),
         overrides=overrides,
         replicates=replicates,
         yardsticks=("coarse",),
@@ -97,7 +104,7 @@ def _backbones(name: str, recipe: str, networks: Mapping[str, Settings], replica
     transfer = Study(
         name=name,
         recipe=recipe,
-        points=tuple(point for case in cases for point in _kinds({**case, "coarse.pool": POOL})),
+        points=tuple(point for network in networks.values() for point in _kinds({**network, "coarse.pool": POOL})),
         overrides=overrides,
         replicates=replicates,
         yardsticks=(),
@@ -114,11 +121,15 @@ def backbones() -> Study:
 
 
 def backbones_oam_buildings() -> Study:
-    """`python -m sweeps run backbones_oam_buildings`: four networks, one seed; the validation scene, and 18 places of
-    buildings_world that nothing was trained or chosen on.
+    """`python -m sweeps run backbones_oam_buildings`: four networks, one seed, on the validation scene."""
+    return _backbones("backbones_oam_buildings", "buildings_elsewhere", {name: NETWORKS[name] for name in FEWER}, 1)
+
+
+def backbones_elsewhere() -> Study:
+    """`python -m sweeps run backbones_elsewhere`, after `backbones_oam_buildings`: the same networks and refiners on 18
+    places of buildings_world that nothing was trained or chosen on. Sampling alone; once, at the end.
     """
-    networks = {name: NETWORKS[name] for name in FEWER}
-    return _backbones("backbones_oam_buildings", "buildings_elsewhere", networks, 1, ("val", "test"))
+    return _backbones("backbones_elsewhere", "buildings_elsewhere", {name: NETWORKS[name] for name in FEWER}, 1, "test")
 
 
 def backbones_dubai_landcover() -> Study:
@@ -145,5 +156,5 @@ def frequency() -> Study:
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
-    f.__name__: f for f in (backbones, backbones_oam_buildings, backbones_dubai_landcover, frequency)
+    f.__name__: f for f in (backbones, backbones_oam_buildings, backbones_elsewhere, backbones_dubai_landcover, frequency)
 }

@@ -158,7 +158,7 @@ def trial_row(
     row |= {"gflop_per_megapixel": gflop_per_megapixel}
     row |= {"seed": experiment.seed, "reseed": experiment.reseed, "host": None, "versions": package_versions(), "git_commit": commit}
     for job in jobs:
-        if job.stage != "backbone" or job.name == "full":
+        if job.name in ("full", job.stage):  # not those of a fold or of the pool that the refiner was trained on
             row[f"key_{job.stage}"] = job.key
         manifest = manifests.get(job.key)
         if manifest is not None:

@@ -47,6 +47,17 @@ class DistanceCurve:
     gain: dict[str, list[Point]]
 
 
+@dataclass(frozen=True)
+class BandCurve:
+    """Error by size of the erroneous structure, fine to coarse: of each kind of map as a share of all pixels, and the
+    share of the first map's that it removed. `names`: sizes in px.
+    """
+
+    names: tuple[str, ...]
+    error: dict[str, list[Point]]
+    removed: dict[str, list[Point]]
+
+
 def _jackknife(pooled: float, leave_one_out: np.ndarray) -> Point:
     """t interval on pseudo-values: right for ratios of sums, where a unit by itself may be undefined."""
     u = leave_one_out.size
@@ -128,32 +139,40 @@ def repair_by_class(view: View, variant: Variant) -> list[dict[str, float]] | No
     ]
 
 
-def frequency_gains(view: View, variant: Variant, coarse: Variant) -> list[tuple[str, Point]]:
-    """Share of the coarse map's error energy that refinement removed, by size of structure: 1 - refined / coarse
-    (docs/scores.md).
+def by_band(view: View, variants: Sequence[Variant]) -> BandCurve | None:
+    """Error by size of structure for some variants, the first of which is the coarse map; None without frequency
+    counts.
+
+    Band j of the error field is S_j - S_(j+1), the last S_J (docs/scores.md): together they are the share of wrong
+    pixels. Removed: 1 - error / error of the first.
     """
     columns = view.sums.columns
     names = [e for e in ENERGIES if e in columns]
     whole = view.sums.classes.index(-1)
 
-    def energies(v: Variant) -> np.ndarray:  # [S, U, J + 1] in units of pixels
+    def energies(v: Variant) -> np.ndarray:  # [U, J + 1] in pixels, seeds averaged
         t = view.sums.of(v.trials)[:, :, whole][..., [columns.index(n) for n in names]]
-        return t / (2 * 16.0 ** np.arange(len(names)))
+        return np.asarray((t / (2 * 16.0 ** np.arange(len(names)))).mean(axis=0))
 
-    refined, before = energies(variant), energies(coarse)
-    levels = int(np.isfinite(refined.sum(axis=(0, 1))).sum())
+    found = [energies(v) for v in variants]
+    levels = min(int(np.isfinite(e.sum(axis=0)).sum()) for e in found)
     if levels < 2:
-        return []
-    refined, before = refined[..., :levels], before[..., :levels]
-    out = []
-    for j in range(levels):
-        is_last = j == levels - 1
-        name = f"{2**j} px and more" if is_last else f"about {2**j} px"
-        r, b = ((e[..., j] if is_last else e[..., j] - e[..., j + 1]).mean(axis=0) for e in (refined, before))  # [U], seeds averaged
-        pooled = 1 - ratio(r.sum(), b.sum())
-        loo = 1 - ratio(r.sum() - r, b.sum() - b)
-        out.append((name, _jackknife(float(pooled), loo)))
-    return out
+        return None
+    pixels = view.sums.of(variants[0].trials)[0, :, whole, columns.index("valid")]  # [U]
+    labels = tuple(f"{2**j}" if j < levels - 1 else f"≥{2**j}" for j in range(levels))
+    bands = [np.concatenate([e[:, : levels - 1] - e[:, 1:levels], e[:, levels - 1 : levels]], axis=1) for e in found]  # [U, J + 1]
+    error: dict[str, list[Point]] = {}
+    removed: dict[str, list[Point]] = {}
+    first = bands[0]
+    rest, rest_pixels = first.sum(axis=0) - first, pixels.sum() - pixels
+    for v, e in zip(variants, bands):
+        others = e.sum(axis=0) - e  # [U, J + 1] all units but one
+        error[v.kind] = [_jackknife(float(e[:, j].sum() / pixels.sum()), ratio(others[:, j], rest_pixels)) for j in range(levels)]
+        if v is not variants[0]:
+            removed[v.kind] = [
+                _jackknife(1 - float(ratio(e[:, j].sum(), first[:, j].sum())), 1 - ratio(others[:, j], rest[:, j])) for j in range(levels)
+            ]
+    return BandCurve(labels, error, removed)
 
 
 def learning_curves(view: View, name: str = "loss", most: int = 12) -> dict[str, list[tuple[float, float]]]:

@@ -131,6 +131,39 @@ def short_names(axes: Iterable[str]) -> dict[str, str]:
     return {a: name if last.count(name) == 1 else a for a, name in zip(axes, last)}
 
 
+def brief_names(population: Population) -> tuple[dict[str, str], str]:
+    """Names of variants for figures: of an axis that has one value in most variants, that value is left out.
+
+    Returns:
+        label -> brief name, unique like the label; and the values left out, as text (empty: none).
+    """
+    names = short_names(population.axes)
+    usual: dict[str, Level] = {}
+    for axis in population.axes:
+        read = [v.axes[axis] for v in population.variants if v.axes[axis] is not None]
+        common = max(set(read), key=read.count) if read else None
+        if read.count(common) > len(read) / 2:
+            usual[axis] = common
+    brief = {}
+    for v in population.variants:
+        told = [(a, x) for a, x in v.axes.items() if x is not None and (a not in usual or x != usual[a])]
+        brief[v.label] = ", ".join([v.kind, *(_told(names[a], x) for a, x in told)])
+    if len(set(brief.values())) < len(brief):
+        brief, usual = {v.label: v.label for v in population.variants}, {}
+    return brief, ", ".join(f"{names[a]}={show(x)}" for a, x in usual.items() if show(x))
+
+
+def _told(name: str, value: Level) -> str:
+    text = level_text(name, value)
+    return text if text.startswith(f"{name} of ") else f"{name}={text}" if text else f"no {name}"
+
+
+def level_text(name: str, value: Level) -> str:
+    """A level of an axis in a row's name: its value, or how many a list holds (`pool of 4`)."""
+    text = show(value)
+    return f"{name} of {text.count(', ') + 1}" if ", " in text else text
+
+
 def show(value: Level) -> str:
     """A value of a setting as text; of a path only its last part."""
     if isinstance(value, float):

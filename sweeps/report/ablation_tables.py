@@ -14,10 +14,12 @@ import numpy as np
 from idgbr.scores.read import METRICS
 from sweeps.analysis import stats
 from sweeps.analysis.contrasts import Contrast, contrast, importance, interactions, main_effects, mark, pareto
-from sweeps.analysis.variants import Level, Variant, baseline_of, conditions, short_names, show
+from sweeps.analysis.variants import Level, Variant, baseline_of, conditions, level_text, short_names, show
 from sweeps.analysis.views import View
 from sweeps.definition import Definition
+from sweeps.report.backbone_tables import backbones_table
 from sweeps.report.formats import Cell, Column, Table
+from sweeps.report.frequency_tables import frequency_table
 from sweeps.report.score_tables import TITLES, duration, effect_data, effect_text, heading, number, p_text, score_cell, title
 
 COSTS = ("seconds_per_megapixel", "training_hours")
@@ -113,9 +115,11 @@ def refined_against_coarse(view: View, metric: str, by: Sequence[str]) -> tuple[
         if v.kind == "diffusion" and coarse is not None:
             groups.setdefault(tuple(v.axes[a] for a in by), []).append((v, coarse))
     contrasts = []
+    names = short_names(view.population.axes)
     for level, found in groups.items():
         parts = [view.scorer.term(x, metric, s / len(found)) for pair in found for x, s in zip(pair, (1.0, -1.0))]
-        name = ", ".join(show(x) for x in level) or "all refined variants"
+        told = [level_text(names[a], x) for a, x in zip(by, level)]
+        name = ", ".join(text for text in told if text) or "all refined variants"
         contrasts.append(Contrast(name, found[0][0] if len(found) == 1 else None, found[0][1], stats.infer(parts)))
     contrasts = mark(contrasts)
     if not contrasts:
@@ -127,7 +131,6 @@ def refined_against_coarse(view: View, metric: str, by: Sequence[str]) -> tuple[
         cells = [Cell(c.name), Cell(str(len(found)), len(found), sort=len(found))]
         cells += [Cell(number(metric, x), x, sort=x) for x in (coarse_score, refined_score)]
         rows.append([*cells, *_effect_cells(c, metric)])
-    names = short_names(view.population.axes)
     columns = [
         Column("level", ", ".join(names[a] for a in by) or "variants", False),
         Column("variants", "refined variants"),
@@ -324,9 +327,12 @@ def ablation_tables(view: View, metric: str, baseline: str, by: str) -> list[Tab
     """All tables but the main one, in reading order; empty ones are left out."""
     claim, _ = refined_against_coarse(view, metric, by_axes(view, by))
     against_one_pass, _ = diffusion_against_one_pass(view, metric)
+    levels = by_axes(view, by)
     tables = [
+        backbones_table(view, metric, levels) if levels else None,
         claim,
         against_one_pass,
+        frequency_table(view, metric),
         main_effects_table(view, metric, reference_levels(view, baseline)),
         interactions_table(view, metric),
         cost_table(view, metric),

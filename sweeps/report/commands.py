@@ -1,4 +1,4 @@
-"""table, ablate, tiles, report, publish, verify: plain functions behind `python -m sweeps`.
+"""table, ablate, tiles, report, frequency, publish, verify, overview: plain functions behind `python -m sweeps`.
 
 They import neither torch nor ray.
 """
@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from idgbr.errors import Missing
+from idgbr.errors import BadRequest, Missing
 from idgbr.files import write_bytes
+from sweeps.analysis.breakdowns import by_band, by_distance
 from sweeps.analysis.request import Comparison, Output, Selection
 from sweeps.analysis.trials import Trials
 from sweeps.analysis.views import by_level, views, views_of
@@ -45,8 +46,10 @@ def ablate(studies: Sequence[str], comparison: Comparison, output: Output | None
     Raises:
         Missing: no such study. BadRequest: a baseline, metric, split or label set that is not there.
     """
+    from sweeps.report.page import EXTRA_COLUMNS
+
     found: list[Table] = []
-    for view in views_of(comparison.trials(studies), comparison):
+    for view in views_of(comparison.trials(studies), comparison, EXTRA_COLUMNS):
         found.append(score_table(view, comparison, name=f"scores-{view.name}"))
         found += ablation_tables(view, comparison.metric, comparison.baseline, by)
     emit(found, output or Output())
@@ -83,10 +86,10 @@ def emit(tables: Sequence[Table], output: Output) -> None:
 
 
 def tiles(studies: Sequence[str], selection: Selection, *, each: int = 1, out: str = "tiles.png") -> Path:
-    """PNG of the best, median and worst tiles by improvement of the best refined variant over its coarse map.
+    """PNG of the best, median and worst places by gain of the best refined variant over its coarse map, boundaries drawn.
 
     Args:
-        each: tiles of each kind.
+        each: places of each kind.
 
     Raises:
         Missing: no refined variant, or the artefacts are not in the store.
@@ -94,7 +97,8 @@ def tiles(studies: Sequence[str], selection: Selection, *, each: int = 1, out: s
     from sweeps.report import plots
 
     view = next(views(selection.trials(studies), [selection.metric], split=selection.split, labels=selection.labels))
-    return write_bytes(Path(out), plots.png(plots.tiles_figure(*panels_of(view, selection.metric, each))))
+    shown, _, title = panels_of(view, selection.metric, each)
+    return write_bytes(Path(out), plots.png(plots.places_figure(shown, title)))
 
 
 def report(studies: Sequence[str], comparison: Comparison, *, out: str = "report.html", tile_images: bool = True) -> Path:
@@ -108,6 +112,56 @@ def report(studies: Sequence[str], comparison: Comparison, *, out: str = "report
     trials = comparison.trials(studies)
     text = page(trials, list(views_of(trials, comparison, EXTRA_COLUMNS)), comparison, tile_images)
     return write_bytes(Path(out), text.encode())
+
+
+def frequency(studies: Sequence[str], selection: Selection, *, out: str = "frequency.svg") -> str:
+    """SVG of the error removed by size of structure and by distance to the boundary, one column a number of training
+    images.
+
+    Returns:
+        The same in words.
+
+    Raises:
+        BadRequest: the study does not vary the training images, or has several variants of a kind.
+    """
+    from sweeps.report import plots
+    from sweeps.report.frequency_tables import IMAGES, columns_of, paragraph, title_of
+    from sweeps.report.page import EXTRA_COLUMNS
+
+    view = next(views(selection.trials(studies), [selection.metric], split=selection.split, labels=selection.labels, columns=EXTRA_COLUMNS))
+    found = columns_of(view)
+    if not found:
+        raise BadRequest(
+            "the figure compares numbers of training images", value=", ".join(studies), hint=f"a study with an axis {IMAGES}: frequency"
+        )
+    most = max(images for images, _ in found)
+    columns = {}
+    for images, maps in found:
+        bands = by_band(view, maps)
+        if bands is None:
+            raise Missing("the counts hold no frequency bands", value=", ".join(studies), hint="run the study again with this version")
+        columns[title_of(images, most)] = (bands, by_distance(view, maps))
+    drawn = plots.svg(plots.shares_figure(columns), ink="#222222", grid="#DDDDDD")
+    write_bytes(
+        Path(out), drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1).encode() if "xmlns=" not in drawn else drawn.encode()
+    )
+    return paragraph(view)
+
+
+def overview(*, results: str = RESULTS, out: str = "results/README.md") -> Path:
+    """Write the page that lists every published study, from the published folders alone; the README.md of the folder
+    above quotes its table.
+
+    Raises:
+        Missing: nothing is published, or a folder is not complete.
+    """
+    from sweeps.report.overview import quote, text
+
+    page = text([Path(results) / name for name in published(results)])
+    above = Path(out).absolute().parent.parent / "README.md"
+    if above.is_file():
+        write_bytes(above, quote(page, above.read_text()).encode())
+    return write_bytes(Path(out), page.encode())
 
 
 def publish(study: str, comparison: Comparison, *, results: str = RESULTS, tile_images: bool = True) -> Path:

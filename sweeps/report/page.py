@@ -6,6 +6,7 @@ No request leaves it.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from sweeps.analysis import breakdowns
 from sweeps.analysis.contrasts import Contrast, against
 from sweeps.analysis.request import Comparison
 from sweeps.analysis.trials import Trials
-from sweeps.analysis.variants import Variant, baseline_of, conditions
+from sweeps.analysis.variants import Variant, baseline_of, brief_names, conditions
 from sweeps.analysis.views import View
 from sweeps.report import plots
 from sweeps.report.ablation_tables import (
@@ -64,23 +65,27 @@ def page(trials: Trials, views: Sequence[View], comparison: Comparison, tile_ima
     shown = []
     for i, view in enumerate(views):
         header, _ = heading(view, baseline, metric)
-        main = score_table(view, comparison)
-        figures, notes = figures_of(view, metric, baseline, tile_images)
+        found = [score_table(view, comparison, name=f"scores-{view.name}"), *ablation_tables(view, metric, baseline, "")]
+        figures, notes = figures_of(view, metric, baseline)
+        picture, why_not = picture_of(view, metric) if tile_images else (None, "")
         shown.append(
             {
                 "id": f"view{i}",
                 "title": f"Split {view.split}, label set {view.label_set}"
                 + (f", group {view.population.number}" if view.population.number > 1 else ""),
                 "header": header,
-                "tables": [main, *ablation_tables(view, metric, baseline, "")],
+                "picture": picture,
+                "tables": [t for i, t in enumerate(found) if i == 0 or not undecided(t)],
+                "undecided": [t for t in found[1:] if undecided(t)],
                 "figures": figures,
-                "notes": notes,
+                "notes": [*notes, *([why_not] if why_not else [])],
+                "brief": {k: v for k, v in brief_names(view.population)[0].items() if k != v},
             }
         )
     plan_tables, plan_notes = planned(trials, views)
     studies = ", ".join(trials.studies)
     return environment.get_template("page.html.j2").render(
-        title=f"Study {studies}: coarse maps refined",
+        title=f"{studies}: coarse maps refined",
         headline=[sentence for view in leading(views) for sentence in headline(view, metric)],
         sections=[
             *((v["id"], v["title"]) for v in shown),
@@ -94,6 +99,12 @@ def page(trials: Trials, views: Sequence[View], comparison: Comparison, tile_ima
         failed=failures(trials),
         key_tables=keys_tables(trials),
     )
+
+
+def undecided(table: Table) -> bool:
+    """Whether a table holds comparisons and the test calls none of them."""
+    marks = [cell.data["mark"] for row in table.rows for cell in row if isinstance(cell.data, dict) and "mark" in cell.data]
+    return bool(marks) and "*" not in marks
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -126,7 +137,11 @@ def headline(view: View, metric: str) -> list[str]:
         out.append(
             f"Diffusion against the same network in one pass: better in {better}, worse in {worse} and not to be told apart in "
             f"{len(pairs) - better - worse} of {len(pairs)} comparisons ({name}, Holm, split {view.split})."
-            + (f" {alone} further variants have no such network beside them." if alone else "")
+            + (
+                f" {alone} further variant{'s have' if alone > 1 else ' has'} no such network beside {'them' if alone > 1 else 'it'}."
+                if alone
+                else ""
+            )
         )
     return out
 
@@ -153,13 +168,14 @@ def words(c: Contrast, metric: str) -> str:
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tuple[list[Shown], list[str]]:
-    """Every figure that the study has data for, and notes on those it has not."""
+def figures_of(view: View, metric: str, baseline: str) -> tuple[list[Shown], list[str]]:
+    """Every figure that the study has data for, and notes on what they leave out."""
     name, scale = TITLES.get(metric, metric), 1.0 if metric in IN_PX else 100.0
     unit = "px" if metric in IN_PX else "%"
     points_unit = "px" if metric in IN_PX else "points"
     figures: list[Shown] = []
-    notes: list[str] = []
+    brief, usual = brief_names(view.population)
+    notes = [f"In the figures, settings that are not named: {usual}."] if usual else []
     wanted = conditions(baseline, view.population)
     effects = [c for c in against(view.scorer, view.population, metric, wanted) if c is not None]
     if effects:
@@ -169,6 +185,7 @@ def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tup
             known = [c for c in effects if math.isfinite(c.effect.estimate)]
             best_first = sorted(known, key=lambda c: -sign * c.effect.estimate)[:MOST_FOREST_ROWS]
             few, caption = [c for c in effects if c in best_first], f"{caption}, the best {MOST_FOREST_ROWS} of {len(effects)} variants"
+        few = [dataclasses.replace(c, name=brief.get(c.name, c.name)) for c in few]
         figures.append(effects_figure(few, f"difference in {name} from {baseline} ({points_unit})", scale, metric, caption))
     _, claims = refined_against_coarse(view, metric, by_axes(view, ""))
     if len(claims) > 1:
@@ -177,17 +194,17 @@ def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tup
                 claims, f"refined minus coarse, {name} ({points_unit})", scale, metric, "Refined against coarse, one row a backbone"
             )
         )
-    best = best_refined(view, metric)
-    coarse = baseline_of(best, {"kind": "coarse"}, view.population) if best else None
-    if best is not None and coarse is not None:
-        figures += breakdown_figures(view, best, coarse, metric)
     if len(view.population.variants) > 1:
         points = cost_points(view, metric)
-        front = [f"{i} {label}" for label, i in plots.numbered_fronts(points).items()]
+        front = [f"{i} {brief.get(label, label)}" for label, i in plots.numbered_fronts(points).items()]
         more = f"; and {len(front) - MOST_NAMES} more" if len(front) > MOST_NAMES else ""
         caption = f"Quality against cost; numbered: on a Pareto front. {'; '.join(front[:MOST_NAMES])}{more}."
         alt = f"Scatter of {name} against seconds per megapixel and against training hours for {len(points)} variants."
         figures.append(Shown(alt, caption, plots.svg(plots.pareto_figure(points, f"{name} ({unit})", scale)), wide=True))
+    best = best_refined(view, metric)
+    coarse = baseline_of(best, {"kind": "coarse"}, view.population) if best else None
+    if best is not None and coarse is not None:
+        figures += breakdown_figures(view, best, coarse)
     steps, averaged = breakdowns.by_steps(view, metric)
     if any(len(line) > 1 for line in steps.values()):
         levels = {}
@@ -214,14 +231,19 @@ def figures_of(view: View, metric: str, baseline: str, tile_images: bool) -> tup
                 wide=True,
             )
         )
-    if tile_images and best is not None and coarse is not None:
-        try:
-            figures.append(tiles_of(view, metric))
-        except Missing:  # its message names folders of this machine, which a page that is sent around should not
-            notes.append("No tiles are shown: the maps or the data of this study are not in the store, only its tables.")
-        except IdgbrError as error:
-            notes.append(f"No tiles are shown: {error}")
     return figures, notes
+
+
+def picture_of(view: View, metric: str) -> tuple[Shown | None, str]:
+    """The best, median and worst places with their boundaries, or why there is no picture."""
+    if best_refined(view, metric) is None:
+        return None, ""
+    try:
+        return places_of(view, metric), ""
+    except Missing:  # its message names folders of this machine, which a page that is sent around should not
+        return None, "No places are shown: the maps or the data of this study are not in the store, only its tables."
+    except IdgbrError as error:
+        return None, f"No places are shown: {error}"
 
 
 def effects_figure(contrasts: Sequence[Contrast], xlabel: str, scale: float, metric: str, caption: str) -> Shown:
@@ -232,17 +254,26 @@ def effects_figure(contrasts: Sequence[Contrast], xlabel: str, scale: float, met
     return Shown(f"Forest plot. {alt}", text, plots.svg(plots.forest(rows, xlabel)), wide=True)
 
 
-def breakdown_figures(view: View, best: Variant, coarse: Variant, metric: str) -> list[Shown]:
-    """By distance, class and frequency, of the best refined variant."""
+def breakdown_figures(view: View, best: Variant, coarse: Variant) -> list[Shown]:
+    """By distance, frequency and class, of the best refined variant and of one pass and cascade beside it."""
     out = []
-    one_pass = baseline_of(best, {"kind": "one_pass"}, view.population)
-    curve = breakdowns.by_distance(view, [v for v in (coarse, one_pass, best) if v is not None])
+    brief = brief_names(view.population)[0]
+    name = brief.get(best.label, best.label)
+    beside = [baseline_of(best, {"kind": kind}, view.population) for kind in ("one_pass", "cascade")]
+    maps = [coarse, *(v for v in beside if v is not None), best]
+    interval = f"95 % bands over {view.sums.unit_kind}s (jackknife)"
+    curve = breakdowns.by_distance(view, maps)
     if curve is not None:
         first = curve.gain[best.kind][0]
         near = f"nearest band: {100 * first.value:+.1f} points over coarse"
         alt = f"Pixel accuracy by distance to the boundary for {', '.join(curve.accuracy)}; {near}."
-        caption = f"Score against distance to the target's boundary, {best.label}; 95 % bands over {view.sums.unit_kind}s (jackknife)."
+        caption = f"Score against distance to the target's boundary, {name}; {interval}."
         out.append(Shown(alt, caption, plots.svg(plots.distance_figure(curve)), wide=True))
+    bands = breakdowns.by_band(view, maps)
+    if bands is not None:
+        alt = "; ".join(f"{size} px: {100 * p.value:+.1f} %" for size, p in zip(bands.names, bands.removed[best.kind]))
+        caption = f"Score by frequency band: error by size of the erroneous structure, {name}; {interval}."
+        out.append(Shown(f"Error removed by frequency band. {alt}", caption, plots.svg(plots.band_figure(bands)), wide=True))
     repairs = breakdowns.repair_by_class(view, best)
     if repairs and all(math.isfinite(r["repaired"]) for r in repairs):
         table = class_table(view)
@@ -250,13 +281,8 @@ def breakdown_figures(view: View, best: Variant, coarse: Variant, metric: str) -
             table.names[int(r["class"])] if table and int(r["class"]) < table.n_classes else f"class {int(r['class'])}" for r in repairs
         ]
         alt = "; ".join(f"{n}: {100 * r['repaired']:.2f} % repaired, {100 * r['damaged']:.2f} % damaged" for n, r in zip(names, repairs))
-        caption = f"Repaired and damaged pixels of every class, {best.label}, all seeds together."
+        caption = f"Repaired and damaged pixels of every class, {name}, all seeds together."
         out.append(Shown(alt, caption, plots.svg(plots.repair_figure(repairs, names))))
-    gains = breakdowns.frequency_gains(view, best, coarse)
-    if gains:
-        alt = "; ".join(f"{n}: {100 * p.value:+.1f} %" for n, p in gains)
-        caption = f"Error energy removed, by size of structure, {best.label}; 95 % intervals (jackknife over {view.sums.unit_kind}s)."
-        out.append(Shown(f"Gain by frequency band. {alt}", caption, plots.svg(plots.frequency_figure(gains))))
     return out
 
 
@@ -269,16 +295,18 @@ def class_table(view: View) -> ClassTable | None:
         return None  # only the tables were synced: classes keep their numbers
 
 
-def tiles_of(view: View, metric: str) -> Shown:
-    """Picture of the best, median and worst tiles as a data URI.
+def places_of(view: View, metric: str) -> Shown:
+    """Picture of the best, median and worst places as a data URI.
 
     Raises:
         Missing: artefacts or data are not there any more.
     """
-    shown, table, title = panels_of(view, metric, 2)
-    src = "data:image/png;base64," + base64.b64encode(plots.png(plots.tiles_figure(shown, table), dpi=85)).decode()
-    alt = f"{title}. Columns: image, coarse, refined, target, change. " + "; ".join(p.title.replace("\n", ", ") for p in shown)
-    return Shown(alt, f"{title}. Best, median and worst.", src=src, wide=True)
+    shown, _, title = panels_of(view, metric)
+    src = "data:image/jpeg;base64," + base64.b64encode(plots.jpeg(plots.places_figure(shown))).decode()
+    alt = f"{title}. Above coarse, below refined, each over the image with the target's boundaries. " + "; ".join(
+        p.title.replace("\n", ", ") for p in shown
+    )
+    return Shown(alt, f"{title}. Numbers: {TITLES.get(metric, metric)} of the place, coarse → refined.", src=src, wide=True)
 
 
 # ---- plan, failures, keys --------------------------------------------------------------------------------------------

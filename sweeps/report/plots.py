@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from idgbr.labels import ClassTable
-from sweeps.analysis.breakdowns import DistanceCurve, Point
+from idgbr.labels import IGNORE
+from sweeps.analysis.breakdowns import BandCurve, DistanceCurve, Point
 from sweeps.report.ablation_tables import COSTS, CostPoint
-from sweeps.report.tile_panels import CHANGES, Panel
+from sweeps.report.tile_panels import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,6 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY = (
 )
 CYCLE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-CHANGE_COLORS = ("#F2F2F2", BLUE, VERMILLION, "#4D4D4D", "#C9B8DD")  # in the order of CHANGES
 _INK, _GRID = "#010203", "#010204"  # placeholders, replaced in the SVG
 
 
@@ -80,12 +79,14 @@ def new_figure(width: float, height: float, themed: bool = True) -> Figure:
 
 
 @style()
-def svg(figure: Figure) -> str:
-    """Inline SVG without declaration, as wide as its container but no wider than it was drawn."""
+def svg(figure: Figure, ink: str = "currentColor", grid: str = "var(--grid)") -> str:
+    """Inline SVG without declaration, as wide as its container but no wider than it was drawn; in a file of its own
+    `ink` and `grid` are colours.
+    """
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    text = text[text.index("<svg") :].replace(_INK, ink).replace(_GRID, grid)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1sans-serif", text)
     head, _, rest = text.partition(">")
@@ -94,38 +95,63 @@ def svg(figure: Figure) -> str:
     return f'{head} style="max-width:{figure.get_figwidth() * 96:.0f}px">{rest}'
 
 
-# ---- tiles -----------------------------------------------------------------------------------------------------------
+# ---- places ----------------------------------------------------------------------------------------------------------
+
+DRAWN = {"target": "#FFFFFF", "coarse": "#FF7A1A", "refined": "#22D3FF"}  # on images, over a dark halo
+DRAWN_AS = {"target": "target (drawn by hand or given)", "coarse": "coarse map", "refined": "refined map"}
+
+
+def edges(index: np.ndarray) -> list[list[tuple[float, float]]]:
+    """Segments (x, y) between pixels of different classes of a map [H,W], in pixels of the map; none beside ignored
+    ones.
+    """
+    known = index != IGNORE
+    rows, cols = np.nonzero((index[:, 1:] != index[:, :-1]) & known[:, 1:] & known[:, :-1])
+    upright = [[(c + 0.5, r - 0.5), (c + 0.5, r + 0.5)] for r, c in zip(rows.tolist(), cols.tolist())]
+    rows, cols = np.nonzero((index[1:] != index[:-1]) & known[1:] & known[:-1])
+    return upright + [[(c - 0.5, r + 0.5), (c + 0.5, r + 0.5)] for r, c in zip(rows.tolist(), cols.tolist())]
 
 
 @style(themed=False)
-def tiles_figure(panels: Sequence[Panel], table: ClassTable, title: str = "") -> Figure:
-    """One row a tile: image, coarse, refined, target, change; class colours and change colours in a legend below."""
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
+def places_figure(panels: Sequence[Panel], title: str = "") -> Figure:
+    """One column a place: above the coarse map's edges over the image, below the refined map's, both with the target's."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.lines import Line2D
 
-    columns = ("image", "coarse", "refined", "target", "change")
-    figure = new_figure(11, 2.35 * len(panels) + 0.9, themed=False)
-    grid = figure.subplots(len(panels), 5, squeeze=False)
-    for line, (axes, panel) in enumerate(zip(grid, panels)):
-        pictures = [panel.image, *(table.colorize(m) for m in (panel.coarse, panel.refined, panel.target)), panel.change]
-        for i, (ax, picture, name) in enumerate(zip(axes, pictures, columns)):
-            if name == "change":
-                ax.imshow(picture, cmap=ListedColormap(CHANGE_COLORS), vmin=-0.5, vmax=len(CHANGES) - 0.5, interpolation="nearest")
-            else:
-                ax.imshow(picture, interpolation="nearest")
+    figure = new_figure(3.75 * len(panels) + 0.25, 8.25 + (0.3 if title else 0), themed=False)
+    grid = figure.subplots(2, len(panels), squeeze=False)
+    for column, panel in enumerate(panels):
+        maps = {"target": panel.target, "coarse": panel.coarse, "refined": panel.refined}
+        for line, kind in enumerate(("coarse", "refined")):
+            ax = grid[line, column]
+            ax.imshow(panel.image, interpolation="bilinear")
+            for name in ("target", kind):
+                for width, color in ((3.4, "#000000A0"), (1.7, DRAWN[name])):
+                    ax.add_collection(LineCollection(edges(maps[name]), colors=color, linewidths=width, capstyle="projecting"))
             ax.set_xticks([])
             ax.set_yticks([])
-            ax.spines[:].set_visible(True)
+            ax.spines[:].set_visible(False)
             if line == 0:
-                ax.set_title(name, fontsize=10)
-            if i == 0:
-                ax.set_ylabel(panel.title, fontsize=8)
-    handles = [Patch(facecolor="#{:02x}{:02x}{:02x}".format(*c.color), edgecolor="#555555", label=c.name) for c in table.classes]
-    handles += [Patch(facecolor=c, edgecolor="#555555", label=n) for n, c in zip(CHANGES, CHANGE_COLORS)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8)
+                ax.set_title(panel.title, fontsize=10, loc="left")
+            if column == 0:
+                ax.set_ylabel(DRAWN_AS[kind], fontsize=11)
+    handles = [Line2D([], [], color=color, linewidth=3, label=DRAWN_AS[name]) for name, color in DRAWN.items()]
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, fontsize=10, frameon=True, facecolor="#5A6470", edgecolor="none"
+    )
+    for text in legend.get_texts():
+        text.set_color("white")
     if title:
-        figure.suptitle(textwrap.fill(title, 140, break_long_words=False), fontsize=10)
+        figure.suptitle(textwrap.fill(title, 110, break_long_words=False), fontsize=10)
     return figure
+
+
+@style(themed=False)
+def jpeg(figure: Figure, dpi: int = 100) -> bytes:
+    """The contents of a JPEG file: for photographs, a fifth of a PNG."""
+    out = io.BytesIO()
+    figure.savefig(out, format="jpg", dpi=dpi, pil_kwargs={"quality": 88})
+    return out.getvalue()
 
 
 @style(themed=False)
@@ -172,7 +198,7 @@ def distance_figure(curve: DistanceCurve) -> Figure:
     figure = new_figure(9.5, 3.4)
     left, right = figure.subplots(1, 2)
     x = np.arange(len(curve.low_px))
-    names = [f"≤{high:g}" if np.isfinite(high) else f">{low:g}" for low, high in zip(curve.low_px, curve.high_px)]
+    names = distance_names(curve)
     order = {name: i for i, name in enumerate(curve.accuracy)}
     for name, points in curve.accuracy.items():
         _band(left, x, points, name, order[name])
@@ -215,25 +241,61 @@ def repair_figure(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Fig
 
 
 @style()
-def frequency_figure(gains: Sequence[tuple[str, Point]]) -> Figure:
-    """Error energy removed by size of structure, with 95 % intervals."""
-    figure = new_figure(5.8, 3)
-    ax = figure.subplots()
-    x = np.arange(len(gains))
-    values = 100 * np.array([p.value for _, p in gains])
-    low, high = (100 * np.array([getattr(p, n) for _, p in gains]) for n in ("low", "high"))
-    ax.bar(x, values, color=[BLUE if v >= 0 else VERMILLION for v in values], width=0.6, alpha=0.85)
-    known = np.isfinite(low)
-    ax.errorbar(
-        x[known], values[known], [values[known] - low[known], high[known] - values[known]], fmt="none", ecolor=_INK, capsize=4, linewidth=1
-    )
-    ax.axhline(0, color=_INK, linewidth=0.8)
-    ax.set_xticks(x, [name for name, _ in gains])
-    ax.set_xlabel("size of the erroneous structure (fine to coarse)")
-    ax.set_ylabel("error energy removed (%)")
-    ax.grid(axis="y", linewidth=0.6)
-    ax.set_axisbelow(True)
+def band_figure(bands: BandCurve) -> Figure:
+    """Wrong pixels by size of the erroneous structure, and the share of the first map's that each removed, with 95 %
+    bands.
+    """
+    figure = new_figure(9.5, 3.4)
+    left, right = figure.subplots(1, 2)
+    x = np.arange(len(bands.names))
+    for i, (name, points) in enumerate(bands.error.items()):
+        _band(left, x, points, name, i)
+        if name in bands.removed:
+            _band(right, x, bands.removed[name], name, i)
+    right.axhline(0, color=_INK, linewidth=0.8)
+    first = next(iter(bands.error))
+    for ax, text in ((left, "error (% of all pixels)"), (right, f"share of the error of {first} removed (%)")):
+        ax.set_xticks(x, bands.names)
+        ax.set_xlabel("size of the erroneous structure (px)")
+        ax.set_ylabel(text)
+        ax.grid(axis="y", linewidth=0.6)
+    left.legend(fontsize=8)
     return figure
+
+
+@style()
+def shares_figure(columns: Mapping[str, tuple[BandCurve, DistanceCurve | None]]) -> Figure:
+    """One column a share of the training images: above the error removed by size of structure, below the gain in
+    accuracy by distance to the boundary; axes shared along a row.
+    """
+    figure = new_figure(3.6 * len(columns) + 0.4, 6.2)
+    grid = figure.subplots(2, len(columns), squeeze=False, sharey="row")
+    for column, (title, (bands, distance)) in enumerate(columns.items()):
+        order = {name: i for i, name in enumerate(bands.error)}
+        above, below = grid[:, column]
+        for name, points in bands.removed.items():
+            _band(above, np.arange(len(points)), points, name, order[name])
+        above.set_title(title, fontsize=10)
+        above.set_xticks(range(len(bands.names)), bands.names)
+        above.set_xlabel("size of the erroneous structure (px)")
+        if distance is not None:
+            for name, points in distance.gain.items():
+                _band(below, np.arange(len(points)), points, name, order[name])
+            below.set_xticks(range(len(distance.low_px)), distance_names(distance))
+            below.set_xlabel("distance to the target's boundary (px)")
+        for ax in (above, below):
+            ax.axhline(0, color=_INK, linewidth=0.8)
+            ax.grid(axis="y", linewidth=0.6)
+    first = next(iter(next(iter(columns.values()))[0].error))
+    grid[0, 0].set_ylabel(f"share of the error of {first} removed (%)")
+    grid[1, 0].set_ylabel(f"gain in accuracy over {first} (points)")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def distance_names(curve: DistanceCurve) -> list[str]:
+    """`≤2` for each band of distance, `>16` for the last."""
+    return [f"≤{high:g}" if np.isfinite(high) else f">{low:g}" for low, high in zip(curve.low_px, curve.high_px)]
 
 
 # ---- cost and course -------------------------------------------------------------------------------------------------

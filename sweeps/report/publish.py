@@ -42,7 +42,7 @@ from sweeps.analysis.views import View, views_of
 from sweeps.report import formats
 from sweeps.report.ablation_tables import ablation_tables
 from sweeps.report.formats import Table, TableJson
-from sweeps.report.page import headline, leading
+from sweeps.report.page import EXTRA_COLUMNS, headline, leading
 from sweeps.report.score_tables import TITLES, number, score_table
 
 PUBLISHED_VERSION = 1
@@ -182,7 +182,7 @@ def unpacked(rows: Path, study: str) -> Iterator[str]:
 
 
 def _recomputed(store: str, study: str, comparison: Comparison) -> list[View]:
-    return list(views_of(load_trials([store], [study]), comparison))
+    return list(views_of(load_trials([store], [study]), comparison, EXTRA_COLUMNS))
 
 
 def recompute(folder: Path) -> int:
@@ -218,7 +218,7 @@ def recompute(folder: Path) -> int:
             text = (folder / name).read_text()
         except FileNotFoundError as error:
             raise Missing(f"{name} is not there any more", value=str(folder), hint="python -m sweeps publish STUDY") from error
-        here = _cells(text, len(there) - len(said)) + _said(text) if name == "report.html" else _body(text)
+        here = _cells(text, [t["name"] for t in published]) + _said(text) if name == "report.html" else _body(text)
         differences += [f"{name}: {a!r}, recomputed {b!r}" for a, b in zip_longest(here, there) if a != b]
     if differences:
         raise Disagreement(
@@ -234,9 +234,13 @@ def _body(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("|") or line.endswith(r"\\")]
 
 
-def _cells(page: str, n: int) -> list[str]:
-    """Texts of the first n table cells of a report: those of its score tables, which come first."""
-    return [html.unescape(text) for text in re.findall(r"<td[^>]*>(.*?)</td>", page, re.DOTALL)[:n]]
+def _cells(page: str, names: Sequence[str]) -> list[str]:
+    """Texts of the cells of these tables of a report, in the order of `names`."""
+    tables = dict(re.findall(r'<table[^>]* data-table="([^"]*)">(.*?)</table>', page, re.DOTALL))
+    cells = [
+        cell for name in names for cell in re.findall(r'<td(?:[^>]* data-text="([^"]*)")?[^>]*>(.*?)</td>', tables.get(name, ""), re.DOTALL)
+    ]
+    return [html.unescape(full or text) for full, text in cells]
 
 
 def _said(page: str) -> list[str]:

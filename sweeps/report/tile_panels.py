@@ -1,10 +1,12 @@
-"""Tiles to look at: the best, the median and the worst by improvement, read as windows from the artefacts.
+"""Places to look at: the best, the median and the worst by improvement, read as windows from the artefacts.
 
 H, W: a scoring tile's sides; C bands, K classes.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,27 +20,24 @@ from idgbr.labels import ClassTable
 from idgbr.scores.read import METRICS, arrays
 from sweeps.analysis.trials import TablePart
 from sweeps.analysis.unit_sums import IDENTITY
-from sweeps.analysis.variants import Population, Variant, baseline_of
+from sweeps.analysis.variants import Population, Variant, baseline_of, brief_names
 from sweeps.analysis.views import View
-from sweeps.report.score_tables import TITLES
+from sweeps.report.score_tables import TITLES, number
 from sweeps.tables import Row
 
 PLACE = ("scene", "raster", "row", "col")
-CHANGES = ("kept", "repaired", "damaged", "still wrong", "not scored")
+FEWEST_SCENES = 3  # with fewer, the best, median and worst tile stand in for places
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One tile: image uint8 [H,W,3]; coarse, refined, target uint8 [H,W] class indices; change uint8 [H,W] places in
-    `CHANGES`.
-    """
+    """One window of a place: image uint8 [H,W,3]; coarse, refined, target uint8 [H,W] class indices (`IGNORE` outside)."""
 
     title: str
     image: np.ndarray
     coarse: np.ndarray
     refined: np.ndarray
     target: np.ndarray
-    change: np.ndarray
 
 
 def improvements(population: Population, variant: Variant, coarse: Variant, metric: str, split: str, label_set: str) -> pl.DataFrame:
@@ -85,11 +84,34 @@ def choose(tiles: pl.DataFrame, each: int = 1) -> list[tuple[str, Row]]:
     return [(name, tiles.row(i, named=True)) for i, name in seen.items()]
 
 
-def panels(part: TablePart, row: Row, label_set: str, chosen: list[tuple[str, Row]]) -> tuple[list[Panel], ClassTable]:
+def by_place(view: View, variant: Variant, coarse: Variant, metric: str, tiles: pl.DataFrame) -> pl.DataFrame:
+    """One tile a scene, the one with the most boundary; scores and improvement are those of the whole scene (first
+    replicate), the best scene first.
+
+    Args:
+        tiles: as `improvements` gives them. With fewer than `FEWEST_SCENES` scenes, or where ground blocks are the unit,
+            they are returned as they are.
+    """
+    if view.sums.unit_kind != "scene" or tiles["scene"].n_unique() < FEWEST_SCENES:
+        return tiles
+    before, after = (view.scorer.term(v, metric, 1.0).unit[0] for v in (coarse, variant))
+    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
+    scenes = pl.DataFrame({"scene": view.sums.units, "coarse": before, "refined": after, "improvement": sign * (after - before)})
+    widest = tiles.sort("boundary", *PLACE, descending=[True, False, False, False, False]).unique(
+        "scene", keep="first", maintain_order=True
+    )
+    found = widest.drop("coarse", "refined", "improvement").join(scenes, on="scene").fill_nan(None).drop_nulls("improvement")
+    return found.sort("improvement", *PLACE, descending=[True, False, False, False, False])
+
+
+def panels(
+    part: TablePart, row: Row, label_set: str, chosen: list[tuple[str, Row]], shown: Callable[[float], str]
+) -> tuple[list[Panel], ClassTable]:
     """Windows of the chosen tiles.
 
     Args:
         part: trials-table part of the variant's first replicate. row: its trials-table row.
+        shown: a score as text.
 
     Raises:
         Missing: artefacts or data are not there any more (a synced folder may hold the tables alone).
@@ -102,7 +124,6 @@ def panels(part: TablePart, row: Row, label_set: str, chosen: list[tuple[str, Ro
     dataset = datasets.load(store.path("data", row["key_data"]))
     rasters = {r.id: r for r in dataset.rasters}
     tile_px = int(row["score.tile_px"])
-    k = dataset.table.n_classes
     out = []
     for name, tile in chosen:
         raster = rasters[tile["raster"]]
@@ -115,8 +136,11 @@ def panels(part: TablePart, row: Row, label_set: str, chosen: list[tuple[str, Ro
         refined = _indices(refined_dir / f"{raster.id}.tif", r, c, h, w)
         coarse = read_probabilities(coarse_dir / f"{raster.id}.tif", r, c, h, w).argmax(axis=0).astype(np.uint8)
         target = read_labels(label, dataset.table, r, c, h, w)
-        title = f"{name}: {tile['coarse'] * 100:.1f} → {tile['refined'] * 100:.1f}\n{raster.id}\nrow {r}, column {c}"
-        out.append(Panel(title, rgb(values, valid, dataset.stats), coarse, refined, target, changes(coarse, refined, target, k)))
+        if not coarse.shape == refined.shape == target.shape:
+            raise Disagreement("maps of one tile have different sizes", value=f"{coarse.shape}, {refined.shape}, {target.shape}")
+        place = tile["scene"] + (f", row {r}, column {c}" if tile_px < max(raster.height, raster.width) else "")
+        title = f"{name}: {shown(tile['coarse'])} → {shown(tile['refined'])}\n{place}"
+        out.append(Panel(title, rgb(values, valid, dataset.stats), coarse, refined, target))
     return out, dataset.table
 
 
@@ -129,16 +153,6 @@ def _indices(path: Path, row: int, col: int, height: int, width: int) -> np.ndar
             return source.read(1, window=Window(col, row, width, height)).astype(np.uint8)
     except rasterio.errors.RasterioIOError as error:
         raise Missing(f"no refined map {path}", value=str(error)) from error
-
-
-def changes(coarse: np.ndarray, refined: np.ndarray, target: np.ndarray, n_classes: int) -> np.ndarray:
-    """[H,W] places in `CHANGES`."""
-    if not coarse.shape == refined.shape == target.shape:
-        raise Disagreement("maps of one tile have different sizes", value=f"{coarse.shape}, {refined.shape}, {target.shape}")
-    before, after = coarse == target, refined == target
-    out = np.select([before & after, ~before & after, before & ~after], [0, 1, 2], 3).astype(np.uint8)
-    out[target >= n_classes] = 4
-    return out
 
 
 def rgb(values: np.ndarray, valid: np.ndarray, stats: BandStats) -> np.ndarray:
@@ -159,12 +173,17 @@ def panels_of(view: View, metric: str, each: int = 1) -> tuple[list[Panel], Clas
         raise Missing(
             "no refined variant with a coarse map in this study", hint="run a study with refiner.kind=none beside it (the yardsticks)"
         )
-    ranked = improvements(view.population, refined, coarse, metric, view.split, view.label_set)
+    tiles = improvements(view.population, refined, coarse, metric, view.split, view.label_set)
+    ranked = by_place(view, refined, coarse, metric, tiles)
     part = view.population.part_of(refined.trials[0])
-    shown, table = panels(part, refined.row, view.label_set, choose(ranked, each))
-    what = f"tiles by improvement in {TITLES.get(metric, metric)} over coarse ({ranked.height} tiles)"
-    title = f"{refined.label}, seed {refined.seeds[0]}: {what}"
-    return shown, table, title
+    found, table = panels(part, refined.row, view.label_set, choose(ranked, each), functools.partial(number, metric))
+    of = "place" if ranked is not tiles else "tile"
+    title = (
+        f"Boundaries of the best, the median and the worst of {ranked.height} {of}s by gain in {TITLES.get(metric, metric)}"
+        + ("; of each the tile with the most boundary" if of == "place" else "")
+        + f": {brief_names(view.population)[0][refined.label]}, seed {refined.seeds[0]}"
+    )
+    return found, table, title
 
 
 def best_refined(view: View, metric: str) -> Variant | None:

@@ -8,11 +8,16 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from sweeps.analysis.breakdowns import by_band
 from sweeps.analysis.request import Comparison, Selection
+from sweeps.analysis.variants import brief_names, show
+from sweeps.analysis.views import views
 from sweeps.report import plots
 from sweeps.report.commands import report, tiles
+from sweeps.report.page import EXTRA_COLUMNS
 
 PROBE = """<script>
 window.found = {errors: [], blocked: []};
@@ -26,6 +31,7 @@ window.addEventListener("load", () => {
   head[place].querySelector("button").click(); found.down = column();
   found.requests = performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"));
   found.overflow = document.documentElement.scrollWidth - window.innerWidth;
+  found.sideways = [...document.querySelectorAll(".scroll")].filter(s => s.scrollWidth > s.clientWidth + 1).map(s => s.ariaLabel);
   found.background = getComputedStyle(document.body).backgroundColor;
   found.images = [...document.images].map(i => [i.naturalWidth > 0, i.alt.length > 20]);
   const pre = document.createElement("pre"); pre.id = "probe"; pre.textContent = JSON.stringify(found); document.body.appendChild(pre);
@@ -66,9 +72,10 @@ def test_page_says_what_was_found_and_what_failed(page):
     assert "loss is not a number at image 960 &lt;NaN&gt;" in text
     for figure in (
         "Effects against",
+        "Boundaries of the best, the median and the worst",
         "Score against distance",
+        "Score by frequency band",
         "Repaired and damaged",
-        "Error energy",
         "Pareto",
         "Quality against steps",
         "Learning curves",
@@ -101,7 +108,7 @@ def in_chromium(path, width, *options):
     return subprocess.run([*command, *options, f"file://{path}"], capture_output=True, text=True, timeout=250)
 
 
-@pytest.mark.parametrize("width", [1280, 500])  # 500: no window of headless Chromium is narrower; the layout of phones begins at 640
+@pytest.mark.parametrize("width", [1200, 500])  # 500: no window of headless Chromium is narrower; the layout of phones begins at 640
 def test_page_in_chromium_loads_without_error_or_request_and_sorts(page, tmp_path, width):
     probed = tmp_path / "probed.html"
     probed.write_text(page.read_text().replace("<style>", PROBE + "<style>", 1))
@@ -117,6 +124,54 @@ def test_page_in_chromium_loads_without_error_or_request_and_sorts(page, tmp_pat
     assert found["down"] == found["up"][::-1]
     assert all(loaded and described for loaded, described in found["images"])
     assert found["overflow"] <= 0
+    assert width < 1000 or not found["sideways"], "every table that is not folded is as wide as the page at most"
+
+
+def test_page_begins_with_a_sentence_and_the_picture_and_folds_what_no_test_decides(page):
+    text = page.read_text()
+    body = text[text.index("<body>") :]
+    assert body.index('class="lead"') < body.index("data:image/jpeg") < body.index("<main>") < body.index("<table")
+    folded = re.findall(r'<details class="part"><summary>Not decided:.*?</details>\n<details', text, re.DOTALL)
+    for part in folded:
+        assert "data-table" in part
+        assert " *</td>" not in part, "a difference that the test calls is not folded"
+
+
+def test_settings_that_most_variants_share_are_left_out_of_brief_names(mapped, made):
+    for store, study in ((mapped, "mapped"), (made, "made")):
+        view = next(views(Comparison(stores=(str(store),)).trials([study]), ["boundary_iou"]))
+        brief, usual = brief_names(view.population)
+        assert brief.keys() == {v.label for v in view.population.variants}
+        assert len(set(brief.values())) == len(brief)
+        for v in view.population.variants:
+            left_out = {f"{a.rpartition('.')[2]}={show(x)}" for a, x in v.axes.items() if x is not None}
+            assert left_out <= {*brief[v.label].split(", "), *usual.split(", ")}
+
+
+def test_edges_lie_between_pixels_of_different_classes_and_not_beside_ignored_ones():
+    index = np.array([[0, 0, 1], [0, 2, 1], [255, 2, 1]], np.uint8)
+    assert sorted(plots.edges(index)) == sorted(
+        [
+            [(1.5, -0.5), (1.5, 0.5)],
+            [(0.5, 0.5), (0.5, 1.5)],
+            [(1.5, 0.5), (1.5, 1.5)],
+            [(1.5, 1.5), (1.5, 2.5)],
+            [(0.5, 0.5), (1.5, 0.5)],
+        ]
+    )
+
+
+def test_bands_add_up_to_the_share_of_wrong_pixels(mapped):
+    view = next(views(Comparison(stores=(str(mapped),)).trials(["mapped"]), ["oa"], columns=EXTRA_COLUMNS))
+    variants = [next(v for v in view.population.variants if v.kind == kind) for kind in ("coarse", "one_pass", "diffusion")]
+    bands = by_band(view, variants)
+    assert bands is not None
+    for v in variants:
+        wrong = 1 - float(view.scorer.seeds(v, "oa").mean())
+        assert sum(p.value for p in bands.error[v.kind]) == pytest.approx(wrong)
+        assert all(p.low <= p.value <= p.high for p in bands.error[v.kind])
+    removed = 1 - bands.error["diffusion"][0].value / bands.error["coarse"][0].value
+    assert bands.removed["diffusion"][0].value == pytest.approx(removed)
 
 
 def test_tiles_picture_is_written_whole(mapped, tmp_path):
@@ -127,7 +182,7 @@ def test_tiles_picture_is_written_whole(mapped, tmp_path):
 
 def test_report_from_tables_alone_says_that_tiles_are_missing(made, tmp_path):
     text = report(["made"], Comparison(stores=(str(made),), labels="full"), out=str(tmp_path / "r.html")).read_text()
-    assert "No tiles are shown" in text
+    assert "No places are shown" in text
     assert "RuntimeError: out of memory" in text
 
 

@@ -11,6 +11,7 @@ from idgbr.config import Experiment, apply
 from idgbr.errors import BadRequest
 from idgbr.rasters.coarse_map import read_coarse
 from idgbr.store import Store
+from sweeps.tables import trial_row
 
 POOL = ("test_resnet/unet", "test_resnet/fpn")
 TINY = {
@@ -34,6 +35,12 @@ def test_one_refiner_serves_every_backbone_and_the_pool_trains_nothing_twice() -
     assert "pool_fold1" not in one, "the second network is this experiment's own, and is trained once"
     assert other["pool_fold1"].key == alone["fold1"].key
     assert jobs("fpn", POOL, **{"refiner.kind": "none"}).keys() == jobs("fpn", **{"refiner.kind": "none"}).keys()
+
+
+def test_the_row_of_a_trial_names_the_maps_that_were_refined() -> None:
+    e = apply(Experiment(), {**TINY, "coarse.pool": POOL})
+    row = trial_row(e, stages.jobs(e), {}, trial="a", role="trial", label="", status="done")
+    assert row["key_coarse"] == {job.name: job for job in stages.jobs(e)}["coarse"].key
 
 
 def test_each_fold_of_the_pool_is_mapped_by_its_network(tmp_path: Path) -> None:
