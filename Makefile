@@ -7,6 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= store
+PROCESSES ?= 2
 export RAY_USAGE_STATS_ENABLED = 0
 
 QUICK := tests/house tests/data_sets tests/scores/test_score_reference.py tests/scores/test_score_properties.py \
@@ -25,10 +26,9 @@ demo: .venv/.installed
 quick: .venv/.installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK)
 
-# the tests that start Ray clusters have all cores to themselves
+# a file of tests stays in one process, with its cluster; the longest files first (tests/conftest.py)
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 chaos: .venv/.installed
 	$(BIN)/python -m pytest -m chaos

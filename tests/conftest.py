@@ -18,6 +18,30 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 os.environ.setdefault("IDGBR_DATA", str(SHARED / "data"))  # where the recipes look for data and weights
 
+# A minute and more each, longest first. Of several processes none should begin one of them last.
+LONG = (
+    "cluster_train/test_ray_training.py",
+    "cluster_launch/test_slurm_ends.py",
+    "sweeps/test_sweep_on_ray.py",
+    "sweeps/test_wide_trainings_on_ray.py",
+    "sweeps/test_kills_on_ray.py",
+    "sweeps/test_sweep_here.py",
+    "cluster_launch/test_slurm.py",
+    "paper/test_paper_recipes.py",
+    "sweeps/test_live_cluster.py",
+    "sweeps/test_chaos.py",
+    "cluster_launch/test_doctor_nodes.py",
+    "cluster_launch/test_jobs_api.py",
+    "training/test_several_processes.py",
+    "training/test_backbones.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: n for n, name in enumerate(LONG)}
+    assert all(path.is_file() for path in place), "LONG names files of this folder"
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -35,7 +35,7 @@ ENVIRONMENT = {
 
 def node_arguments(n: int) -> dict[str, Any]:
     """One CPU, and ports that are known: a raylet waits 15 s for the ports its agents choose, then ends itself; busy cores need more."""
-    first = here.free_ports(os.getpid() + n, 20000, 32000)
+    first = here.free_ports(os.getpid() * 8 + n, 20000, 32000)  # two processes of xdist have neighbouring ids
     names = ("node_manager", "object_manager", "metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
     return {"num_cpus": 1, "object_store_memory": 80 * 2**20, **{f"{name}_port": first + i for i, name in enumerate(names)}}
 

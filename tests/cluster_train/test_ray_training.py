@@ -81,17 +81,26 @@ def test_a_killed_worker_and_a_lost_node_cost_only_the_steps_since_the_last_chec
     assert not store.names("scratch", recursive=True), "checkpoints go when the artefact is stored"
 
 
-def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(loopback: Any, store: Store, tmp_path: Path) -> None:
-    """Two sharded workers (FSDP), the driver killed without notice; the same command with one worker goes on and ends alike."""
+def test_a_stop_and_a_killed_driver_are_followed_by_other_numbers_of_workers_with_checkpoints_on_s3(
+    loopback: Any, tmp_path: Path, s3: str
+) -> None:
+    """One worker, stopped; two sharded ones (FSDP) continue, their driver killed without notice; one worker ends the training.
+
+    The URI of the store has a query (`endpoint_override`), behind which no path can be appended.
+    """
+    store = Store(s3, cache=tmp_path / "cache")
     experiment, job = prepared(store, **LONGER)
-    words = [sys.executable, driver.__file__, loopback.address, store.root, json.dumps(LONGER)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    with pytest.raises(Interrupted, match="of 240 images"):
+        stages.run(job, store, experiment, CPU, stop=lambda: True, fit=RayTraining(1))
+    assert not store.has(job.stage, job.key)
+    assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
+    words = [sys.executable, driver.__file__, loopback.address, s3, json.dumps(LONGER)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "HOME": str(tmp_path)})
     assert process.stdout is not None
     seen = next((int(line) for line in process.stdout if line.strip().isdigit() and int(line) >= 64), None)
     assert seen is not None, "the driver ended by itself"
     process.kill()
     process.wait()
-    assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
     deadline = time.monotonic() + 120
     while worker_processes(loopback) and time.monotonic() < deadline:  # Ray ends the orphans
         time.sleep(0.2)
@@ -99,14 +108,7 @@ def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(loopb
     stages.run(job, store, experiment, CPU, report=lambda **values: lines.append(values["images"]), fit=RayTraining(1))
     assert not lines or lines[0] > 32, "it went on from a checkpoint"
     same_curve(read_curve(one_process(store, experiment, job, tmp_path / "one")), read_curve(store.path(job.stage, job.key)))
-
-
-def test_a_stop_keeps_a_checkpoint_and_leaves_no_artefact(loopback: Any, store: Store) -> None:
-    experiment, job = prepared(store, **LONGER)
-    with pytest.raises(Interrupted, match="of 240 images"):
-        stages.run(job, store, experiment, CPU, stop=lambda: True, fit=RayTraining(1))
-    assert not store.has(job.stage, job.key)
-    assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
+    backbone.load(store.path(job.stage, job.key))
 
 
 def test_a_stage_that_does_not_train_runs_where_its_needs_are_met(loopback: Any, store: Store) -> None:
@@ -120,18 +122,6 @@ def test_a_stage_that_does_not_train_runs_where_its_needs_are_met(loopback: Any,
         run_on_cluster(coarse, store, experiment, CPU, RayTraining(1, gpus=1))
     with pytest.raises(Missing, match=r"run the study or the stage that makes it"):  # the stage's own error, from the node
         run_on_cluster(coarse, store, experiment, CPU, RayTraining(1))
-
-
-def test_checkpoints_go_to_a_store_on_an_s3_compatible_server(loopback: Any, tmp_path: Path, s3: str) -> None:
-    """The URI has a query (`endpoint_override`), behind which no path can be appended."""
-    store = Store(s3, cache=tmp_path / "cache")
-    experiment, job = prepared(store, **{"backbone.checkpoint_images": 40})
-    with pytest.raises(Interrupted, match="of 80 images"):
-        stages.run(job, store, experiment, CPU, stop=lambda: True, fit=RayTraining(1))
-    assert any("checkpoint" in name for name in store.names(stages.scratch_name(job), recursive=True))
-    stages.run(job, store, experiment, CPU, fit=RayTraining(1))
-    backbone.load(store.path(job.stage, job.key))
-    assert [line["images"] for line in read_curve(store.path(job.stage, job.key))][-1] == 80
 
 
 def test_a_store_that_is_not_shared_is_refused_before_the_start(loopback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,20 @@
-"""A loopback cluster for the sweep tests: a head and two nodes."""
+"""A loopback cluster for the sweep tests, a head and two nodes; what is run on it, and its processes."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import socket
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from loopback import RAY_ENVIRONMENT, patient
+
+from idgbr.store import Store
 
 NODE_ENVIRONMENT = {
     **RAY_ENVIRONMENT,
@@ -60,3 +64,27 @@ def loopback_cluster(port: int = 0, nodes: int = 2) -> Iterator[Any]:
             if cluster is not None:
                 cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def words(study_file: str, address: str, function: str = "study") -> tuple[str, ...]:
+    """`sweeps run` of a study of the file, on the cluster at `address`."""
+    return ("run", f"{study_file}:{function}", "--no-preflight", "--no-show", "--address", address)
+
+
+def wait_for(process: subprocess.Popen[str], store: Store, stage: str, at_least: int = 1) -> None:
+    """Until the store holds so many artefacts of the stage, or the process ends."""
+    while process.poll() is None and len(store.runs(stage)) < at_least:
+        time.sleep(0.05 if store.is_local else 0.5)  # the S3 server is in this process
+
+
+def busy_workers(cluster: Any) -> list[int]:
+    """Worker processes of this cluster that hold a unit of work right now."""
+    import psutil
+
+    found = []
+    for node in cluster.list_all_nodes():
+        for raylet in node.all_processes.get("raylet", ()):
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(raylet.process.pid).children()
+                found += [p.pid for p in children if p.name().startswith(("ray::ImplicitFunc", "ray::unit_of_wor"))]
+    return found
