@@ -28,7 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.node import package_versions
+from cluster.node import make_token, package_versions
+from cluster.ray_private import read_authentication_again
 from idgbr.store import Store
 from sweeps.run import plan as planning
 from sweeps.run import tuner
@@ -156,14 +157,17 @@ def four_nodes() -> Iterator[str]:
             ports = {name: probe.getsockname()[1] for name, probe in probes.items()}
         return {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False, **ports}
 
-    os.environ.update({"RAY_AUTH_MODE": "disabled", **QUIET})
-    nodes = Cluster(initialize_head=True, head_node_args=settings())
-    try:
-        for _ in range(3):
-            nodes.add_node(**settings())
-        yield nodes.address
-    finally:
-        nodes.shutdown()
+    with tempfile.TemporaryDirectory() as folder:
+        token = str(make_token(Path(folder) / "token"))
+        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token, **QUIET})
+        read_authentication_again()
+        nodes = Cluster(initialize_head=True, head_node_args=settings())
+        try:
+            for _ in range(3):
+                nodes.add_node(**settings())
+            yield nodes.address
+        finally:
+            nodes.shutdown()
 
 
 def planned(trials: int, store: Store) -> float:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-# no token file in the home folder of whoever runs the tests
+import pytest
+
+from cluster.node import make_token
+from cluster.ray_private import read_authentication_again
+
 RAY_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
     "RAY_agent_register_timeout_ms": "600000",  # a raylet whose agents are late kills itself
     "RAY_health_check_period_ms": "1000",  # a dead node is noticed in seconds, a slow one is left alone
     "RAY_health_check_timeout_ms": "5000",
@@ -18,6 +23,18 @@ RAY_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "OMP_NUM_THREADS": "1",
 }
+
+
+@contextlib.contextmanager
+def required_token(folder: str) -> Iterator[None]:
+    """Clusters that start inside the block require a token of a file in `folder`: none is open to other users of the machine."""
+    token = make_token(Path(folder) / "token")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        read_authentication_again()
+        yield
+    read_authentication_again()
 
 
 def patient(look: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 10.0
 QUIET_S = 60.0  # without an event for so long, the watchdog reports why
+SILENT_S = 600.0  # a running unit that has reported nothing for so long is named, and again after as long
 
 
 class SweepProgress:
@@ -62,6 +63,7 @@ class SweepProgress:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.running: dict[str, str] = {}  # unit -> its title
         self.beside: dict[str, str] = {}  # unit -> what it reports
+        self.heard: dict[str, float] = {}  # unit -> when it has reported last, or was named as silent
         self.best: tuple[float, str] | None = None
         self.observers: list[Observer] = []
         self.budget: Budget | None = None
@@ -75,7 +77,7 @@ class SweepProgress:
         """A unit has started."""
         with self._lock:
             self.running[unit] = title
-            self.last_event = time.monotonic()
+            self.last_event = self.heard[unit] = time.monotonic()
         self._plain(force=False)
 
     def report(self, unit: str, values: Mapping[str, object]) -> None:
@@ -88,7 +90,7 @@ class SweepProgress:
         shown += [f"{k} {_short(v)}" for k, v in values.items() if k in ("loss", "images_per_s", "eta_s", "step")]
         with self._lock:
             self.beside[unit] = " ".join(shown)
-            self.last_event = time.monotonic()
+            self.last_event = self.heard[unit] = time.monotonic()
         self._plain(force=False)
 
     def finish(self, status: str, seconds: float, label: str = "", score: float | None = None, stage: str = "") -> None:
@@ -109,6 +111,7 @@ class SweepProgress:
         with self._lock:
             self.running.pop(unit, None)
             self.beside.pop(unit, None)
+            self.heard.pop(unit, None)
             self.last_event = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -192,8 +195,22 @@ class SweepProgress:
                 running = "; ".join(f"{t} {self.beside.get(u, '')}".strip() for u, t in list(self.running.items())[:4])
             print(f"{self.summary()}" + (f" [{running}]" if running else ""), file=self.stream, flush=True)
 
+    def silent(self) -> list[str]:
+        """Titles of running units that have reported nothing for `SILENT_S`, each once in that time: one that hangs
+        does not hide behind others that move.
+        """
+        now, found = time.monotonic(), []
+        with self._lock:
+            for unit, at in self.heard.items():
+                if now - at >= SILENT_S and unit in self.running:
+                    self.heard[unit] = now
+                    found.append(self.running[unit])
+        return found
+
     def _watch(self) -> None:
         while not self._end.wait(min(1.0, self.quiet_s / 4)):
+            if silent := self.silent():
+                self.say(f"no report for {SILENT_S / 60:.0f} min from: {', '.join(silent)}")
             quiet = time.monotonic() - self.last_event
             if quiet >= self.quiet_s:
                 silent = "jobs without a report: " + ", ".join(self.running.values()) if self.running else "no job runs here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import RAY_ENVIRONMENT, patient
+from loopback import RAY_ENVIRONMENT, patient, required_token
 
 from cluster import node as here
 from idgbr.store import Store
@@ -58,7 +59,9 @@ def loopback() -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, for socket paths end at 107 bytes
     cluster: Any = None
     numbers = itertools.count()
+    token = contextlib.ExitStack()
     try:
+        token.enter_context(required_token(folder))
         head = {**node_arguments(next(numbers)), "temp_dir": folder, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.workers = []
@@ -76,6 +79,7 @@ def loopback() -> Iterator[Any]:
             cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
         starter.shutdown()
+        token.close()
         patience.undo()
         for name, value in before.items():
             if value is None:

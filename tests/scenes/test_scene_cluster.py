@@ -51,17 +51,13 @@ def test_lists_and_folders_name_the_same_scenes_and_say_what_is_missing(folders)
 
 @pytest.fixture
 def own_ray(monkeypatch):
-    """A cluster of this test alone: `local` never joins one that happens to run on the machine."""
-    import ray
+    """A cluster of this test alone, as the commands start one."""
+    from cluster.session import connected
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray would put its workers 15 steps below this process
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False, object_store_memory=100 * 2**20
-    )
-    yield
-    ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with connected(cpus=2):
+        yield
 
 
 @pytest.mark.ray

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loopback import RAY_ENVIRONMENT, patient
+from loopback import RAY_ENVIRONMENT, patient, required_token
 
 from idgbr.store import Store
 
@@ -48,7 +48,7 @@ def loopback_cluster(port: int = 0, nodes: int = 2) -> Iterator[Any]:
     from sweeps.run.nodes import QUIET
 
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, for socket paths end at 107 bytes
-    with pytest.MonkeyPatch.context() as patch:
+    with required_token(folder), pytest.MonkeyPatch.context() as patch:
         for name, value in {**QUIET, **NODE_ENVIRONMENT}.items():
             patch.setenv(name, value)
         patch.setattr(services, "get_node", patient(services.get_node))

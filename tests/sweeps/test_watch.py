@@ -178,6 +178,23 @@ def test_a_driver_of_another_host_is_dead_when_its_counter_stands_still(tmp_path
     assert seen == [True, True, True, False, True]
 
 
+def test_a_unit_that_is_silent_is_named_though_others_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress = SweepProgress("tiny", 3)
+    progress.start("a", "refiner a")
+    progress.start("b", "refiner b")
+    named = []
+    for minute in range(26):
+        clock[0] = 60.0 * minute
+        progress.report("b", {"done": minute, "total": 30})
+        named += [(minute, title) for title in progress.silent()]
+    assert named == [(10, "refiner a"), (20, "refiner a")]
+    progress.leave("a")
+    clock[0] += 6000.0
+    assert progress.silent() == ["refiner b"]
+
+
 # ---- the message at the end ------------------------------------------------------------------------------------------
 
 
