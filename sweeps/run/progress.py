@@ -209,8 +209,8 @@ class SweepProgress:
 
     def _watch(self) -> None:
         while not self._end.wait(min(1.0, self.quiet_s / 4)):
-            if silent := self.silent():
-                self.say(f"no report for {SILENT_S / 60:.0f} min from: {', '.join(silent)}")
+            if hung := self.silent():
+                self.say(f"no report for {SILENT_S / 60:.0f} min from: {', '.join(hung)}")
             quiet = time.monotonic() - self.last_event
             if quiet >= self.quiet_s:
                 silent = "jobs without a report: " + ", ".join(self.running.values()) if self.running else "no job runs here"
