@@ -97,4 +97,4 @@ def test_a_full_disk_stops_the_study_with_one_clear_error_and_blames_no_trial(
         commands.run(tiny(), Store(place / "store"), Placement(), RunOptions(local=True, preflight=False, show=False))
         same_tables(final_tables(Store(made)), final_tables(Store(place / "store")))
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # this process keeps rasters of the store open
