@@ -50,8 +50,9 @@ def _check_settings_together(words: Sequence[str]) -> None:
     """Raises:
     BadRequest: words like stage.field=value stand in two places; the parser reads only those of the first.
     """
-    own = words[: words.index("--")] if "--" in words else words  # what follows is another program's
-    places = [i for i, word in enumerate(own) if SETTING.match(word) and ("." in word.partition("=")[0] or not own[i - 1].startswith("-"))]
+    places = [
+        i for i, word in enumerate(words) if SETTING.match(word) and ("." in word.partition("=")[0] or not words[i - 1].startswith("-"))
+    ]
     apart = [words[i] for before, i in pairwise(places) if i != before + 1]
     if apart:
         raise BadRequest("settings stand in two places with an option between them", value=apart[0], hint="all settings, then all options")
