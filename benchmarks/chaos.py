@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ class Round:
         self, machines: Machines | None, server: UnkindServer, command: list[str], folder: Path, rng: random.Random, every_s: float
     ):
         self.machines, self.server, self.command, self.folder, self.rng, self.every_s = machines, server, command, folder, rng, every_s
-        self.events: Counter[str] = Counter()
+        self.events, self.most = Counter[str](), 10**9
         self.ends: Counter[str] = Counter()  # of drivers
         self.later: list[tuple[float, Callable[[], object]]] = []
         self.deck: list[str] = []
@@ -237,7 +237,7 @@ class Round:
                     self.driver = self._start()
                 if now - began > ROUND_S:
                     return f"not finished after {ROUND_S:.0f} s"
-                if now >= next_event and (self.server.jobs > jobs or now - next_event > PATIENCE_S):
+                if now >= next_event and self.events.total() < self.most and (self.server.jobs > jobs or now - next_event > PATIENCE_S):
                     self._event()
                     jobs = self.server.jobs
                     next_event = time.monotonic() + self.every_s * self.rng.uniform(0.5, 1.5)
@@ -331,8 +331,7 @@ def compared(store: Store, wanted: dict[str, list[str]], n_trials: int) -> dict[
     }
 
 
-@contextlib.contextmanager
-def environment(folder: Path) -> Iterator[None]:
+def set_environment(folder: Path) -> None:
     """Of Ray with a token and of an S3 client with keys; the hook that makes a device raise is on the path of every process."""
     (folder / "hook").mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(BROKEN_DEVICE)
@@ -344,7 +343,6 @@ def environment(folder: Path) -> Iterator[None]:
         "OMP_NUM_THREADS": "1", "IDGBR_CACHE": str(folder / "cache"), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
     }  # fmt: skip
-    yield
 
 
 def main() -> None:
@@ -354,13 +352,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60, help="a multiple of 4")
     parser.add_argument("--images", type=int, default=160, help="that a refiner sees")
     parser.add_argument("--nodes", type=int, default=4, help="0: no cluster")
+    parser.add_argument("--events", type=int, default=0, help="of a round, at most; 0: any number")
     parser.add_argument("--every-s", type=float, default=6.0, help="seconds between two events, on the average")
     o = parser.parse_args()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))  # short, for socket paths end at 107 bytes
     found: dict[str, Any] = {"seed": o.seed, "trials": o.trials, "nodes": o.nodes}
     events, ends, rounds = Counter[str](), Counter[str](), []
-    with environment(folder), UnkindServer(o.seed) as server:
+    set_environment(folder)
+    with UnkindServer(o.seed) as server:
         study = folder / "chaos_study.py"
         study.write_text(STUDY.replace("IMAGES", str(o.images)).replace("STEPS", str(o.trials // 4)))
         command = [sys.executable, "-m", "sweeps", "run", f"{study}:study", "--no-preflight", "--no-show", "--store"]
@@ -376,6 +376,7 @@ def main() -> None:
                 rng, uri, start = random.Random(o.seed + len(rounds)), server.uri(f"round-{len(rounds)}"), time.monotonic()
                 words = [uri, *(("--address", machines.cluster.address) if machines else ("--local",)), "--max-failures", "20"]
                 disturbed = Round(machines, server, [*command, *words], folder, rng, o.every_s)
+                disturbed.most = o.events or disturbed.most
                 why = disturbed.run()
                 here = compared(Store(uri, cache=folder / f"check{len(rounds)}"), wanted, o.trials)
                 survived = not why and here["same_table"] and not here["trials_doubled"]
