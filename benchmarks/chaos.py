@@ -24,6 +24,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,6 @@ def study():
 """
 BROKEN_DEVICE = """
 import importlib.abc, importlib.util, os, sys
-
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name != "idgbr.stages":
@@ -153,8 +153,6 @@ class Machines:
 
     @staticmethod
     def _settings() -> dict[str, Any]:
-        import socket
-
         names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
         with contextlib.ExitStack() as held:
             probes = {name: held.enter_context(socket.socket()) for name in names}
