@@ -24,6 +24,8 @@ TRAIN = (
     ("synthetic", "", "", 50, (0.7, 1.5)),
 )
 
+WAYS: dict[str, dict[str, float]] = {"general refiner": {}, "general refiner, unguarded": {"sure": 0.0, "trust": 1.0}}
+
 
 def tiles(
     out: Positional[Path],
@@ -58,6 +60,8 @@ def score(
     data: Annotated[Path, arg(help="folder with buildings-world")],
     coarse: Annotated[tuple[Path, ...], arg(help="folders of maps of backbones")] = (),
     chips: Annotated[int, arg(help="chips a place at most")] = 3,
+    crop_px: Annotated[int, arg(help="middle of every chip that is refined and scored")] = 256,
+    simulated: Annotated[tuple[float, ...], arg(help="IoU of the simulated coarse maps")] = (0.6, 0.75, 0.9),
     seed: int = 5,
 ) -> None:
     """Print a table for every kind of coarse map."""
@@ -68,6 +72,7 @@ def score(
     from general_scores import CLASSICAL, HEAD, by_place, line
 
     from idgbr.coarse.simulate import MODES, corrupt, soften
+    from idgbr.general.scale import moments, scaled
     from idgbr.labels import binary
     from idgbr.rasters.coarse_map import read_coarse
     from idgbr.rasters.read import Reader, read_labels
@@ -81,20 +86,25 @@ def score(
             if row["grade"] in ("A", "B"):
                 places[row["place"]].append(row)
     chosen = [rows[i] for _, rows in sorted(places.items()) for i in sorted(rng.permutation(len(rows))[:chips])]
-    kinds = {f"simulated, IoU {q}": q for q in (0.6, 0.75, 0.9)} | {folder.name: folder for folder in coarse}
+    kinds = {f"simulated, IoU {q}": q for q in simulated} | {folder.name: folder for folder in coarse}
     found = {kind: defaultdict(list) for kind in kinds}
     for row in chosen:
         width, height = map(int, row["size"].split("x"))
         image, _ = Reader(root / row["image"]).read(0, 0, height, width)
         target = read_labels(root / row["mask"], binary("building"))
-        picture = image.astype(np.uint8).transpose(1, 2, 0)
+        top, left = (height - crop_px) // 2, (width - crop_px) // 2
+        part = (slice(top, top + crop_px), slice(left, left + crop_px))
+        mean, std = moments(image, np.ones((height, width), bool))
+        picture = np.rint(scaled(image, mean, std)[:, *part]).astype(np.uint8)  # the scale of the whole chip for everyone
+        target = target[part]
         for kind, source in kinds.items():
             if isinstance(source, float):
                 p = soften(corrupt(target, 2, source, MODES, rng), 2, rng, float(np.exp(rng.uniform(0, 1.4))))
             else:
-                p = read_coarse(source, Path(row["image"]).stem)
-            maps = {"coarse": p[1] > 0.5, "general refiner": refiner.refine(image, p) > 0}
-            maps |= {name: sharpen(picture, p[1]) for name, sharpen in CLASSICAL.items()}
+                p = read_coarse(source, Path(row["image"]).stem)[:, *part]
+            refined = {name: refiner.refine(picture, p, **settings) > 0 for name, settings in WAYS.items()}
+            rgb = np.ascontiguousarray(picture.transpose(1, 2, 0))
+            maps = {"coarse": p[1] > 0.5, **refined, **{name: sharpen(rgb, p[1]) for name, sharpen in CLASSICAL.items()}}
             for name, one in maps.items():
                 found[kind][name].append((row["place"], one, target))
     for kind, methods in found.items():

@@ -22,7 +22,7 @@ class ModelChoice:
 
     model: Annotated[
         str,
-        arg(help="a refiner's folder, its key in the store, or general; empty: the store's best by boundary IoU, or general"),
+        arg(help="a refiner's folder, its key in the store, or general; empty: the store's best by boundary IoU"),
     ] = ""
     store: Annotated[str, arg(help="folder or URI of the store")] = ""
     device: str = "auto"

@@ -23,6 +23,7 @@ from idgbr.rasters.tiling import Seed
 
 ABSENT = 0.02  # a class that no pixel of a tile has with this probability is left as it is there
 NAMES = ("rest", "class")  # of the classes of such a refiner
+BY_DEFAULT = False  # whether the shipped one is taken where no model is named: not before it reaches its targets (docs/models.md)
 
 Floats = NDArray[np.float32]
 

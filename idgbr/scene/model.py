@@ -14,7 +14,7 @@ from typing import Any
 
 from idgbr.config import Experiment, Runtime, SamplerConfig, from_dict
 from idgbr.errors import BadRequest, Missing
-from idgbr.general.one_class import is_one_class, shipped
+from idgbr.general.one_class import BY_DEFAULT, is_one_class, shipped
 from idgbr.interfaces import Json
 from idgbr.labels import ClassTable
 from idgbr.machine import expanded
@@ -96,7 +96,7 @@ def best_refiner(root: str) -> Scored:
     if not found:
         known = sorted(store.keys("refiner"))
         if not known:
-            raise Missing(f"no refiner in the store {root}", hint="--model FOLDER, or idgbr train-refiner RECIPE")
+            raise Missing(f"no refiner in the store {root}", hint="--model FOLDER, idgbr train-refiner RECIPE, or --model general")
         raise Missing(
             f'no refiner of the store {root} has been scored on the split "val", so none of them can be called the best',
             allowed=", ".join(known),
@@ -123,16 +123,17 @@ def find_model(model: str, root: str) -> tuple[Path, Experiment | None]:
     for a bare folder).
 
     Args:
-        model: empty: `best_refiner`, with the experiment of its best trial; in a store without refiners the general
-            one, which "general" names too.
+        model: "general": the one that is installed. Empty: `best_refiner`, with the experiment of its best trial; in a
+            store without refiners the general one, if that is taken by default.
 
     Raises:
         Missing: none of them. BadRequest: as `best_refiner`.
     """
-    if model == GENERAL or not (model or next(iter(Store(root).keys("refiner")), None)):
+    if model == GENERAL or (BY_DEFAULT and not (model or next(iter(Store(root).keys("refiner")), None))):
         folder = shipped()
         if folder is not None:
-            print("model: the general refiner that comes with idgbr (docs/models.md); --model DIR takes your own", file=sys.stderr)
+            print("model: the general refiner that comes with idgbr, for coarse maps below about 0.8 IoU (docs/models.md); "
+                  "--model DIR takes your own", file=sys.stderr)  # fmt: skip
             return folder, None
         if model:
             raise Missing("this installation has no general refiner", value=f"--model {model}",

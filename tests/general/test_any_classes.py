@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rasterio.crs import CRS
 
 from idgbr.config import RefinerConfig, Runtime, SamplerConfig
 from idgbr.errors import Disagreement, Missing
-from idgbr.general.one_class import OneAgainstRest
+from idgbr.general.one_class import OneAgainstRest, shipped
 from idgbr.general.scale import STATS
 from idgbr.general.tiles import TABLE
 from idgbr.labels import ClassTable, LabelClass
@@ -145,14 +146,32 @@ def test_without_a_model_and_with_an_empty_store_the_general_refiner_is_taken_an
     general: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(models, "shipped", lambda: general)
+    monkeypatch.setattr(models, "BY_DEFAULT", True)
     assert models.find_model("", str(tmp_path)) == (general, None)
     assert "general refiner" in capsys.readouterr().err
     assert models.find_model("general", str(tmp_path))[0] == general
     monkeypatch.setattr(models, "shipped", lambda: None)
     with pytest.raises(Missing, match="no general refiner"):
         models.find_model("general", str(tmp_path))
-    with pytest.raises(Missing, match="no refiner in the store"):
-        models.find_model("", str(tmp_path))
+    for by_default in (True, False):
+        monkeypatch.setattr(models, "BY_DEFAULT", by_default)
+        with pytest.raises(Missing, match="no refiner in the store"):
+            models.find_model("", str(tmp_path))
+
+
+def test_the_installed_refiner_loads_and_names_no_machine() -> None:
+    folder = shipped()
+    assert folder is not None
+    assert (folder / "model.safetensors").stat().st_size < 20e6
+    config = json.loads((folder / "config.json").read_text())
+    assert not [v for v in config["refiner"].values() if isinstance(v, str) and v.startswith("/")]
+    refiner = Refiner.general()
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (3, 64, 64)).astype(np.uint8)
+    coarse = (np.indices((64, 64))[1] > 30).astype(np.uint8)
+    refined = refiner.refine(image, coarse)
+    assert refined.shape == coarse.shape
+    assert (refined == coarse).mean() > 0.9  # noise says nothing sure
 
 
 def test_classes_come_from_tags_bands_and_values(tmp_path: Path) -> None:
