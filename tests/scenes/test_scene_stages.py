@@ -56,6 +56,27 @@ def test_without_a_refiner_the_stage_writes_the_argmax_of_the_coarse_maps(tmp_pa
     assert json.loads((out / "tiles.json").read_text())["a"]["computed"] == 0
 
 
+def test_samples_and_probabilities_are_kept_where_uncertainty_is_asked_for(tmp_path, split):
+    dataset, coarse = split
+    maps = {}
+    for name, samples, asked in (("plain", 3, False), ("three", 3, True), ("one", 1, True)):
+        (out := tmp_path / name).mkdir()
+        sampler = SamplerConfig(tile_px=32, overlap_px=8, steps=2, samples=samples)
+        refine_split(sampler, tmp_path / "model", dataset, coarse, "val", seed=1, out=out, uncertainty=asked)
+        maps[name] = {p.relative_to(out).as_posix(): rasterio.open(p).read() for p in sorted(out.rglob("*.tif"))}
+    assert maps["plain"].keys() == {"a.tif", "place/b.tif"}
+    assert maps["three"].keys() == {f"{folder}{name}" for folder in ("", "_probabilities/", "_samples/") for name in maps["plain"]}
+    assert maps["one"].keys() == {f"{folder}{name}" for folder in ("", "_probabilities/") for name in maps["plain"]}
+    for name in maps["plain"]:
+        assert (maps["plain"][name] == maps["three"][name]).all()
+        samples, p = maps["three"][f"_samples/{name}"], maps["three"][f"_probabilities/{name}"]
+        assert samples.shape[0] == 3
+        assert samples.max() <= 1
+        assert (samples[0] != samples[1]).any()
+        agreed = (samples == samples[0]).all(0)
+        assert (p.argmax(0) == maps["three"][name][0])[agreed].mean() > 0.95
+
+
 def test_the_stage_is_the_same_engine_and_hides_no_pixel_of_the_image_s_nodata(tmp_path, split):
     dataset, coarse = split
     sampler = SamplerConfig(tile_px=32, overlap_px=8, steps=1, reach_px=5)
