@@ -8,9 +8,10 @@ S seeds, U units, K classes, J frequency levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,8 @@ from sweeps.analysis.contrasts import pairs
 from sweeps.analysis.trials import damaged
 from sweeps.analysis.variants import Level, Variant, short_names, show
 from sweeps.analysis.views import View
+
+T = TypeVar("T")
 
 BAND_COLUMNS = ("trial", "split", "label_set", "scene", "block", "class", "low_px", "high_px", "valid", "correct")
 
@@ -201,7 +204,14 @@ def learning_curves(view: View, name: str = "loss", most: int = 12) -> dict[str,
             trained = {a: x for a, x in v.axes.items() if x is not None and not a.startswith("sampler.")}
             label = ", ".join([v.kind, *(f"{a.rpartition('.')[2]}={x}" for a, x in trained.items())])
             out[label] = [(float(n), float(np.mean(x))) for n, x in sorted(sums.items())]
-    return out
+    return told_apart(out)
+
+
+def told_apart(lines: Mapping[str, T]) -> dict[str, T]:
+    """The same lines with names that leave out what all of them say: `kind, a=1, b=2` -> `kind, b=2`."""
+    parts = {name: name.split(", ") for name in lines}
+    common = set.intersection(*map(set, parts.values())) if len(lines) > 1 else set()
+    return {", ".join([p for i, p in enumerate(parts[name]) if i == 0 or p not in common]): line for name, line in lines.items()}
 
 
 def _values(axes: Sequence[str], variant: Variant) -> tuple[Level, ...]:

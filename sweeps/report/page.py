@@ -40,6 +40,7 @@ from sweeps.report.tile_panels import best_refined, panels_of
 EXTRA_COLUMNS = ("valid", "ignored", *LEDGER, *ENERGIES)
 MOST_FOREST_ROWS = 40
 MOST_NAMES = 20
+MOST_AXES = 4  # columns of the main table; with more axes its rows have brief names instead
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def page(trials: Trials, views: Sequence[View], comparison: Comparison, tile_ima
                 "undecided": [t for t in found[1:] if undecided(t)],
                 "figures": figures,
                 "notes": [*notes, *([why_not] if why_not else [])],
+                "folded": folded_axes(view),
                 "brief": {k: v for k, v in brief_names(view.population)[0].items() if k != v},
             }
         )
@@ -99,6 +101,15 @@ def page(trials: Trials, views: Sequence[View], comparison: Comparison, tile_ima
         failed=failures(trials),
         key_tables=keys_tables(trials),
     )
+
+
+def folded_axes(view: View) -> dict[str, Sequence[str]]:
+    """Of a study with many axes: the columns that the main table shows on request only, and the brief names of its rows."""
+    axes = view.population.axes
+    if len(axes) <= MOST_AXES:
+        return {"columns": (), "names": ()}
+    brief = brief_names(view.population)[0]
+    return {"columns": axes, "names": [brief[v.label] for v in view.population.variants]}
 
 
 def undecided(table: Table) -> bool:

@@ -36,6 +36,7 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY = (
 )
 CYCLE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_NAME = 56  # letters of a row's name in one line: the axes keep more than half of the width
 _INK, _GRID = "#010203", "#010204"  # placeholders, replaced in the SVG
 
 
@@ -170,7 +171,9 @@ def forest(rows: Sequence[tuple[str, float, float, float, str]], xlabel: str) ->
     """One row an effect: (name, estimate, low, high, mark), with a line at zero; filled where it is marked
     significant.
     """
-    figure = new_figure(9.5, 0.28 * len(rows) + 0.9)
+    names = [textwrap.fill(name, MOST_NAME, break_long_words=False) for name, *_ in rows]
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    figure = new_figure(9.5, (0.14 + 0.14 * lines) * len(rows) + 0.9)
     ax = figure.subplots()
     for i, (_, estimate, low, high, mark) in enumerate(rows):
         color = GREY if mark != "*" else (BLUE if estimate > 0 else VERMILLION)
@@ -178,7 +181,7 @@ def forest(rows: Sequence[tuple[str, float, float, float, str]], xlabel: str) ->
             ax.plot([low, high], [i, i], color=color, linewidth=2, solid_capstyle="butt")
         ax.plot(estimate, i, "o", color=color, markersize=6, markerfacecolor=color if mark == "*" else "none", markeredgewidth=1.5)
     ax.axvline(0, color=_INK, linewidth=0.8)
-    ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    ax.set_yticks(range(len(rows)), names, fontsize=9 if lines == 1 else 8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(xlabel, fontsize=9)  # of the figure: beside long names the axes are narrower than their label
     ax.grid(axis="x", linewidth=0.6)
@@ -353,14 +356,16 @@ def lines_figure(
 ) -> Figure:
     """Named lines of (x, y) or (x, y, half width of an error bar), and named horizontal levels."""
     legend_columns = 3 if max(map(len, [*lines, *(levels or {})]), default=0) < 34 else 2
-    legend_rows = -(-(len(lines) + len(levels or {})) // legend_columns)
+    wrapped = {name: textwrap.fill(name, MOST_NAME, break_long_words=False) for name in lines}
+    high = max((name.count("\n") + 1 for name in wrapped.values()), default=1)
+    legend_rows = -(-(len(lines) + len(levels or {})) // legend_columns) * high
     figure = new_figure(9.5, 3.3 + 0.19 * legend_rows)
     ax = figure.subplots()
     for i, (name, points) in enumerate(lines.items()):
         x, y = [p[0] for p in points], [scale * p[1] for p in points]
         error = [scale * p[2] for p in points] if points and len(points[0]) > 2 else None
         ax.errorbar(
-            x, y, error, marker=MARKERS[i % len(MARKERS)] if len(x) < 30 else "", markersize=5, capsize=3, label=name,
+            x, y, error, marker=MARKERS[i % len(MARKERS)] if len(x) < 30 else "", markersize=5, capsize=3, label=wrapped[name],
             color=CYCLE[i % len(CYCLE)], linestyle=("-", "--", ":")[i // len(CYCLE) % 3], linewidth=1.5,
         )  # fmt: skip
     for i, (name, value) in enumerate((levels or {}).items()):

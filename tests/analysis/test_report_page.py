@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from sweeps.analysis.breakdowns import by_band
+from sweeps.analysis.breakdowns import by_band, told_apart
 from sweeps.analysis.request import Comparison, Selection
 from sweeps.analysis.variants import brief_names, show
 from sweeps.analysis.views import views
@@ -146,6 +146,11 @@ def test_settings_that_most_variants_share_are_left_out_of_brief_names(mapped, m
         for v in view.population.variants:
             left_out = {f"{a.rpartition('.')[2]}={show(x)}" for a, x in v.axes.items() if x is not None}
             assert left_out <= {*brief[v.label].split(", "), *usual.split(", ")}
+
+
+def test_names_leave_out_what_all_lines_say():
+    assert told_apart({"one_pass, width=32": 1, "diffusion, width=32, steps=4": 2}) == {"one_pass": 1, "diffusion, steps=4": 2}
+    assert told_apart({"one_pass, width=32": 1}) == {"one_pass, width=32": 1}
 
 
 def test_edges_lie_between_pixels_of_different_classes_and_not_beside_ignored_ones():
