@@ -25,9 +25,9 @@ def survived(found: dict[str, Any]) -> bool:
     return bool(only["same_table"]) and not (only["trials_lost"] or only["trials_doubled"] or only["trials_failed"])
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_drivers_that_are_killed_and_stopped_and_a_store_that_fails_change_no_table() -> None:
-    found = chaos("--trials", "12", "--images", "24", "--nodes", "0", "--every-s", "1", "--events", "5", "--seed", "3")
+    found = chaos("--trials", "12", "--images", "16", "--nodes", "0", "--every-s", "1", "--events", "5", "--seed", "3")
     assert survived(found)
     assert sum(found["events"].values()) >= 3  # each kind once, but the study may end before the last ones
 
