@@ -3,6 +3,7 @@
     python -m sweeps run refiner_screen_naip_fields       every arm, one seed
     python -m sweeps run refiner_confirm_naip_fields      the best of them, three seeds
     python -m sweeps run refiner_decisions_naip_fields    sampling alone: steps, samples, averaging, reach
+    python -m sweeps run refiner_test_naip_fields         the best, once, on the test places
 
 The same for `oam_buildings` and `dubai_landcover`.
 
@@ -105,6 +106,16 @@ def refiner_decisions(data: str, train_images: int = 12_800, best: str = BEST) -
     return _study("decisions", data, [point | SIMULATED for point in points], train_images, 3)
 
 
+def refiner_test(data: str, train_images: int = 12_800, best: str = BEST) -> Study:
+    """What `refiner_confirm` found, once on the test places: one pass and diffusion with four steps.
+
+    After `refiner_confirm` it trains nothing.
+    """
+    arm = DIFFUSION[best]
+    points = [ONE_PASS | _network(arm), arm | {"sampler.steps": 4}]
+    return _study("test", data, [point | SIMULATED for point in points], train_images, 3, {"sampler.split": "test"})
+
+
 def _network(arm: Settings) -> Settings:
     """The parts of the arm's network that `one_pass` and `cascade` share with it."""
     return {name: value for name, value in arm.items() if name in (*_PIXELS, *_INPUT)}
@@ -140,5 +151,5 @@ def _named(make: Callable[[str], Study], data: str) -> Callable[[], Study]:
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
-    f"{make.__name__}_{data}": _named(make, data) for make in (refiner_screen, refiner_confirm, refiner_decisions) for data in RECIPES
+    f"{make.__name__}_{data}": _named(make, data) for make in (refiner_screen, refiner_confirm, refiner_decisions, refiner_test) for data in RECIPES
 }

@@ -52,8 +52,9 @@ def test_one_pass_and_cascade_have_the_network_of_the_arm_beside_them(name: str)
     assert len({network_shape(b) for b in best}) == 1
 
 
-def test_decisions_train_nothing_that_confirm_did_not() -> None:
-    assert set(refiners(trials("refiner_decisions"))) <= set(refiners(trials("refiner_confirm")))
+@pytest.mark.parametrize("name", ["refiner_decisions", "refiner_test"])
+def test_decisions_and_test_places_train_nothing_that_confirm_did_not(name: str) -> None:
+    assert set(refiners(trials(name))) <= set(refiners(trials("refiner_confirm")))
 
 
 def test_every_arm_can_be_built_and_sampled_as_the_study_says() -> None:
