@@ -151,5 +151,7 @@ def _named(make: Callable[[str], Study], data: str) -> Callable[[], Study]:
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
-    f"{make.__name__}_{data}": _named(make, data) for make in (refiner_screen, refiner_confirm, refiner_decisions, refiner_test) for data in RECIPES
+    f"{make.__name__}_{data}": _named(make, data)
+    for make in (refiner_screen, refiner_confirm, refiner_decisions, refiner_test)
+    for data in RECIPES
 }
