@@ -264,6 +264,25 @@ def class_colours(table: ClassTable | None) -> dict[int, tuple[int, int, int]] |
     return None if table is None else dict(enumerate(table.colors))
 
 
+def class_map_writer(
+    path: str | Path, grid: Grid, table: ClassTable | None = None, tags: Mapping[str, str] | None = None, *, cog: bool = False
+) -> RasterWriter:
+    """Writer of class indices uint8 in one band, 255 declared as nodata, with the table's colours and names.
+
+    Raises:
+        BadRequest, Missing: as `RasterWriter`.
+    """
+    return RasterWriter(
+        path,
+        grid,
+        nodata=IGNORE,
+        colours=class_colours(table),
+        tags={**class_tags(table), **(tags or {})},
+        descriptions=("class",),
+        cog=cog,
+    )
+
+
 def write_class_map(
     path: str | Path,
     index: NDArray[np.uint8],
@@ -273,20 +292,12 @@ def write_class_map(
     *,
     cog: bool = False,
 ) -> None:
-    """Class indices uint8 [H, W] as one band, 255 declared as nodata, with the table's colours and names.
+    """Class indices uint8 [H, W] as `class_map_writer` writes them.
 
     Raises:
         BadRequest, Missing: as `RasterWriter`.
     """
-    with RasterWriter(
-        path,
-        grid,
-        nodata=IGNORE,
-        colours=class_colours(table),
-        tags={**class_tags(table), **(tags or {})},
-        descriptions=("class",),
-        cog=cog,
-    ) as writer:
+    with class_map_writer(path, grid, table, tags, cog=cog) as writer:
         writer.write(0, index)
 
 

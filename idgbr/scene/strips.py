@@ -29,7 +29,7 @@ from idgbr.rasters.coarse_map import CoarseMap, CoarseStrip, MemoryCoarse
 from idgbr.rasters.edges import changeable
 from idgbr.rasters.read import IGNORE, Grid, RasterWriter, Reader, require_same_grid
 from idgbr.rasters.tiling import Ground, Seed, Strip, Window, starts, tile_seed
-from idgbr.rasters.write import class_colours, class_tags, quantise
+from idgbr.rasters.write import class_map_writer, quantise
 from idgbr.refiner.decisions import decide, guarded, refuse_confidence
 
 MAX_OPEN_ROWS = 4  # rows of tiles kept while a batch fills up
@@ -331,17 +331,7 @@ def write_rows(
         names = band_names(samples)
         writers["bands"] = RasterWriter(confidence, grid, len(names), tags=tags, descriptions=names, cog=cog)
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(
-            RasterWriter(
-                out,
-                grid,
-                nodata=IGNORE,
-                colours=class_colours(table),
-                tags={**class_tags(table), **(tags or {})},
-                descriptions=("class",),
-                cog=cog,
-            )
-        )
+        writer = stack.enter_context(class_map_writer(out, grid, table, tags, cog=cog))
         opened = {name: stack.enter_context(each) for name, each in writers.items()}
         for part in rows:
             writer.write(part.row, part.index)
