@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from idgbr.training.loop import World
 
 POOL = "pool_"  # begins the names of the jobs that make the training maps of `coarse.pool`
+SIMULATED = "simulated"  # coarse.source, and name of the job that makes such training maps
+SIMULATION = ("source", "iou", "iou_high", "modes")  # settings of `coarse` that simulated maps depend on
 STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
 
 # Raised by hand when a stage comes to mean something else; the git commit is recorded, not hashed.
@@ -93,6 +95,9 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
             pool = _coarse_jobs(e, data, POOL)
             trained_on = pool[-1]
             made += [job for job in pool if job.key not in {j.key for j in made}]
+        elif e.coarse.source == SIMULATED:
+            trained_on = _simulated_job(e, data)
+            made.append(trained_on)
         refiner = _job("refiner", "refiner", _settings(e, "refiner"), parents | {"coarse": trained_on.key}, e.seed, trains=True)
         made.append(refiner)
         parents = parents | {"refiner": refiner.key}
@@ -114,7 +119,7 @@ def _coarse_jobs(e: Experiment, data: Job, prefix: str = "") -> list[Job]:
     """
     made: list[Job] = []
     backbones: dict[str, str] = {}
-    seed = e.seed if e.reseed == "backbone" else 0
+    seed = _coarse_seed(e)
     if e.coarse.source != "external":
         names = ["full"]
         if is_read(e, about_setting("coarse.folds").read_when):
@@ -127,6 +132,16 @@ def _coarse_jobs(e: Experiment, data: Job, prefix: str = "") -> list[Job]:
             made.append(job)
     made.append(_job("coarse", prefix + "coarse", _settings(e, "coarse"), {"data": data.key, **backbones}, seed))
     return made
+
+
+def _simulated_job(e: Experiment, data: Job) -> Job:
+    """Simulated training maps: made from the targets alone, so they wait for no backbone and serve the refiner of any."""
+    settings = {name: value for name, value in _settings(e, "coarse").items() if name in SIMULATION}
+    return _job("coarse", SIMULATED, settings, {"data": data.key}, _coarse_seed(e))
+
+
+def _coarse_seed(e: Experiment) -> int:
+    return e.seed if e.reseed == "backbone" else 0
 
 
 def _as_trained(experiment: Experiment, name: str) -> Experiment:

@@ -1,11 +1,12 @@
 """Studies of what the paper claims (arXiv 2507.01573): coarse maps of diverse architectures gain, and the gain is in
 the high frequencies.
 
-    python -m sweeps run backbones             nine networks on farm fields, three seeds
-    python -m sweeps run backbones_oam_buildings        four of them on buildings, one seed
+    python -m sweeps run backbones                      nine networks on farm fields, three seeds
+    python -m sweeps run backbones_oam_buildings        four of them on buildings, three seeds
     python -m sweeps run backbones_elsewhere            the same on 18 places never trained on: sampling alone
-    python -m sweeps run backbones_dubai_landcover      four of them on land cover, one seed
-    python -m sweeps run frequency             25, 50 and 100 % of the training images
+    python -m sweeps run backbones_dubai_landcover      four of them on land cover, three seeds
+    python -m sweeps run backbones_own                  each with refiners trained on its own maps, and on a pool's
+    python -m sweeps run frequency                      25, 50 and 100 % of the training images
 
 Every map is compared with those of the same network and training: `coarse`, `one_pass`, `cascade`, `diffusion`.
 `python -m sweeps plan STUDY` counts what would run. Stopped, the same command goes on.
@@ -13,7 +14,8 @@ Every map is compared with those of the same network and training: `coarse`, `on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from idgbr.files import data_path
 from sweeps.study import Overrides, Setting, Study
@@ -73,73 +75,77 @@ NETWORKS: dict[str, Settings] = {
 }
 FEWER = ("lite0_fpn", "small_pan", "resnet18_deeplab", "pvt_segformer")  # on the other sets
 
-# The refiner of `transfer` is trained on maps of these, a fold each, and refines the maps of all networks.
+# Training maps of `backbones_own`: a fold by each of these networks, for the maps of all nine.
 POOL = ("test_efficientnet/pan", "resnet18/deeplabv3plus", "pvt_v2_b0/segformer", "convnext_atto/upernet")
 FOLDS = len(POOL)
+
+# Some networks pool over their whole input: all are run on windows of the size that they were trained on.
+WINDOWS: Settings = {"backbone.train_images": 2400, "backbone.crop_px": 192, "coarse.tile_px": 192, "coarse.overlap_px": 32}
 
 
 def _kinds(common: Overrides) -> list[Settings]:
     return [{**common, "refiner.kind": kind} for kind in KINDS]
 
 
-def _backbones(name: str, recipe: str, networks: Mapping[str, Settings], replicates: int, split: str = "val") -> Study:
-    """Every network's coarse maps with refiners of their own, and with one that was trained on the maps of `POOL`."""
-    overrides = {
-        **SECOND_DESIGN,
-        **SMALL,
-        "backbone.train_images": 2400,
-        "coarse.source": "mixed",
-        "coarse.folds": FOLDS,
-        "sampler.split": split,
-    }
-    overrides |= {"backbone.crop_px": 192, "coarse.tile_px": 192, "coarse.overlap_px": 32}  # some networks pool over their whole input
-    own = Study(
+def _backbones(name: str, recipe: str, networks: Iterable[str], iou: tuple[float, float], split: str = "val") -> Study:
+    """The maps of every network, refined by the same three refiners: these learn on simulated maps of an IoU in this
+    range (from, to; to 0: all of the first), so they need none of the networks.
+    """
+    simulated: Settings = {"coarse.source": "simulated", "coarse.iou": iou[0], "coarse.iou_high": iou[1]}
+    return Study(
         name=name,
         recipe=recipe,
-        points=tuple(point for network in networks.values() for point in _kinds(network)),
-        overrides=overrides,
-        replicates=replicates,
+        points=tuple(point for network in networks for point in _kinds(NETWORKS[network])),
+        overrides={**SECOND_DESIGN, **SMALL, **WINDOWS, **simulated, "sampler.split": split},
+        replicates=SEEDS,
         yardsticks=("coarse",),
     )
-    transfer = Study(
-        name=name,
-        recipe=recipe,
-        points=tuple(point for network in networks.values() for point in _kinds({**network, "coarse.pool": POOL})),
-        overrides=overrides,
-        replicates=replicates,
-        yardsticks=(),
-    )
-    return own | transfer
 
 
 def backbones() -> Study:
-    """`python -m sweeps run backbones`: nine networks on the validation places of naip_fields, three seeds.
+    """`python -m sweeps run backbones`: nine networks on the middle 512 x 512 px of the ten validation places of
+    naip_fields, three seeds of the refiners.
 
     IDGBR_DATA holds the weights of the two networks that start from ImageNet.
     """
-    return _backbones("backbones", "naip_fields", NETWORKS, SEEDS)
+    return _backbones("backbones", "demo", NETWORKS, (0.8, 0.0))
 
 
 def backbones_oam_buildings() -> Study:
-    """`python -m sweeps run backbones_oam_buildings`: four networks, one seed, on the validation scene."""
-    return _backbones("backbones_oam_buildings", "buildings_elsewhere", {name: NETWORKS[name] for name in FEWER}, 1)
+    """`python -m sweeps run backbones_oam_buildings`: four networks, three seeds, on the validation scene."""
+    return _backbones("backbones_oam_buildings", "buildings_elsewhere", FEWER, (0.6, 0.9))
 
 
 def backbones_elsewhere() -> Study:
     """`python -m sweeps run backbones_elsewhere`, after `backbones_oam_buildings`: the same networks and refiners on 18
     places of buildings_world that nothing was trained or chosen on. Sampling alone; once, at the end.
     """
-    return _backbones("backbones_elsewhere", "buildings_elsewhere", {name: NETWORKS[name] for name in FEWER}, 1, "test")
+    return _backbones("backbones_elsewhere", "buildings_elsewhere", FEWER, (0.6, 0.9), "test")
 
 
 def backbones_dubai_landcover() -> Study:
-    """`python -m sweeps run backbones_dubai_landcover`: four networks on five classes of land cover, one seed."""
-    return _backbones("backbones_dubai_landcover", "dubai_landcover", {name: NETWORKS[name] for name in FEWER}, 1)
+    """`python -m sweeps run backbones_dubai_landcover`: four networks on five classes of land cover, three seeds."""
+    return _backbones("backbones_dubai_landcover", "dubai_landcover", FEWER, (0.4, 0.8))
+
+
+def backbones_own() -> Study:
+    """`python -m sweeps run backbones_own`: the nine networks of `backbones`, each with refiners trained on maps of its
+    own, half of them simulated, and with refiners trained on the maps of `POOL`. One seed; 45 backbones, 30 refiners.
+    """
+    own = Study(
+        name="backbones_own",
+        recipe="demo",
+        points=tuple(point for network in NETWORKS.values() for point in _kinds(network)),
+        overrides={**SECOND_DESIGN, **SMALL, **WINDOWS, "coarse.source": "mixed", "coarse.folds": FOLDS},
+        yardsticks=("coarse",),
+    )
+    pooled = tuple({**point, "coarse.pool": POOL} for point in own.points)
+    return own | replace(own, points=pooled, yardsticks=())
 
 
 def frequency() -> Study:
     """`python -m sweeps run frequency`: coarse, one_pass, cascade and diffusion after 25, 50 and 100 % of the training
-    images of naip_fields, three seeds: which sizes of error does each remove?
+    images of the recipe `demo`, three seeds: which sizes of error does each remove?
 
     `python -m sweeps frequency frequency` draws the figure.
     """
@@ -147,7 +153,7 @@ def frequency() -> Study:
     schedule = [{"refiner.train_images": images * percent // 100} for percent in (100, 50, 25)]
     return Study(
         name="frequency",
-        recipe="naip_fields",
+        recipe="demo",
         points=tuple(point for part in schedule for point in _kinds(part)),
         overrides={"sampler.steps": STEPS},
         replicates=SEEDS,
@@ -156,5 +162,5 @@ def frequency() -> Study:
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
-    f.__name__: f for f in (backbones, backbones_oam_buildings, backbones_elsewhere, backbones_dubai_landcover, frequency)
+    f.__name__: f for f in (backbones, backbones_oam_buildings, backbones_elsewhere, backbones_dubai_landcover, backbones_own, frequency)
 }

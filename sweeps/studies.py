@@ -136,7 +136,7 @@ def choices_dubai_landcover() -> Study:
     return choices("dubai_landcover", 3200)
 
 
-def schedules(recipe: str = "naip_fields") -> Study:
+def schedules(recipe: str = "demo") -> Study:
     """`python -m sweeps run schedules`: noise schedule (trained) x steps (sampled), three seeds.
 
     The recipe's refiner learns from its own guesses, for which it must predict x0.
@@ -153,7 +153,7 @@ def schedules(recipe: str = "naip_fields") -> Study:
     )
 
 
-def guidance(recipe: str = "naip_fields") -> Study:
+def guidance(recipe: str = "demo") -> Study:
     """`python -m sweeps run guidance`: guidance width x attention (trained), three seeds; and guidance scales (sampled).
 
     A scale needs a network that was also trained without condition, so those refiners see the condition through the
@@ -177,7 +177,7 @@ def guidance(recipe: str = "naip_fields") -> Study:
     return trained | scales
 
 
-def steps(recipe: str = "naip_fields") -> Study:
+def steps(recipe: str = "demo") -> Study:
     """`python -m sweeps run steps`: step count x sampler, three seeds: one refiner a seed, the rest is sampling."""
     return Study(
         name="steps",

@@ -55,7 +55,7 @@ def write(
 
     Args:
         backbones: folders by name: "full", and "fold0" ... where `source` is out_of_fold, mixed or thirds; empty where
-            it is external.
+            it is external. Where it is simulated, none means the training rasters alone.
         seed: of simulated errors.
         report: called with done, total, raster and source after each raster. stop: asked between strips of a raster.
 
@@ -68,7 +68,9 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     done, predict = 0, _Predictor(config, dataset, backbones, runtime)
     wanted: list[float] = []
-    for name, rasters in _by_source(config, dataset, backbones):
+    sources = list(_by_source(config, dataset, backbones))
+    total = sum(len(rasters) for _, rasters in sources)
+    for name, rasters in sources:
         if config.source == "thirds" and name != "full":
             wanted = wanted or validation_iou(dataset, out)
         for raster in rasters:
@@ -98,7 +100,7 @@ def write(
                     writer.write(row, quantise(probabilities))
             done += 1
             if report:
-                report(stage="coarse", done=done, total=len(dataset.rasters), raster=raster.id, source=name)
+                report(stage="coarse", done=done, total=total, raster=raster.id, source=name)
 
 
 class _Predictor:
@@ -141,6 +143,7 @@ def _by_source(config: CoarseConfig, dataset: Dataset, backbones: Mapping[str, P
     held_out = [r for r in dataset.rasters if r.split != "train"]
     if config.source == "simulated":
         yield "simulated", train
+        held_out = held_out if backbones else []
     elif config.source == "in_fold":
         held_out = train + held_out
     else:

@@ -17,7 +17,7 @@ from idgbr import costs
 from idgbr.config import Experiment
 from idgbr.datasets.extent import area_px, n_classes
 from idgbr.errors import BadRequest, nearest
-from idgbr.stages import STAGES, Job
+from idgbr.stages import SIMULATED, STAGES, Job
 
 HOUR = 3600.0
 Jobs = Mapping[str, tuple[Job, Experiment]]
@@ -180,7 +180,7 @@ def seconds_of(job: Job, experiment: Experiment, cluster: GpuCluster) -> float:
     if job.trains:
         return FIXED_S + getattr(e, job.stage).train_images * _cost(e, job.stage).train_flop / speed
     if job.stage == "coarse":
-        if e.coarse.source == "external":
+        if e.coarse.source == "external" or job.name == SIMULATED:
             return FIXED_S
         windows = area_px(e.data) / (e.coarse.tile_px - e.coarse.overlap_px) ** 2
         return FIXED_S + windows * _scaled(_cost(e, "backbone").run_flop, e.coarse.tile_px, e.backbone.crop_px) / speed

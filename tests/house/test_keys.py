@@ -17,7 +17,7 @@ from sweeps.studies import coarse_quality, quickstart, search_refiner
 from sweeps.study import expand
 
 # First 16 digits of the SHA-256 of every (trial id, [(stage, name, key)]) of the study, as JSON.
-KEYS = {quickstart: "72cf1a67cad2e59d", coarse_quality: "eeb4e77ef401a43b", search_refiner: "11492a0ad68da83b"}
+KEYS = {quickstart: "72cf1a67cad2e59d", coarse_quality: "f1c5ea861ffaf379", search_refiner: "11492a0ad68da83b"}
 
 
 @pytest.mark.parametrize("study", KEYS, ids=lambda s: s.__name__)
@@ -122,3 +122,18 @@ def test_networks_that_differ_only_in_training_settings_have_one_shape() -> None
         assert network_shape(dataclasses.replace(base, **{name: other})) == network_shape(base), name
     for name, value in (("channels", (8, 16)), ("guidance_width", 32), ("codec", "vae"), ("use_image", False), ("crop_px", 128)):
         assert network_shape(dataclasses.replace(base, **{name: value})) != network_shape(base), name
+
+
+def test_simulated_training_maps_wait_for_no_backbone_and_serve_the_refiner_of_any() -> None:
+    def jobs(**settings: object) -> dict[str, stages.Job]:
+        e = apply(Experiment(), {"data.source": "synthetic", "coarse.source": "simulated", **settings})
+        return {job.name: job for job in stages.jobs(e)}
+
+    one, other, worse = jobs(), jobs(**{"backbone.decoder": "unet", "coarse.tile_px": 96}), jobs(**{"coarse.iou": 0.6})
+    assert set(one["simulated"].parents) == {"data"}
+    assert one["refiner"].parents == {"data": one["data"].key, "coarse": one["simulated"].key}
+    assert one["refiner"].key == other["refiner"].key != worse["refiner"].key
+    assert one["coarse"].key != other["coarse"].key
+    assert one["refined"].parents["coarse"] == one["coarse"].key
+    assert "simulated" not in jobs(**{"refiner.kind": "none"})
+    assert "simulated" not in jobs(**{"coarse.source": "mixed"})

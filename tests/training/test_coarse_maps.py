@@ -72,6 +72,10 @@ def test_simulated_maps_have_the_wanted_iou_and_leave_held_out_scenes_to_the_bac
         assert (found == read_coarse(tmp_path / "b", raster.id)).all()
     val = scenes.of("val")[0]
     assert read_coarse(tmp_path / "a", val.id) == pytest.approx(predicted(backbones["full"], scenes, val.image), abs=0.006)
+    coarse.write(config, scenes, {}, seed=4, out=tmp_path / "alone")
+    for raster in scenes.of("train"):
+        assert (read_coarse(tmp_path / "alone", raster.id) == read_coarse(tmp_path / "a", raster.id)).all()
+    assert len(list((tmp_path / "alone").rglob("*.tif"))) == len(scenes.of("train"))
 
 
 def test_mixed_maps_lie_between_predicted_and_simulated(scenes: Dataset, backbones: dict[str, Path], tmp_path: Path) -> None:
