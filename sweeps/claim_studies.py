@@ -80,7 +80,7 @@ POOL = ("test_efficientnet/pan", "resnet18/deeplabv3plus", "pvt_v2_b0/segformer"
 FOLDS = len(POOL)
 
 # Some networks pool over their whole input: all are run on windows of the size that they were trained on.
-WINDOWS: Settings = {"backbone.train_images": 2400, "backbone.crop_px": 192, "coarse.tile_px": 192, "coarse.overlap_px": 32}
+WINDOWS: Settings = {"backbone.train_images": 2400, "backbone.crop_px": 128, "coarse.tile_px": 128, "coarse.overlap_px": 32}
 
 
 def _kinds(common: Overrides) -> list[Settings]:
