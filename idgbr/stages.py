@@ -96,7 +96,9 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
             trained_on = pool[-1]
             made += [job for job in pool if job.key not in {j.key for j in made}]
         elif e.coarse.source == SIMULATED:
-            trained_on = _simulated_job(e, data)
+            # Made from the targets alone: such maps wait for no backbone and serve the refiner of any.
+            settings = {name: value for name, value in _settings(e, "coarse").items() if name in SIMULATION}
+            trained_on = _job("coarse", SIMULATED, settings, {"data": data.key}, coarse.seed)
             made.append(trained_on)
         refiner = _job("refiner", "refiner", _settings(e, "refiner"), parents | {"coarse": trained_on.key}, e.seed, trains=True)
         made.append(refiner)
@@ -109,7 +111,8 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
         e.seed if e.refiner.kind == "diffusion" else None,
     )
     made.append(refined)
-    made.append(_job("counts", "counts", _settings(e, "score"), {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
+    counted = _settings(e, "score") | ({"levels": 4} if e.score.uncertainty else {})  # since these counts have level sets
+    made.append(_job("counts", "counts", counted, {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
     return tuple(made)
 
 
@@ -119,7 +122,7 @@ def _coarse_jobs(e: Experiment, data: Job, prefix: str = "") -> list[Job]:
     """
     made: list[Job] = []
     backbones: dict[str, str] = {}
-    seed = _coarse_seed(e)
+    seed = e.seed if e.reseed == "backbone" else 0
     if e.coarse.source != "external":
         names = ["full"]
         if is_read(e, about_setting("coarse.folds").read_when):
@@ -132,16 +135,6 @@ def _coarse_jobs(e: Experiment, data: Job, prefix: str = "") -> list[Job]:
             made.append(job)
     made.append(_job("coarse", prefix + "coarse", _settings(e, "coarse"), {"data": data.key, **backbones}, seed))
     return made
-
-
-def _simulated_job(e: Experiment, data: Job) -> Job:
-    """Simulated training maps: made from the targets alone, so they wait for no backbone and serve the refiner of any."""
-    settings = {name: value for name, value in _settings(e, "coarse").items() if name in SIMULATION}
-    return _job("coarse", SIMULATED, settings, {"data": data.key}, _coarse_seed(e))
-
-
-def _coarse_seed(e: Experiment) -> int:
-    return e.seed if e.reseed == "backbone" else 0
 
 
 def _as_trained(experiment: Experiment, name: str) -> Experiment:

@@ -7,6 +7,7 @@ the high frequencies.
     python -m sweeps run backbones_dubai_landcover      four of them on land cover, three seeds
     python -m sweeps run backbones_own                  each with refiners trained on its own maps, and on a pool's
     python -m sweeps run frequency                      25, 50 and 100 % of the training images
+    python -m sweeps run samples                        what samples say of their own errors
 
 Every map is compared with those of the same network and training: `coarse`, `one_pass`, `cascade`, `diffusion`.
 `python -m sweeps plan STUDY` counts what would run. Stopped, the same command goes on.
@@ -161,6 +162,23 @@ def frequency() -> Study:
     )
 
 
+def samples() -> Study:
+    """`python -m sweeps run samples`: what samples buy. Energy score, calibration and detection of errors of one pass, and
+    of diffusion with one, four and eight samples; three seeds. After `frequency` it trains nothing.
+
+    `energy_boundary` of the samples stands beside `energy_boundary_levels`, which one pass has without samples.
+    """
+    return Study(
+        name="samples",
+        recipe="demo",
+        points=({"refiner.kind": "one_pass"}, *({"sampler.samples": n} for n in (1, 4, 8))),
+        overrides={"sampler.steps": STEPS, "score.uncertainty": True},
+        replicates=SEEDS,
+        yardsticks=("coarse",),
+    )
+
+
 STUDIES: dict[str, Callable[[], Study]] = {
-    f.__name__: f for f in (backbones, backbones_oam_buildings, backbones_elsewhere, backbones_dubai_landcover, backbones_own, frequency)
+    f.__name__: f
+    for f in (backbones, backbones_oam_buildings, backbones_elsewhere, backbones_dubai_landcover, backbones_own, frequency, samples)
 }

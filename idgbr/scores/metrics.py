@@ -52,6 +52,7 @@ from idgbr.scores.schema import (
     ENERGIES,
     JOINT,
     LEDGER,
+    LEVELS,
     MBA,
     NEAR_PX,
     OBJECT_WIDTHS_PX,
@@ -261,6 +262,11 @@ def _of_samples() -> Iterable[Metric]:
         column = f"energy_{name}_value"
         yield Metric(
             f"energy_{name}", (column,), _values(column), f"energy score of the samples, d = {distance}; a single map: d; mean over tiles",
+            how="tile_mean", higher_is_better=False,
+        )  # fmt: skip
+        column = f"energy_{name}_levels_value"
+        yield Metric(
+            f"energy_{name}_levels", (column,), _values(column), f"energy score of {LEVELS} maps cut from probabilities, d = {distance}",
             how="tile_mean", higher_is_better=False,
         )  # fmt: skip
         column = f"spread_{name}_value"

@@ -82,7 +82,11 @@ def confidence_columns(region: str) -> dict[str, tuple[str, ...]]:
 VOTES_RIGHT = tuple(f"votes_right{v}" for v in range(VOTES + 1))
 VOTES_WRONG = tuple(f"votes_wrong{v}" for v in range(VOTES + 1))
 CONFIDENCE = tuple(name for region in REGIONS for names in confidence_columns(region).values() for name in names)
-ENERGY = ("energy_iou_value", "energy_boundary_value", "spread_iou_value", "spread_boundary_value")  # rows of a class
+LEVELS = 4  # maps cut from probabilities, beside as many samples
+ENERGY = (  # rows of a class
+    "energy_iou_value", "energy_boundary_value", "spread_iou_value", "spread_boundary_value", "energy_iou_levels_value",
+    "energy_boundary_levels_value",
+)  # fmt: skip
 UNCERTAINTY = (*CONFIDENCE, *VOTES_RIGHT, *VOTES_WRONG, *ENERGY)
 
 

@@ -55,6 +55,8 @@ TITLES = {
     "aurc_near": "AURC near",
     "energy_iou": "energy score IoU",
     "energy_boundary": "energy score boundary",
+    "energy_iou_levels": "energy score IoU, levels",
+    "energy_boundary_levels": "energy score boundary, levels",
 }
 COUNTED = ("parts_error", "holes_error")  # numbers of things
 IN_PX = ("hd95", "hd95_directed", "assd")

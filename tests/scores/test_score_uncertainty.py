@@ -28,7 +28,7 @@ from idgbr.scores.rasters import PROBABILITIES, SAMPLES, Pair, tiles_of
 from idgbr.scores.read import evaluate, read_counts, score_table
 from idgbr.scores.sampled import Sampled
 from idgbr.scores.schema import DOUBT_EDGES, UNCERTAINTY, VOTES_RIGHT, VOTES_WRONG, confidence_columns
-from idgbr.scores.uncertainty import fill
+from idgbr.scores.uncertainty import fill, level_sets
 from idgbr.stages import jobs
 
 SIDE, K = 60, 3
@@ -145,6 +145,23 @@ def test_the_energy_score_is_its_definition_and_a_single_map_is_a_point(n: int) 
                 assert VOTES_RIGHT[0] not in tile
             else:
                 assert rows[k][f"spread_{name}_value"] == pytest.approx(spread * n / (n - 1))
+
+
+def test_level_sets_are_thresholds_of_two_classes_and_follow_the_probabilities_of_more() -> None:
+    p = np.random.default_rng(3).dirichlet(np.ones(2), (20, 20)).transpose(2, 0, 1).astype(np.float32)
+    assert (level_sets(p, 4) == np.stack([p[1] > u for u in (1 / 8, 3 / 8, 5 / 8, 7 / 8)])).all()
+    p = np.full((3, 2, 2), [[[0.2]], [[0.5]], [[0.3]]], np.float32)
+    maps = level_sets(p, 4000)
+    assert (maps == maps[:, :1, :1]).all(), "pixels share their luck"
+    assert np.bincount(maps[:, 0, 0], minlength=3) / 4000 == pytest.approx([0.2, 0.5, 0.3], abs=0.03)
+
+
+def test_the_energy_of_level_sets_is_that_of_samples_cut_by_hand() -> None:
+    c = case(5, k=2)
+    cut = np.stack([c.p[1] / 255 > u for u in (1 / 8, 3 / 8, 5 / 8, 7 / 8)]).astype(np.uint8)
+    (rows, _), (by_hand, _) = filled(c, k=2), filled(dataclasses.replace(c, samples=cut), k=2)
+    for name in ("iou", "boundary"):
+        assert [r[f"energy_{name}_levels_value"] for r in rows] == [r[f"energy_{name}_value"] for r in by_hand]
 
 
 def test_a_class_that_is_nowhere_has_no_energy_and_perfect_samples_have_none() -> None:
