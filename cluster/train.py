@@ -63,6 +63,8 @@ class RayTraining:
         cpus, gpus: of one worker. nccl with GPUs, gloo without. cpus is also the number of torch threads on a CPU.
         max_failures: how often workers or nodes may be lost; each time costs the steps since the last checkpoint.
         start_timeout_s: for all workers to be placed.
+        silent_s: without a sign of life for so long, a worker writes its stacks to `logs` and ends, which counts as a
+            lost worker; 0: never. logs: folder that all nodes share, or of each node; None: standard error.
     """
 
     workers: int = 2
@@ -72,6 +74,8 @@ class RayTraining:
     gpus: float = 0.0
     max_failures: int = 3
     start_timeout_s: float = START_TIMEOUT_S
+    silent_s: float = 0.0
+    logs: Path | None = None
 
     @property
     def processes(self) -> int:
@@ -137,6 +141,7 @@ class RayTraining:
             store.write_bytes(f"{scratch_name(job)}/nonce", nonce.encode())
             sharding = self.sharding or getattr(experiment, job.stage).sharding
             work = _work(job, store, experiment, self.runtime(runtime), _mailbox(), sharding, nonce)
+            work = dataclasses.replace(work, silent_s=self.silent_s, log=self.logs and self.logs / f"{job.stage}-{job.key}.log")
             trainer = self._trainer(work, store)
             try:
                 with _relay(work.mailbox, report, stop):

@@ -16,6 +16,7 @@ from cluster.session import not_shared
 from idgbr.config import Runtime, from_dict
 from idgbr.errors import IdgbrError, Interrupted
 from idgbr.interfaces import Json, Report, Stop
+from idgbr.silence import SignsOfLife
 from idgbr.store import Store
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Work:
 
     Args:
         store: its root as it reads on every node. nonce: what the driver wrote in the job's scratch folder.
+        silent_s, log: see `idgbr.silence.SignsOfLife`.
     """
 
     job: Job
@@ -43,6 +45,8 @@ class Work:
     sharding: str
     nonce: str
     mailbox: ActorHandle
+    silent_s: float = 0.0
+    log: Path | None = None
 
 
 def train(settings: dict[str, Work]) -> dict[str, str]:
@@ -61,8 +65,9 @@ def train(settings: dict[str, Work]) -> dict[str, str]:
     try:
         if store.read_bytes(f"{scratch_name(job)}/nonce") != work.nonce.encode():
             raise not_shared(store, [f"{ray.util.get_node_ip_address()} (rank {rank})"])
-        world = ray_world(work.sharding)
-        with tempfile.TemporaryDirectory(prefix="idgbr-") as folder:
+        life = SignsOfLife(work.silent_s, work.log)
+        world = ray_world(work.sharding, life)
+        with life.watched(), tempfile.TemporaryDirectory(prefix="idgbr-") as folder:
             out = Path(folder) / "out"
             with world.latest_checkpoint(out) as found:
                 if found is not None and (found / "out").is_dir():
@@ -113,7 +118,7 @@ def _stopper(mailbox: ActorHandle) -> Stop:
     return stop
 
 
-def ray_world(sharding: str) -> Any:
+def ray_world(sharding: str, life: SignsOfLife) -> Any:
     """The `World` of this Ray Train worker, with `report_result` (a class made here, because torch and ray are
     imported late)."""
     import ray.train as rt
@@ -121,7 +126,7 @@ def ray_world(sharding: str) -> Any:
     from ray.train import Checkpoint, CheckpointUploadMode
     from ray.train.torch import get_device
 
-    from idgbr.training.distributed import DistributedWorld, Save
+    from idgbr.training.distributed import DistributedWorld, Save, Sent
 
     class RayWorld(DistributedWorld):
         """Ranks of torch.distributed as Ray set them up; checkpoints travel through `ray.train.report`."""
@@ -129,6 +134,10 @@ def ray_world(sharding: str) -> Any:
         def __init__(self) -> None:
             device = get_device()
             super().__init__(sharding, device if device.type == "cuda" else torch.device("cpu"))
+
+        def broadcast(self, value: Sent) -> Sent:  # where all ranks come by
+            life.sign()
+            return super().broadcast(value)
 
         @contextlib.contextmanager
         def latest_checkpoint(self, scratch: Path) -> Iterator[Path | None]:

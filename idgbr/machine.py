@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from idgbr.errors import Missing
+
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def allowed_cores() -> int:
@@ -20,7 +24,43 @@ def allowed_cores() -> int:
     return max(1, int(min(limits)))
 
 
-def cgroup_quotas(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[float]:
+def allowed_memory_gb(meminfo: Path = Path("/proc/meminfo"), own: Path = OWN_GROUPS, mount: Path = GROUPS) -> tuple[float, float]:
+    """Memory in GB that this process may use: (in all, of it free now).
+
+    The smallest of the machine's, that of its control groups (containers, systemd, Slurm), and SLURM_MEM_PER_NODE
+    (its job may hold so much on a node). A group's file cache counts as free. Infinite where nothing is known.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        total, free = (float(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):  # no Linux
+        total = free = math.inf
+    for folder in _group_folders("memory", own, mount):
+        found = _memory(folder)
+        if found is not None:
+            total, free = min(total, found[0]), min(free, found[0] - found[1])
+    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
+    if slurm.isdigit() and int(slurm):  # MB; 0 is the whole node
+        total, free = min(total, int(slurm) * 2**20), min(free, int(slurm) * 2**20)
+    return total / 1e9, free / 1e9
+
+
+def _memory(folder: Path) -> tuple[float, float] | None:
+    """(limit, used without file cache) of one control group, in bytes; None without a limit."""
+    try:
+        is_second = (folder / "memory.max").exists()
+        limit_file, used_file = ("memory.max", "memory.current") if is_second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit = (folder / limit_file).read_text().strip()
+        if limit == "max" or int(limit) > 2**60:  # version 1 without a limit: a number near 2**63
+            return None
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        cache = int(stat.get("inactive_file" if is_second else "total_inactive_file", 0))
+        return float(limit), float(int((folder / used_file).read_text()) - cache)
+    except (OSError, ValueError):  # no such file here
+        return None
+
+
+def cgroup_quotas(own: Path = OWN_GROUPS, mount: Path = GROUPS) -> list[float]:
     """CPU quotas in cores of the control groups that hold this process, and of all groups above them; [] without a
     quota.
 
@@ -28,21 +68,22 @@ def cgroup_quotas(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sy
         own: which groups the process is in, lines `number:controllers:path`. mount: where the groups lie, version 1
             or 2.
     """
+    return [quota for folder in _group_folders("cpu", own, mount) if (quota := _quota(folder))]
+
+
+def _group_folders(controller: str, own: Path, mount: Path) -> Iterator[Path]:
+    """Folders of the control groups that hold this process, and of all groups above them, for one controller."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:  # no Linux, or no /proc
-        return []
-    found = []
+        return
     for _, controllers, path in lines:
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        roots = [mount / name for name in (controllers, "cpu") if name] if controllers else [mount, mount / "unified"]
+        roots = [mount / name for name in (controllers, controller) if name] if controllers else [mount, mount / "unified"]
         for root in roots:
             group = root / path.lstrip("/")
-            for folder in (group, *group.parents):
-                quota = _quota(folder) if folder.is_relative_to(root) else None
-                found += [quota] if quota else []
-    return found
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
 
 
 def _quota(folder: Path) -> float | None:

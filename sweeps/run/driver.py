@@ -25,6 +25,7 @@ from sweeps.run import plan as planning
 from sweeps.run.capacity import Capacity
 from sweeps.run.claims import Claims, drivers
 from sweeps.run.gc import Budget
+from sweeps.run.head_memory import check_head
 from sweeps.run.limits import RunLimits
 from sweeps.run.live import LiveRecord
 from sweeps.run.options import RunOptions
@@ -35,6 +36,8 @@ from sweeps.run.schedule import Proposer, Schedule
 from sweeps.run.units import Unit, end_of, units_of
 from sweeps.run.worker import WorkerContext, write_end
 from sweeps.study import Study
+
+JOBS_A_TRIAL = 3  # of a search: refiner, refined, counts
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,17 @@ class RunContext:
         """Draw from `schedule` until it is finished. False: the user stopped it.
 
         Raises:
+            Missing: the head has too little memory, before anything starts.
             IdgbrError: what ended the study as a whole: a full store, a spent budget, too many failures, no nodes.
             KeyboardInterrupt: at the second Ctrl-C.
         """
         from sweeps.run.callbacks import started
         from sweeps.run.execution import execute_here
 
+        if self.capacity is not None:
+            jobs = shown.total * (1 if shown.noun == "jobs" else JOBS_A_TRIAL)
+            wide = self.slots // self.placement.workers if self.placement.workers > 1 else 0
+            check_head(jobs, min(wide, jobs), say, is_head=nodes.is_on_head())
         why_idle = functools.partial(nodes.why_idle, self.placement) if self.capacity else None
         progress = SweepProgress(
             self.study.name, shown.total, total_seconds=shown.seconds, workers=self.slots, why=schedule.why_waiting, goal=shown.goal,
@@ -147,7 +155,7 @@ def run_context(study: Study, store: Store, placement: Placement, options: RunOp
         Missing: no cluster, no node that can hold a job, a node that does not see the store. Disagreement: other
             versions on a node.
     """
-    worker = worker_context(store, placement)
+    worker = dataclasses.replace(worker_context(store, placement), silent_s=options.silent_after, is_own_process=not options.local)
     with contextlib.ExitStack() as stack:
         claims = stack.enter_context(Claims(store, study.name))
         for other in drivers(store):
@@ -158,7 +166,7 @@ def run_context(study: Study, store: Store, placement: Placement, options: RunOp
             is_joined = bool(placement.address or os.environ.get("RAY_ADDRESS"))
             found = stack.enter_context(nodes.cluster(placement))
             capacity = Capacity(placement, wait_s=options.wait_s if is_joined else 0.0, max_workers=options.max_workers)
-            places = capacity.wait(say) if is_joined else slots(placement, found)
+            places = capacity.count = capacity.wait(say) if is_joined else slots(placement, found)
             lost = nodes.free_orphans()
             if lost:
                 say(f"freed {lost} placement groups that dead drivers had left on the cluster")

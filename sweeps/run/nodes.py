@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from cluster.ray_private import dead_jobs
-from cluster.session import SETTINGS, connected, node_resources, require_answer
+from cluster.session import SETTINGS, alive_nodes, connected, node_resources, require_answer
 from idgbr.errors import Missing
 from sweeps.run.placement import Placement, slots
 
@@ -23,6 +23,7 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 JOB_DIGITS = 8
+HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 
 
 @contextlib.contextmanager
@@ -40,6 +41,14 @@ def cluster(placement: Placement, cores: int | None = None) -> Iterator[list[dic
     # Train's placement groups are freed through the dashboard after a stop (ray#54305)
     with connected(placement.address, cpus=cores, dashboard=placement.workers > 1, log_level="CRITICAL"):
         yield node_resources()
+
+
+def is_on_head() -> bool:
+    """Whether this process runs on the head of the connected cluster."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == here and HEAD in node["Resources"] for node in alive_nodes())
 
 
 def free_orphans(program: str = "-m sweeps") -> int:

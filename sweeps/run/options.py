@@ -29,10 +29,11 @@ class RunOptions:
     max_failed: Annotated[int, arg(help="stop when more trials than this have failed for reasons of their own; 0: never")] = 0
     max_failures: Annotated[int, arg(help="how often a unit is tried again after an outage if it has not advanced")] = 2
     max_workers: Annotated[int, arg(help="workers at once at most, asked of the cluster's autoscaler; 0: what fits")] = 0
+    silent_after: Annotated[float, arg(help="seconds without a sign of life until a job is ended and tried again; 0: never")] = 7200.0
     notify: Annotated[str, arg(metavar="URL|COMMAND", help="told as JSON how the run has ended: posted, or on standard input")] = ""
     wait_s: Annotated[float, arg(help="seconds to wait for nodes of a cluster that can hold a job")] = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("budget_gb", "budget_gpu_hours", "max_failed", "max_failures", "max_workers", "wait_s"):
+        for name in ("budget_gb", "budget_gpu_hours", "max_failed", "max_failures", "max_workers", "silent_after", "wait_s"):
             if getattr(self, name) < 0:
                 raise BadRequest(f"--{name.replace('_', '-')} is not negative", value=getattr(self, name))

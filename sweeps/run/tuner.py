@@ -33,7 +33,7 @@ from sweeps.run.progress import SweepProgress
 from sweeps.run.reports import furthest
 from sweeps.run.schedule import RETURNS, Schedule
 from sweeps.run.units import Outcome, Unit
-from sweeps.run.worker import WorkerContext, why_too_small, work
+from sweeps.run.worker import WorkerContext, log_of, why_too_small, work
 
 if TYPE_CHECKING:
     from ray import tune
@@ -87,7 +87,7 @@ def trainable(context: WorkerContext, control: ActorHandle, placement: Placement
         def stop() -> bool:
             return reader.directives().stop
 
-        fit = sharded_fit(placement) if unit.workers > 1 else None
+        fit = sharded_fit(placement, context) if unit.workers > 1 else None
         for outcome in work(unit, dataclasses.replace(context, report=report, stop=stop, fit=fit, device=device)):
             tune.report({"unit": unit.id, "outcome": json.dumps(dataclasses.asdict(outcome))})
             if outcome.status == "outage":
@@ -110,11 +110,14 @@ def _return(unit: Unit, device: str, reader: ControlReader) -> None:
         time.sleep(1.0)
 
 
-def sharded_fit(placement: Placement) -> Trainer:
+def sharded_fit(placement: Placement, context: WorkerContext) -> Trainer:
     """Trainings over several workers through Ray Train."""
     from cluster.train import RayTraining
 
-    return RayTraining(placement.workers, cpus=placement.cpus, gpus=placement.gpus, sharding=placement.sharding, start_timeout_s=PLACE_S)
+    return RayTraining(
+        placement.workers, cpus=placement.cpus, gpus=placement.gpus, sharding=placement.sharding, start_timeout_s=PLACE_S,
+        silent_s=context.silent_s, logs=context.logs,
+    )  # fmt: skip
 
 
 # ---- the driver ------------------------------------------------------------------------------------------------------
@@ -131,7 +134,7 @@ def execute(schedule: Schedule, progress: SweepProgress, context: WorkerContext,
     function = trainable(context, control, placement)
     with interruptible(schedule, progress):
         while True:
-            _tune(Run(schedule, progress, capacity, ControlWriter(control), unit), function, placement)
+            _tune(Run(schedule, progress, capacity, ControlWriter(control), context, unit), function, placement)
             unit = _next(schedule)
             if unit is None:
                 return not schedule.stopping
@@ -152,10 +155,20 @@ class Run:
     device.
     """
 
-    def __init__(self, schedule: Schedule, progress: SweepProgress, capacity: Capacity, control: ControlWriter, first: Unit | None = None):
+    def __init__(
+        self,
+        schedule: Schedule,
+        progress: SweepProgress,
+        capacity: Capacity,
+        control: ControlWriter,
+        context: WorkerContext,
+        first: Unit | None = None,
+    ):
         self.schedule, self.progress, self.capacity, self.control, self.first = schedule, progress, capacity, control, first
+        self.context = context
         self.units: dict[str, str] = {}  # Tune trial -> unit
         self.devices: dict[str, str] = {}  # Tune trial -> device of its worker
+        self.heard: dict[str, float] = {}  # Tune trial -> when it has reported last
         self.outages: dict[str, Outcome] = {}  # Tune trial -> the outage that it has reported
         self.named: frozenset[str] = frozenset()  # left-out devices that were reported to the user
 
@@ -195,13 +208,25 @@ class Run:
     def left(self, trial: str, is_lost: bool) -> None:
         """A Tune trial has ended; `is_lost`: with an error."""
         unit, device, outage = self.units.pop(trial, None), self.devices.pop(trial, ""), self.outages.pop(trial, None)
+        now = time.monotonic()
+        silent_s = now - self.heard.pop(trial, now)
         if unit is None:  # it had given its unit back
             return
         self.progress.leave(unit)
         if outage is not None:
             self.schedule.complete(unit, outage.error, device, outage.blames_device)
         else:
-            self.schedule.complete(unit, LOST if is_lost else None, device)
+            self.schedule.complete(unit, self._why_lost(unit, silent_s) if is_lost else None, device)
+
+    def _why_lost(self, unit_id: str, silent_s: float) -> str:
+        """Why a worker has ended without an outcome, as far as the driver can tell."""
+        unit, limit = self.schedule.running.get(unit_id), self.context.silent_s
+        if unit is None or not limit or silent_s < limit:
+            return LOST
+        job = next((t.job for t in unit.tasks if t.job.key not in self.schedule.outcomes), unit.tasks[0].job)
+        return (
+            f"its worker ended after {silent_s:.0f} s without a report (--silent-after {limit:g}); stacks: {log_of(self.context.logs, job)}"
+        )
 
 
 def _tune(run: Run, function: Callable[[UnitConfig], None], placement: Placement) -> None:
@@ -301,6 +326,7 @@ def _callback(run: Run) -> tune.Callback:
                 self.run.progress.start(unit.id, unit.title)
 
         def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info: object) -> None:
+            self.run.heard[trial.trial_id] = time.monotonic()
             if "device" in result:
                 self.run.started(trial.trial_id, result["device"])
             if result.get("progress"):

@@ -23,6 +23,7 @@ from idgbr.config import Runtime
 from idgbr.errors import IdgbrError, Interrupted, Missing, NoSpace, Outage
 from idgbr.interfaces import Report, Stop
 from idgbr.retries import TRANSIENT_ERRNOS
+from idgbr.silence import SignsOfLife
 from idgbr.stages import Job
 from idgbr.store import Store
 from sweeps import tables
@@ -43,6 +44,8 @@ class WorkerContext:
         logs: folder for one log a job; None: standard error.
         goal: name of the score that an outcome carries.
         device: name of the device or node of this worker; empty where there is only one.
+        silent_s: without a sign of life for so long, a job's stacks go to its log and its process ends; 0: never.
+        is_own_process: False where the driver itself does the work: a silent job is then only described.
     """
 
     store: Store
@@ -54,6 +57,8 @@ class WorkerContext:
     logs: Path | None = None
     goal: str = "boundary_iou"
     device: str = ""
+    silent_s: float = 0.0
+    is_own_process: bool = True
 
 
 def work(unit: Unit, context: WorkerContext) -> Iterator[Outcome]:
@@ -103,7 +108,9 @@ def do_task(task: Task, context: WorkerContext, watch: Watch | None = None) -> O
         seconds = time.monotonic() - started
         return Outcome(job.key, job.stage, status, seconds, error, device=context.device, blames_device=blames_device)
 
-    with _logged(context.logs, job) as log:
+    # of a training over several workers each worker watches itself; this process only waits for them
+    life = SignsOfLife(0.0 if context.fit and job.trains else context.silent_s, log_of(context.logs, job), ends=context.is_own_process)
+    with _logged(context.logs, job) as log, life.watched():
         try:
             if watch is not None and watch.rungs and job.trains and job.name in ("refiner", "full"):
                 halving = Halving(watch, store, report, stop)
@@ -112,6 +119,7 @@ def do_task(task: Task, context: WorkerContext, watch: Watch | None = None) -> O
                 store = WatchedStore(store.root, store.cache)
                 report = TileTest(watch, store, job, task.experiment, report).report
             fit = context.fit if job.trains else None
+            report, stop = life.reporting(report), life.asking(stop)
             run = functools.partial(stages.run, job, store, task.experiment, context.runtime, report=report, stop=stop, fit=fit)
             try:
                 run()
@@ -225,13 +233,19 @@ def goal_value(task: Task, context: WorkerContext) -> float | None:
     return value if value == value else None
 
 
+def log_of(folder: Path | None, job: Job) -> Path | None:
+    """The log of a job; None where jobs print to standard error."""
+    return None if folder is None else folder / f"{job.stage}-{job.key}.log"
+
+
 @contextlib.contextmanager
 def _logged(folder: Path | None, job: Job) -> Iterator[TextIO]:
-    """Redirect what the job prints to `<folder>/<stage>-<key>.log`; without a folder, leave it."""
-    if folder is None:
+    """Redirect what the job prints to its log; without a folder, leave it."""
+    path = log_of(folder, job)
+    if path is None:
         yield sys.stderr
         return
-    log = cast(TextIO, _Log(folder / f"{job.stage}-{job.key}.log"))
+    log = cast(TextIO, _Log(path))
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.stage} {job.name} {job.key}", file=log)
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield log

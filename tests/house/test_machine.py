@@ -11,7 +11,7 @@ import pytest
 
 from idgbr import machine
 from idgbr.errors import Missing
-from idgbr.machine import allowed_cores, cache_folder, cgroup_quotas, expanded
+from idgbr.machine import allowed_cores, allowed_memory_gb, cache_folder, cgroup_quotas, expanded
 from idgbr.store import Store
 from sweeps.run import commands
 from sweeps.run.placement import Placement
@@ -45,6 +45,30 @@ def test_quotas_of_control_groups(own: str, files: dict[str, str], quotas: list[
     (tmp_path / "own").write_text(own)
     assert sorted(set(cgroup_quotas(tmp_path / "own", write(tmp_path / "mount", files)))) == quotas
     assert cgroup_quotas(tmp_path / "no such file") == []
+
+
+MEMINFO = "MemTotal:  16000000 kB\nMemFree: 1 kB\nMemAvailable:  4000000 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "slurm", "expected"),
+    [
+        ({}, "", (16.384, 4.096)),
+        ({"memory.max": "max"}, "", (16.384, 4.096)),
+        ({"memory.max": "2000000000", "memory.current": "1500000000", "memory.stat": "inactive_file 700000000\n"}, "", (2.0, 1.2)),
+        ({"memory.max": "8000000000", "memory.current": "1000000000", "memory.stat": ""}, "", (8.0, 4.096)),
+        ({}, "3000", (3.145728, 3.145728)),
+        ({}, "0", (16.384, 4.096)),  # Slurm's word for a whole node
+    ],
+)
+def test_memory_of_the_machine_its_groups_and_its_job(
+    files: dict[str, str], slurm: str, expected: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", slurm)
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    (tmp_path / "own").write_text("0::/\n")
+    assert allowed_memory_gb(tmp_path / "meminfo", tmp_path / "own", write(tmp_path / "mount", files)) == pytest.approx(expected)
+    assert allowed_memory_gb(tmp_path / "no such file", tmp_path / "own", tmp_path / "mount")[0] > 0
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
