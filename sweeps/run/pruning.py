@@ -77,9 +77,7 @@ class Halving:
             rung = self.left.pop(0)
             value = float(measured) * (-1.0 if self.watch.rung_goal.startswith("-") else 1.0)
             others = self._others(rung)
-            self.store.write_bytes(
-                f"studies/{self.watch.study}/rungs/{rung}/{self.watch.trial}.json", json.dumps({"value": value}).encode()
-            )
+            self.store.write_bytes(f"{self._folder(rung)}/{self.watch.trial}={value!r}.json", json.dumps({"value": value}).encode())
             if not survives(value, others, self.watch.reduction):
                 self.is_pruned = True
                 self.reason = (
@@ -91,10 +89,17 @@ class Halving:
     def stop(self) -> bool:
         return self.is_pruned or (self._stop is not None and self._stop())
 
+    def _folder(self, rung: int) -> str:
+        return f"studies/{self.watch.study}/rungs/{rung}"
+
     def _others(self, rung: int) -> list[float]:
-        names = self.store.names(f"studies/{self.watch.study}/rungs/{rung}", ".json")
-        mine = f"/{self.watch.trial}.json"
-        return [json.loads(self.store.read_bytes(n) or b"{}")["value"] for n in names if not n.endswith(mine)]
+        """Values of the other trials at a rung, from one listing: the names carry them. Files of older versions are read."""
+        found: dict[str, float] = {}
+        for name in self.store.names(self._folder(rung), ".json"):
+            trial, sign, value = name.rpartition("/")[2].removesuffix(".json").partition("=")
+            found[trial] = float(value) if sign else json.loads(self.store.read_bytes(name) or b'{"value": NaN}')["value"]
+        found.pop(self.watch.trial, None)
+        return list(found.values())
 
 
 class WatchedStore(Store):

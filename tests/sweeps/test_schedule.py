@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tiny_sweeps import tiny
+from unkind_store import unkind_store
 
 from idgbr.errors import Missing
 from idgbr.store import Store
@@ -20,7 +21,7 @@ from sweeps.run.claims import Claims
 from sweeps.run.placement import Placement, slots
 from sweeps.run.plan import StudyPlan
 from sweeps.run.progress import SweepProgress
-from sweeps.run.pruning import survives
+from sweeps.run.pruning import Halving, Watch, survives
 from sweeps.run.schedule import Schedule
 from sweeps.run.units import Outcome, Unit, units_of
 
@@ -222,3 +223,19 @@ def test_halving_keeps_the_best_half_and_never_stops_the_first() -> None:
         values.append(value)
     assert 0.2 < len(kept) / 400 < 0.35  # about a quarter
     assert min(kept[100:], default=1.0) > 0.6
+
+
+def test_a_rung_reads_all_rivals_in_one_listing(tmp_path: Path) -> None:
+    store, counted = unkind_store(tmp_path / "store", tmp_path / "cache")
+    calls: list[int] = []
+    for n in range(40):
+        halving = Halving(Watch("s", f"t{n:02}", "boundary_iou", True, rungs=(16,)), store, None, None)
+        before = counted.calls
+        halving.report(images=16, loss=1e-7 * (n + 1))
+        calls.append(counted.calls - before)
+        assert halving.is_pruned == (n > 0)  # each is worse than the one before
+    assert max(calls) == calls[0]  # however many rivals there are
+    assert "of 40" in halving.reason
+    assert halving._others(16) == [-1e-7 * (n + 1) for n in range(39)]
+    store.write_bytes("studies/s/rungs/16/old.json", b'{"value": -0.5}')  # of an older version
+    assert sorted(halving._others(16))[0] == -0.5
