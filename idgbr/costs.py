@@ -295,7 +295,7 @@ def refining_flop_px(experiment: Experiment, n_classes: int) -> float:
     """FLOPs that refining spends on a pixel of a scene: all evaluations of all samples, overlap of tiles included, no
     tile left out by `reach_px` or `keep_confidence`. 0 for the coarse map itself."""
     refiner, s = experiment.refiner, experiment.sampler
-    if refiner.kind == "none" or (refiner.kind == "diffusion" and s.strength == 0):
+    if refiner.kind == "none" or s.trust == 0 or (refiner.kind == "diffusion" and s.strength == 0):
         return 0.0
     evaluations = 1.0
     if refiner.kind == "diffusion":

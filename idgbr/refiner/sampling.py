@@ -50,8 +50,8 @@ class Refined(Generic[A]):
 @torch.no_grad()
 def draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[Seed], config: SamplerConfig) -> Tensor:
     """All draws [S,B,K,H,W]; noise of tile b comes from seeds[b] alone; of the ground, where that is a `Ground`
-    or `config.shared_noise`. Strength 0 returns the coarse probabilities
-    as one draw.
+    or `config.shared_noise`. Strength 0 and trust 0 return the coarse
+    probabilities as one draw.
 
     Raises:
         BadRequest: settings that this refiner cannot follow, or another number of seeds than of tiles.
@@ -59,7 +59,7 @@ def draw(network: RefinerNetwork, condition: Condition, seeds: Sequence[Seed], c
     if len(seeds) != len(condition):
         raise BadRequest("one seed a tile", value=f"{len(seeds)} seeds, {len(condition)} tiles")
     network.process.check(config)
-    if config.strength == 0:
+    if config.keeps_coarse:
         return condition.coarse[None]
     if network.device.type == "cpu" and len(condition) > 1:  # tile by tile, see `RefinerNetwork.condition`
         rows = [_draw(network, row, [seed], config) for row, seed in zip(condition.rows(), seeds, strict=True)]

@@ -296,3 +296,8 @@ class SamplerConfig(Section):
     keep_confidence: float = setting(
         0.0, "pixels whose coarse probability is above this keep the coarse class; 0: none", low=0, high=1, read_when=_ANY_REFINER
     )
+
+    @property
+    def keeps_coarse(self) -> bool:
+        """Whether the answer is the coarse map, whatever the refiner: no network is run."""
+        return self.strength == 0 or self.trust == 0

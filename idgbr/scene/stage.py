@@ -54,7 +54,7 @@ def refine_split(
         from idgbr.scene.tiles import tiles_of
 
         tiles = tiles_of(refiner_dir, runtime)
-        n_samples = tiles.refiner.process.draws(sampler) if sampler.strength else 1
+        n_samples = tiles.refiner.process.draws(sampler) if not sampler.keeps_coarse else 1
     listed = Path(out) / TILES_FILE
     done: Json = json.loads(listed.read_text()) if listed.exists() else {}  # of a run that was interrupted
 

@@ -200,7 +200,7 @@ def _tile_row(image: Reader, coarse: CoarseMap | MemoryCoarse, sampler: SamplerC
     wide = coarse.strip(row - top, top + height + halo)
     inner = wide.rows(top, top + height)
     valid = image.valid(row, 0, height, grid.width)
-    if not may_change or sampler.strength == 0:
+    if not may_change or sampler.keeps_coarse:
         return _TileRow(row, inner, np.zeros(inner.index.shape, bool), valid)
     may = valid & (inner.index != IGNORE)
     confidence = wide.confidence() if sampler.keep_confidence else None

@@ -102,13 +102,14 @@ def test_uncertainty_counts_the_votes(build: Build, batch: Batch, stir: Stir) ->
     assert torch.allclose(refined.entropy, -(p * p.log2()).sum(1), atol=1e-5)
 
 
-def test_strength_zero_returns_the_input(build: Build, batch: Batch, stir: Stir) -> None:
+@pytest.mark.parametrize("setting", ["strength", "trust"])
+def test_strength_or_trust_zero_returns_the_input(build: Build, batch: Batch, stir: Stir, setting: str) -> None:
     refiner, sample = stir(build()), batch(2)
-    refined = refiner.refine(sample["image"], sample["coarse"], strength=0, return_probabilities=True)
+    refined = refiner.refine(sample["image"], sample["coarse"], return_probabilities=True, **{setting: 0})
     assert torch.allclose(refined.probabilities, sample["coarse"], atol=1e-7)
     assert torch.equal(refined.index, sample["coarse"].argmax(1).to(torch.uint8))
     index = sample["target"]
-    assert torch.equal(refiner.refine(sample["image"], index, strength=0), index)
+    assert torch.equal(refiner.refine(sample["image"], index, **{setting: 0}), index)
 
 
 def test_pixels_out_of_reach_or_sure_keep_the_coarse_class(build: Build, batch: Batch, stir: Stir) -> None:

@@ -170,11 +170,12 @@ def test_going_on_from_any_row_gives_the_same_rows(scene):
     assert (head.pixels + run(reader, coarse, KnowingRefiner(3, noise=2.0), first_row=96)[1].pixels) == whole.pixels
 
 
-def test_strength_zero_and_no_refiner_return_the_coarse_map_exactly(scene):
+@pytest.mark.parametrize("setting", ["strength", "trust"])
+def test_strength_or_trust_zero_and_no_refiner_return_the_coarse_map_exactly(scene, setting):
     reader, _, coarse, _ = scene
     coarse[5:9, 5:90] = IGNORE
     refiner = KnowingRefiner(3)
-    assert (run(reader, coarse, refiner, dataclasses.replace(SAMPLER, strength=0))[0] == coarse).all()
+    assert (run(reader, coarse, refiner, dataclasses.replace(SAMPLER, **{setting: 0}))[0] == coarse).all()
     assert (run(reader, coarse, None)[0] == coarse).all()
     assert refiner.batches == []
 
