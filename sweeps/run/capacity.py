@@ -32,6 +32,7 @@ class Capacity:
     def __init__(self, placement: Placement, *, wait_s: float = 0.0, max_workers: int = 0):
         self.placement, self.wait_s, self.max_workers = placement, wait_s, max_workers
         self.count = 0
+        self.beside = 0  # units without a GPU that fit besides
         self._counted = -COUNT_S
         self._enough = time.monotonic()  # when a job last fitted
 
@@ -47,7 +48,7 @@ class Capacity:
         try:
             while True:
                 try:
-                    fits = slots(self.placement, node_resources())
+                    fits = self._fitting()
                 except Missing as lack:
                     now = time.monotonic()
                     if now - started >= self.wait_s:
@@ -64,6 +65,11 @@ class Capacity:
             if has_asked:
                 self._ask(0)
 
+    def _fitting(self) -> int:
+        nodes = node_resources()
+        self.beside = self.placement.beside(nodes)
+        return slots(self.placement, nodes)
+
     def _ask(self, workers: int) -> bool:
         """Ask the cluster's autoscaler, if it has one, for room for so many workers."""
         from ray.autoscaler.sdk import request_resources
@@ -78,7 +84,7 @@ class Capacity:
             return self.count
         self._counted = now
         try:
-            fits = slots(self.placement, node_resources())
+            fits = self._fitting()
             self._enough = now
         except Missing as lack:
             fits = 0

@@ -29,7 +29,7 @@ from sweeps.run.head_memory import check_head
 from sweeps.run.limits import RunLimits
 from sweeps.run.live import LiveRecord
 from sweeps.run.options import RunOptions
-from sweeps.run.placement import Placement, slots
+from sweeps.run.placement import Placement
 from sweeps.run.plan import StudyPlan
 from sweeps.run.progress import SweepProgress
 from sweeps.run.schedule import Proposer, Schedule
@@ -74,10 +74,10 @@ class RunContext:
         """A schedule of these units under the limits of the run."""
         o = self.options
         limits = RunLimits(o.max_failures, o.max_failed, o.budget_gpu_hours)
-        gpus = self.placement.gpus
         return Schedule(
-            plan, waiting, self.worker.store, self.claims, self.slots, self.worker.commit, limits=limits, proposer=proposer, gpus=gpus
-        )
+            plan, waiting, self.worker.store, self.claims, self.slots, self.worker.commit, limits=limits, proposer=proposer,
+            gpus=self.placement.gpus, least=self.placement.min_workers,
+        )  # fmt: skip
 
     def execute(self, schedule: Schedule, shown: Display) -> bool:
         """Draw from `schedule` until it is finished. False: the user stopped it.
@@ -126,7 +126,9 @@ class RunContext:
         if not made.to_do:
             write_rows(made, self.worker)
             return True
-        waiting = units_of(made, self.slots, self.placement.workers)
+        # a lone worker would lose its warm process to each of them: Tune keeps a process while others of its shape are in use
+        apart = self.capacity is not None and self.capacity.beside > 0 and (self.slots > 1 or self.capacity.wait_s > 0)
+        waiting = units_of(made, self.slots, self.placement.workers, apart=apart)
         cost = planning.cost(made, self.worker.store)
         stages = Counter(task.job.stage for unit in waiting for task in unit.tasks)
         shown = Display(stages.total(), seconds=0.0 if cost.unknown else cost.seconds, stages=stages)
@@ -164,9 +166,9 @@ def run_context(study: Study, store: Store, placement: Placement, options: RunOp
         places, capacity = 1, None
         if not options.local:
             is_joined = bool(placement.address or os.environ.get("RAY_ADDRESS"))
-            found = stack.enter_context(nodes.cluster(placement))
+            stack.enter_context(nodes.cluster(placement))
             capacity = Capacity(placement, wait_s=options.wait_s if is_joined else 0.0, max_workers=options.max_workers)
-            places = capacity.count = capacity.wait(say) if is_joined else slots(placement, found)
+            places = capacity.wait(say)
             lost = nodes.free_orphans()
             if lost:
                 say(f"freed {lost} placement groups that dead drivers had left on the cluster")

@@ -26,6 +26,7 @@ class Placement:
     cpus: Annotated[float, arg(help="CPUs of one worker, and its torch threads")] = 1.0
     gpus: Annotated[float, arg(help="GPUs of one worker; below 1: several workers share a GPU")] = 0.0
     workers: Annotated[int, arg(help="workers that share one training, through Ray Train")] = 1
+    min_workers: Annotated[int, arg(help="train with so few while the cluster has no more; 0: all of --workers")] = 0
     concurrency: Annotated[int, arg(help="jobs at once at most; 0: as many as fit")] = 0
     sharding: Annotated[str, arg(help="ddp or fsdp; empty: what the recipe says")] = ""
     device: str = "auto"
@@ -37,11 +38,18 @@ class Placement:
                 "a job's shape is positive",
                 value=f"cpus={self.cpus}, gpus={self.gpus}, workers={self.workers}, concurrency={self.concurrency}",
             )
+        if not 0 <= self.min_workers <= self.workers:
+            raise BadRequest("--min-workers lies outside 0 to --workers", value=self.min_workers, allowed=f"0 to {self.workers}")
         if self.gpus % 1 and (self.gpus > 1 or self.workers > 1):
             raise BadRequest(
                 "only one worker alone can take a part of a GPU", value=f"gpus={self.gpus}, workers={self.workers}",
                 allowed="a whole number of GPUs, or below 1 with --workers 1",
             )  # fmt: skip
+
+    @property
+    def least(self) -> int:
+        """Workers without which a training does not start."""
+        return self.min_workers or self.workers
 
     @property
     def precision(self) -> str:
@@ -65,6 +73,19 @@ class Placement:
             nodes: resources of each living node, e.g. {"CPU": 8.0, "GPU": 2.0}.
         """
         return sum(min(_times(name, need, node.get(name, 0.0)) for name, need in self.shape.items()) for node in nodes)
+
+    @property
+    def cpu_shape(self) -> dict[str, float]:
+        """Of a unit that needs no GPU, where others take one."""
+        return {"CPU": min(1.0, self.cpus)}
+
+    def beside(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many units without a GPU fit beside as many workers as fit; 0 where workers take no GPU."""
+        if not self.gpus:
+            return 0
+        need = self.cpu_shape["CPU"]
+        found = sum(_times("CPU", need, node.get("CPU", 0.0) - self.fitting([node]) * self.cpus) for node in nodes)
+        return min(found, self.concurrency) if self.concurrency else found
 
 
 def _times(name: str, need: float, there: float) -> int:
@@ -95,9 +116,9 @@ def slots(placement: Placement, nodes: Sequence[Mapping[str, float]]) -> int:
                     hint=f"{flag} {largest:g}" if largest else f"nodes with {name}s" + (f", or {flag} 0" if name == "GPU" else ""),
                 )
         raise Missing(f"no node holds {placement.shape} together", value=f"{len(nodes)} nodes", hint="fewer --cpus or --gpus a job")
-    if placement.workers > total:
+    if placement.least > total:
         raise Missing(
-            f"a training over {placement.workers} workers needs {placement.workers} places of {placement.shape}; the cluster has {total}",
+            f"a training over {placement.least} workers needs {placement.least} places of {placement.shape}; the cluster has {total}",
             hint=f"--workers {total}, or more nodes",
         )
     return min(total, max(placement.concurrency, placement.workers)) if placement.concurrency else total

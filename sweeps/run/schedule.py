@@ -54,9 +54,11 @@ class Schedule:
     """The state of a run: what waits, runs, is done or failed.
 
     Args:
-        slots: workers that may be busy at once; may change while the schedule runs.
+        slots: workers that may be busy at once; may change while the schedule runs, as may `cpu_slots`: units that
+            need no GPU, at once beside them.
         proposer: of a search.
-        gpus: of one worker, for the count of GPU-hours.
+        gpus: of one worker, for the count of GPU-hours. least: workers that a wide training may start with where the
+            cluster has no more; 0: all of them.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Schedule:
         limits: RunLimits | None = None,
         proposer: Proposer | None = None,
         gpus: float = 0.0,
+        least: int = 0,
     ):
         self.plan, self.store, self.claims, self.slots, self.commit = plan, store, claims, slots, commit
-        self.limits, self.proposer = limits or RunLimits(), proposer
+        self.limits, self.proposer, self.cpu_slots, self.least = limits or RunLimits(), proposer, 1, least
         self.health = Health()
         self.waiting: dict[str, Unit] = {}
         self.running: dict[str, Unit] = {}
@@ -128,8 +131,8 @@ class Schedule:
 
     @property
     def busy(self) -> int:
-        """Number of workers that the running units occupy."""
-        return sum(u.workers for u in self.running.values())
+        """Number of workers that the running units occupy, those without a GPU beside others left out."""
+        return sum(u.workers for u in self.running.values() if not u.on_cpu)
 
     # ---- what may start ----------------------------------------------------------------------------------------------
 
@@ -155,12 +158,16 @@ class Schedule:
 
     def _take_waiting(self) -> Unit | None:
         self._recheck()
-        now = time.monotonic()
+        now, busy = time.monotonic(), self.busy
+        is_full, is_cpu_full = False, sum(u.on_cpu for u in self.running.values()) >= self.cpu_slots
         for unit in list(self.waiting.values()):
+            if is_cpu_full if unit.on_cpu else is_full:
+                continue
             if unit.id in self.foreign or self._not_before.get(unit.id, 0.0) > now or not self._is_ready(unit):
                 continue
-            if self.busy + unit.workers > self.slots:
-                return None  # a training over several workers waits for room; small units must not overtake it, or it would starve
+            if not unit.on_cpu and busy + min(unit.workers, max(self.slots, self.least or unit.workers)) > self.slots:
+                is_full = True  # a training over several workers waits for room; small units must not overtake it, or it would starve
+                continue
             holder = self.claims.take(unit.claim)
             if holder is not None:
                 self.foreign[unit.id] = holder
@@ -213,7 +220,8 @@ class Schedule:
 
     def started(self, unit_id: str, device: str = "") -> None:
         """A worker has started the unit and holds its GPUs from now on."""
-        self.gpu_time.start(unit_id, self.running[unit_id].workers, device)
+        unit = self.running[unit_id]
+        self.gpu_time.start(unit_id, 0 if unit.on_cpu else unit.workers, device)
         self.health.used(device)
 
     def advanced(self, unit_id: str, done: float) -> None:

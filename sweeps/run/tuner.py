@@ -50,11 +50,12 @@ LOST = "its worker was lost (out of memory, or the node died)"
 
 
 class UnitConfig(TypedDict):
-    """Tune's config of a unit: the unit packed, its id, and how many workers share it."""
+    """Tune's config of a unit: the unit packed, its id, how many workers share it, and whether it needs no GPU."""
 
     unit: str
     id: str
     workers: int
+    on_cpu: bool
 
 
 # ---- in the workers --------------------------------------------------------------------------------------------------
@@ -88,7 +89,9 @@ def trainable(context: WorkerContext, control: ActorHandle, placement: Placement
             return reader.directives().stop
 
         fit = sharded_fit(placement, context) if unit.workers > 1 else None
-        for outcome in work(unit, dataclasses.replace(context, report=report, stop=stop, fit=fit, device=device)):
+        runtime = dataclasses.replace(context.runtime, device="cpu") if unit.on_cpu else context.runtime
+        here = dataclasses.replace(context, runtime=runtime, report=report, stop=stop, fit=fit, device=device)
+        for outcome in work(unit, here):
             tune.report({"unit": unit.id, "outcome": json.dumps(dataclasses.asdict(outcome))})
             if outcome.status == "outage":
                 raise Outage(outcome.error or "outage")  # ends this process: a process whose device has failed is not used again
@@ -114,10 +117,10 @@ def sharded_fit(placement: Placement, context: WorkerContext) -> Trainer:
     """Trainings over several workers through Ray Train."""
     from cluster.train import RayTraining
 
+    p = placement
     return RayTraining(
-        placement.workers, cpus=placement.cpus, gpus=placement.gpus, sharding=placement.sharding, start_timeout_s=PLACE_S,
-        silent_s=context.silent_s, logs=context.logs,
-    )  # fmt: skip
+        p.workers, p.min_workers, p.sharding, p.cpus, p.gpus, start_timeout_s=PLACE_S, silent_s=context.silent_s, logs=context.logs
+    )
 
 
 # ---- the driver ------------------------------------------------------------------------------------------------------
@@ -182,6 +185,7 @@ class Run:
         self.named = left_out
         idling = sum(trial not in self.units for trial in self.devices)
         self.schedule.slots = max(0, self.capacity.now(self.schedule, self.progress) - idling)
+        self.schedule.cpu_slots = max(1, self.capacity.beside)  # nodes with room besides may be lost: what waits must start all the same
         unit, self.first = self.first or self.schedule.take(), None
         is_over = unit is None and (self.schedule.is_finished or self.schedule.is_idle)
         self.control.send(Directives(self.schedule.stopping, is_over, left_out))
@@ -272,7 +276,7 @@ def _bundles(placement: Placement, config: UnitConfig) -> tune.PlacementGroupFac
 
     if config.get("workers", 1) > 1:  # the workers have their own; this sliver keeps the driver of the training on the head node
         return tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
-    return tune.PlacementGroupFactory([placement.shape])
+    return tune.PlacementGroupFactory([placement.cpu_shape if config.get("on_cpu") else placement.shape])
 
 
 class _Unpickled:
@@ -297,7 +301,7 @@ def _searcher(run: Run) -> Searcher:
             if not isinstance(unit, Unit):
                 return Searcher.FINISHED if unit == "finished" else None
             self.run.units[trial_id] = unit.id
-            return {"unit": unit.pack(), "id": unit.id, "workers": unit.workers}
+            return {"unit": unit.pack(), "id": unit.id, "workers": unit.workers, "on_cpu": unit.on_cpu}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             self.run.left(trial_id, error)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from idgbr.config import Experiment
-from idgbr.stages import Job
+from idgbr.stages import SIMULATED, Job
 from sweeps.run.plan import StudyPlan
 from sweeps.run.pruning import Watch
 from sweeps.study import Trial
@@ -57,6 +57,8 @@ class Unit:
     """Tasks done one after the other by one worker, or one training by `workers` of them through Ray Train.
 
     Args:
+        on_cpu: needs no GPU and is placed without one, where others take one.
+        group: of a unit that only counts: what its maps were refined with.
         watch: of a search that stops early.
         losses: how often in a row its worker was lost, or its device failed, without the unit having advanced.
         reached: the furthest that a lost attempt came, in images or steps of the task it was at.
@@ -66,6 +68,8 @@ class Unit:
     tasks: tuple[Task, ...]
     workers: int = 1
     watch: Watch | None = None
+    on_cpu: bool = False
+    group: str = ""
     losses: int = 0
     reached: float = 0.0
     avoid: tuple[str, ...] = ()
@@ -86,8 +90,12 @@ class Unit:
 
     @property
     def claim(self) -> str:
-        """Name of its claim: trainings are claimed by their key; all sampling of one refiner by the refiner's."""
+        """Name of its claim: trainings are claimed by their key; all sampling of one refiner by the refiner's, and so is
+        the counting.
+        """
         job = self.tasks[0].job
+        if self.group:
+            return f"counts-{self.group}"
         if job.stage in ONE_WORKER_STAGES:
             return f"sampling-{job.parents.get('refiner') or job.parents['coarse']}"
         return job.key
@@ -131,11 +139,14 @@ def end_of(trial: Trial, study: str) -> End:
     return End(study, trial.id, trial.role, trial.label, trial.experiment, jobs)
 
 
-def units_of(plan: StudyPlan, slots: int, workers: int = 1) -> list[Unit]:
+def units_of(plan: StudyPlan, slots: int, workers: int = 1, *, apart: bool = False) -> list[Unit]:
     """The jobs to do as units: one for each training or preparation; sampling and scoring grouped by refiner.
 
     A group is split only as far as all `slots` have something to do, so that weights are loaded about once for each
     worker.
+
+    Args:
+        apart: what needs no GPU (data, simulated coarse maps, counts) becomes units of its own that say so.
     """
     ends: dict[str, list[End]] = defaultdict(list)
     for trial in plan.open:
@@ -146,7 +157,8 @@ def units_of(plan: StudyPlan, slots: int, workers: int = 1) -> list[Unit]:
     for key in plan.to_do:
         job, experiment = plan.jobs[key]
         if job.stage not in ONE_WORKER_STAGES:
-            out.append(Unit((Task(job, experiment),), workers=workers if job.trains else 1))
+            on_cpu = apart and (job.stage == "data" or job.name == SIMULATED)
+            out.append(Unit((Task(job, experiment),), workers=workers if job.trains else 1, on_cpu=on_cpu))
     for key, found in ends.items():
         job, experiment = plan.jobs[key]
         refined, refined_experiment = plan.jobs[job.parents["refined"]]
@@ -155,10 +167,18 @@ def units_of(plan: StudyPlan, slots: int, workers: int = 1) -> list[Unit]:
     total = sum(len(pairs) for pairs in groups.values())
     size = max(1, min(MOST_A_UNIT, math.ceil(total / max(1, 2 * slots))))
     seen: set[str] = set()
-    for pairs in groups.values():
+    for group, pairs in groups.items():
         pieces = math.ceil(len(pairs) / size)
         each = math.ceil(len(pairs) / pieces)
-        out += [Unit(tuple(_once(pairs[i : i + each], seen))) for i in range(0, len(pairs), each)]
+        for i in range(0, len(pairs), each):
+            tasks = tuple(_once(pairs[i : i + each], seen))
+            if not apart:
+                out.append(Unit(tasks))
+                continue
+            sampling = tuple(t for t in tasks if t.job.stage == "refined")
+            counting = tuple(t for t in tasks if t.job.stage == "counts")
+            out += [Unit(sampling)] if sampling else []
+            out += [Unit(counting, on_cpu=True, group=group)] if counting else []
     return out
 
 

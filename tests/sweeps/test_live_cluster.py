@@ -48,15 +48,16 @@ class Watched:
 def test_a_study_waits_for_nodes_and_follows_the_cluster_as_it_grows_and_shrinks(made: Path, study_file: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     with loopback_cluster(nodes=0) as cluster:
-        words = ("run", f"{study_file}:study", "--no-preflight", "--no-show", "--address", cluster.address)
-        watched = Watched(sweep(*words, store=store.root))
+        # GPUs by name alone: counts and data are placed beside them, on the second CPU of a node
+        options = ["--no-preflight", "--no-show", "--gpus", "1", "--device", "cpu", "--address"]
+        watched = Watched(sweep("run", f"{study_file}:study", *options, cluster.address, store=store.root))
         watched.wait_for("waiting for nodes (0 of 600 s): a job needs 1 CPUs on one node; the cluster's largest node has 0")
-        nodes = [cluster.add_node(num_cpus=1, **node_settings()) for _ in range(2)]
+        nodes = [cluster.add_node(num_cpus=2, num_gpus=1, **node_settings()) for _ in range(2)]
         watched.wait_until(lambda: len(store.runs("coarse")) > 0)
         assert "on up to 1 workers" in watched.text or "on up to 2 workers" in watched.text
         cluster.remove_node(nodes[0], allow_graceful=False)
         watched.wait_for("the cluster has shrunk: room for 1 workers, 2 before")
-        cluster.add_node(num_cpus=1, **node_settings())
+        cluster.add_node(num_cpus=2, num_gpus=1, **node_settings())
         watched.wait_for("the cluster has grown: room for 2 workers, 1 before")
         assert watched.process.wait(600) == 0, watched.text
     same_tables(final_tables(Store(made)), final_tables(store))

@@ -13,7 +13,7 @@ import pytest
 from tiny_sweeps import tiny
 from unkind_store import unkind_store
 
-from idgbr.errors import Missing
+from idgbr.errors import BadRequest, Missing
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.run import plan as planning
@@ -84,12 +84,73 @@ def test_a_wide_training_waits_for_room_and_is_not_starved(tmp_path: Path) -> No
         assert schedule.is_finished
 
 
-def test_two_drivers_share_the_work_and_do_nothing_twice(tmp_path: Path) -> None:
+def test_a_wide_training_starts_with_fewer_workers_where_the_cluster_has_no_more(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = planning.make(tiny(), store)
+    refiners = [u for u in units_of(made, 4, workers=4) if u.workers == 4][-2:]
+    with Claims(store, "tiny") as claims:
+        for least, places, starts in ((0, 3, False), (3, 3, True), (3, 2, False), (2, 8, True)):
+            schedule = Schedule(made, refiners, store, claims, places, "", least=least)
+            schedule.made |= {parent for unit in refiners for parent in unit.tasks[0].job.parents.values()}
+            assert (schedule.take() is not None) == starts
+            if starts and places < 8:
+                assert schedule.take() is None  # it holds all there is
+            elif starts:
+                assert schedule.take() is not None
+    assert slots(Placement(workers=4, min_workers=2), [{"CPU": 3.0}]) == 3
+    with pytest.raises(Missing, match="over 2 workers"):
+        slots(Placement(workers=4, min_workers=2), [{"CPU": 1.0}])
+    with pytest.raises(BadRequest, match="min-workers"):
+        Placement(workers=2, min_workers=3)
+
+
+def test_what_needs_no_gpu_runs_beside_what_does_and_holds_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = planning.make(tiny(replicates=2, steps=(1, 2, 4)), store)
+    units = units_of(made, 2, apart=True)
+    assert sorted(t.job.key for u in units for t in u.tasks) == sorted(made.to_do)
+    for unit in units:
+        stages = {t.job.stage for t in unit.tasks}
+        assert len(stages) == 1
+        assert unit.on_cpu == (stages <= {"data", "counts"} or unit.tasks[0].job.name == "simulated")
+    together, done = 0, []
+    with Claims(store, "tiny") as claims:
+        schedule = Schedule(made, units, store, claims, 2, "", gpus=1.0)
+        schedule.cpu_slots = 1
+        rng = random.Random(0)
+        while not schedule.is_finished:
+            while (taken := schedule.take()) is not None:
+                schedule.started(taken.id)
+            running = list(schedule.running.values())
+            on_cpu = [u for u in running if u.on_cpu]
+            assert len(on_cpu) <= 1
+            assert schedule.busy == len(running) - len(on_cpu) <= 2
+            together = max(together, len(running))
+            assert all(schedule.gpu_time.held[u.id].workers == (not u.on_cpu) for u in running)
+            unit = rng.choice(running)
+            for task in unit.tasks:
+                done.append(task.job.key)
+                schedule.finish_task(Outcome(task.job.key, task.job.stage, "done", 0.0))
+            schedule.complete(unit.id)
+    assert together == 3
+    assert sorted(done) == sorted(made.to_do)
+
+
+def test_room_beside_gpu_workers() -> None:
+    two = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 16.0}]
+    assert Placement(gpus=1, cpus=4).beside(two) == 16  # the CPUs of the GPU node are taken
+    assert Placement(gpus=1, cpus=3).beside(two) == 8 + 16
+    assert Placement(gpus=1, cpus=3, concurrency=2).beside(two) == 2
+    assert Placement(cpus=3).beside(two) == 0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_two_drivers_share_the_work_and_do_nothing_twice(tmp_path: Path, apart: bool) -> None:
     store = Store(tmp_path)
     made = planning.make(tiny(replicates=2), store)
     done: list[str] = []
     with Claims(store, "tiny") as mine, Claims(store, "tiny") as theirs:
-        both = [Schedule(made, units_of(made, 2), store, claims, 2, "") for claims in (mine, theirs)]
+        both = [Schedule(made, units_of(made, 2, apart=apart), store, claims, 2, "") for claims in (mine, theirs)]
         seen_waiting = False
         for _ in range(400):
             for schedule in both:
