@@ -1,8 +1,5 @@
 """Studies of the published data sets (`idgbr/paper_recipes.py`): the table of arXiv 2507.01573 for each, and all of
 them together.
-
-from idgbr.paper_recipes import BACKBONES, SETS, SIZES, TEACHER, papers_own, weights_path
-from sweeps.study import Overrides, Setting, Study
 """
 
 from __future__ import annotations

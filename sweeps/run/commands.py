@@ -66,7 +66,7 @@ def plan(
     else:
         made = planning.make(study, store)
     found = summary(made, store)
-    found["concurrency"] = _concurrency(placement)
+    found["concurrency"] = None if cluster else _concurrency(placement)  # of a stated cluster, the forecast's clock says it
     found["impossible"] = checks.preflight(made, store) if preflight and made.to_do else []
     lines: list[str] = []
     if (cluster or budget_gpu_hours) and not found["impossible"]:
@@ -129,13 +129,13 @@ def _run(study: Study, store: Store, placement: Placement, options: RunOptions) 
         search(study, store, placement, options)
         return
     made = planning.make(study, store, retry_failed=options.retry_failed)
-    planning.record_definition(made, store, redefine=options.redefine)
     say("\n".join(text_of(summary(made, store))))
+    if options.preflight and made.to_do:  # first: what is refused leaves no definition, so the corrected command is not another one
+        checks.refuse_impossible(made, checks.preflight(made, store))
+    planning.record_definition(made, store, redefine=options.redefine)
     if made.open and not made.to_do:
         write_rows(made, worker_context(store, placement))
     elif made.open:
-        if options.preflight:
-            checks.refuse_impossible(made, checks.preflight(made, store))
         if options.budget_gb:
             from sweeps.run.gc import check_budget
 

@@ -227,10 +227,11 @@ def cost(plan: StudyPlan, store: Store) -> Cost:
 
 
 class Impossible(TypedDict):
-    """A model that cannot be built, why, and the trials that need it."""
+    """Models that cannot be built for one reason, and the trials that need them; `exit_code` is the reason's."""
 
     model: str
     reason: str
+    exit_code: int
     trials: list[str]
 
 

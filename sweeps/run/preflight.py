@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
 from idgbr.config import Experiment, Runtime
-from idgbr.errors import BadRequest
+from idgbr.errors import BadRequest, Disagreement, IdgbrError, Missing
 from idgbr.preflight import check_backbone, check_refiner, gpu_runtime
 from idgbr.settings import network_shape
 from idgbr.store import Store
@@ -15,6 +15,7 @@ from sweeps.run.placement import Placement
 from sweeps.run.plan import Impossible, StudyPlan
 
 Shape = tuple[str, Hashable, int]  # stage, settings that shape its network, number of bands
+Reason = tuple[str, int]  # why, and the exit code of the error
 
 
 def preflight(plan: StudyPlan, store: Store | None = None) -> list[Impossible]:
@@ -24,7 +25,7 @@ def preflight(plan: StudyPlan, store: Store | None = None) -> list[Impossible]:
     classes.
     """
     wanted = set(plan.to_do)
-    checked: dict[Shape, str | None] = {}
+    checked: dict[Shape, Reason | None] = {}
     users: dict[Shape, list[str]] = defaultdict(list)
     names: dict[Shape, str] = {}
     for trial in plan.open:
@@ -45,20 +46,36 @@ def preflight(plan: StudyPlan, store: Store | None = None) -> list[Impossible]:
             else:
                 names[key] = "refiner of '" + trial.label + "'"
                 checked[key] = _error_of(functools.partial(check_refiner, e, n_bands, n_classes))
-    return [{"model": names[key], "reason": reason, "trials": users[key]} for key, reason in checked.items() if reason]
+    alike: dict[Reason, list[Shape]] = defaultdict(list)  # the models of a reason
+    for shape_of_model, why in checked.items():
+        if why is not None:
+            alike[why].append(shape_of_model)
+    return [
+        {
+            "model": names[keys[0]] + (f" and {len(keys) - 1} more" if len(keys) > 1 else ""),
+            "reason": reason,
+            "exit_code": exit_code,
+            "trials": list(dict.fromkeys(trial for each in keys for trial in users[each])),
+        }
+        for (reason, exit_code), keys in alike.items()
+    ]
 
 
 def refuse_impossible(plan: StudyPlan, found: list[Impossible]) -> None:
     """Raises:
-    BadRequest: names every model that cannot be built; nothing was launched.
+    BadRequest: names every model that cannot be built; nothing was launched. Missing, Disagreement: the same, where
+        files are the only reason.
     """
-    if found:
-        trials = len({t for i in found for t in i["trials"]})
-        listed = " ".join(f"[{n + 1}] {i['model']} ({len(i['trials'])} trials): {i['reason']}" for n, i in enumerate(found))
-        raise BadRequest(
-            f"study {plan.study.name}: {trials} of {len(plan.open)} trials cannot be built. {listed} Nothing was launched",
-            hint="drop these values from the axes, or add a constraint that leaves them out",
-        )
+    if not found:
+        return
+    trials = len({t for i in found for t in i["trials"]})
+    listed = " ".join(f"[{n + 1}] {i['model']} ({len(i['trials'])} trials): {i['reason']}" for n, i in enumerate(found))
+    what = f"study {plan.study.name}: {trials} of {len(plan.open)} trials cannot be built. Nothing was launched. {listed}"
+    codes = {i["exit_code"] for i in found}
+    for kind in (Missing, Disagreement):
+        if codes == {kind.exit_code}:
+            raise kind(what)  # the reason says what to try
+    raise BadRequest(what, hint="drop these values from the axes, or add a constraint that leaves them out")
 
 
 def too_large_for(experiment: Experiment, stage: str, gpu_gb: float, runtime: Runtime, *, workers: int = 1, sharding: str = "") -> str:
@@ -100,12 +117,13 @@ def refuse_small_gpus(plan: StudyPlan, cards_gb: Sequence[float], placement: Pla
         checked.add(shape)
         why = too_large_for(experiment, job.stage, max(cards_gb) * share, runtime, workers=placement.workers, sharding=placement.sharding)
         if why:
-            raise BadRequest(f"study {plan.study.name} does not fit the GPUs of this cluster: {why} Nothing was launched")
+            raise BadRequest(f"study {plan.study.name} does not fit the GPUs of this cluster. Nothing was launched. {why}")
 
 
-def _error_of(build: Callable[[], object]) -> str | None:
+def _error_of(build: Callable[[], object]) -> Reason | None:
     try:
         build()
     except Exception as error:  # whatever a library raises while building is the reason
-        return " ".join(str(error).split()) or type(error).__name__
+        code = error.exit_code if isinstance(error, IdgbrError) else BadRequest.exit_code
+        return " ".join(str(error).split()) or type(error).__name__, code
     return None

@@ -37,10 +37,10 @@ def search(study: Study, store: Store, placement: Placement, options: RunOptions
     spec = journal.spec_of(study)
     check_goals(spec)
     prepared = upstream(study, store, retry_failed=options.retry_failed)
-    if planning.record_definition(prepared, store, redefine=options.redefine):
-        journal.drop(study, store)
     if options.preflight and prepared.to_do:
         checks.refuse_impossible(prepared, checks.preflight(prepared, store))
+    if planning.record_definition(prepared, store, redefine=options.redefine):
+        journal.drop(study, store)
     say("\n".join(planning.text_of(planning.summary(prepared, store))))
     with run_context(study, store, placement, options) as context:
         other = context.claims.take(f"search-{study.name}")

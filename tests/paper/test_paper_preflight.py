@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import types
 from pathlib import Path
@@ -19,14 +20,16 @@ from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.paper_recipes import paper_experiment
 from idgbr.store import Store
 from idgbr.weights import header, misfit
+from sweeps.run import commands
 from sweeps.run import plan as planning
 from sweeps.run import preflight as checks
 from sweeps.run.cost_lines import forecast_lines
 from sweeps.run.nodes import kinds_gb
+from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement
 from sweeps.run.units import units_of
 from sweeps.run.worker import why_too_small
-from sweeps.study import Study
+from sweeps.study import Axis, Study
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,20 @@ def test_data_are_prepared_before_any_weights_are_there(data_folder: Path) -> No
     assert stages.data_job(experiment).key == stages.jobs(tiny("potsdam", data_folder))[0].key
 
 
+def test_what_many_trials_lack_is_said_once_and_the_corrected_study_is_no_other_one(
+    small_study: tuple[Study, Store], data_folder: Path, tmp_path: Path
+) -> None:
+    study, store = small_study[0], Store(tmp_path)
+    weights = {name: str(data_folder / "weights" / f"{name}.safetensors") for name in ("test_vit", "test_efficientnet")}
+    settings = dict(study.overrides) | {"refiner.condition_encoder": "test_efficientnet", "refiner.condition_weights": weights["test_vit"]}
+    study = dataclasses.replace(study, overrides=settings, axes=(Axis("refiner.kind", ("one_pass", "diffusion")),))
+    with pytest.raises(Disagreement, match=r"2 of 2 trials.*Nothing was launched.*and 1 more \(2 trials\)") as caught:
+        commands.run(study, store, Placement(), RunOptions(local=True, show=False))
+    assert str(caught.value).count("does not fit test_efficientnet") == 1
+    right = dataclasses.replace(study, overrides=settings | {"refiner.condition_weights": weights["test_efficientnet"]})
+    assert not planning.record_definition(planning.make(right, store), store), "a refused study left a definition"
+
+
 # ---- GPUs that are too small ----------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +135,7 @@ def test_a_cluster_whose_largest_gpu_is_too_small_is_refused_before_anything_sta
     made = planning.make(*small_study)
     checks.refuse_small_gpus(made, [80.0], Placement(gpus=1))
     checks.refuse_small_gpus(made, [], Placement(gpus=1))
-    with pytest.raises(BadRequest, match=r"study small does not fit the GPUs.*the (backbone|refiner) needs .*Nothing was launched"):
+    with pytest.raises(BadRequest, match=r"study small does not fit the GPUs.*Nothing was launched.*the (backbone|refiner) needs "):
         checks.refuse_small_gpus(made, [1.0, 1.2], Placement(gpus=1))
     with pytest.raises(BadRequest, match=r"0\.8 GB a GPU"):
         checks.refuse_small_gpus(made, [80.0], Placement(gpus=0.01))
