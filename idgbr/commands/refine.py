@@ -59,11 +59,12 @@ def refine(
         Missing: model, files, space.
         Disagreement: grids, bands or classes differ; a file is damaged.
     """
-    from idgbr.files import check_apart, check_output
+    from idgbr.files import check_apart, check_output, check_place
     from idgbr.labels import ClassTable
     from idgbr.progress import Progress
     from idgbr.rasters.grid import Grid
     from idgbr.rasters.polygons import check_polygons
+    from idgbr.rasters.style import style_path
 
     scene, coarse, out = request.scene, request.coarse, request.out
     for path in (out, confidence_path(out)) if request.confidence else (out,):
@@ -71,6 +72,8 @@ def refine(
         check_apart(path, scene, coarse)
     if request.polygons is not None:
         check_polygons(request.polygons, request.simplify_px, request.overwrite)
+    if request.style:
+        check_place(style_path(out), request.overwrite)
     codes = ClassTable.load(classes) if classes is not None else None
     reach_px = changes.reach_px
     if changes.reach_m is not None:

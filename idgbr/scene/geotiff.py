@@ -20,6 +20,7 @@ from idgbr.interfaces import Json, Report
 from idgbr.labels import ClassTable
 from idgbr.rasters.beside import files_beside
 from idgbr.rasters.read import require_placed
+from idgbr.rasters.style import style_path, write_style
 from idgbr.refiner.decisions import without_confidence
 from idgbr.scene.model import Model
 from idgbr.scene.strips import Rows, Tally
@@ -36,6 +37,7 @@ class SceneRequest:
     confidence: Annotated[bool, arg(help="write confidence beside the map")] = False
     polygons: Annotated[Path | None, arg(help="also write patches as .gpkg or .geojson")] = None
     simplify_px: Annotated[float, arg(help="simplification tolerance of the polygons in px")] = 0.0
+    style: Annotated[bool, arg(help="also write a style for QGIS beside the map: names and colours of the classes")] = False
     resume: Annotated[bool, arg(help="continue an interrupted scene strip by strip")] = False
     overwrite: bool = False
 
@@ -130,6 +132,9 @@ def refine_scene(
             if report:
                 report(polygons=n)
             written.insert(0, Path(request.polygons))
+        if request.style:
+            write_style(style_path(out), model.table)
+            written.insert(0, style_path(out))
     except (NoSpace, Outage, KeyboardInterrupt):
         print(f"{out}: finished rows are kept; add --resume to the same command to go on", file=sys.stderr)
         raise
