@@ -1,10 +1,10 @@
 """Memory of the head: what the driver and Ray's own processes need, against what the machine or its allocation has.
 
-    GB = 0.9 + 0.7 + 0.02 for 1,000 jobs + 1.4 for each training over several workers that runs at once
+    GB = 0.9 + 0.7 + 0.05 for 1,000 jobs + 1.4 for each training over several workers that runs at once
 
-0.9: a driver that has imported torch and Ray. 0.7: Ray's head processes (GCS, raylet, dashboard, agents, monitors).
-1.4: the process that starts such a training, and Ray Train's controller, both on the head. Measured with Ray 2.60
-(docs/performance.md). Workers on the head come on top.
+0.9: a driver that has imported torch and Ray (0.86 measured). 0.7: Ray's head processes: GCS, raylet, dashboard, agents,
+monitors (0.68). 0.05: plan and schedule (0.006 to 0.018) and Tune's trials (0.015), rounded up. 1.4: the process that
+starts such a training, and Ray Train's controller, both on the head. Workers on the head come on top. docs/log.md, 2026-11-26.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from idgbr.machine import allowed_memory_gb
 
 DRIVER_GB = 0.9
 RAY_GB = 0.7
-JOB_GB = 0.02 / 1000
+JOB_GB = 0.05 / 1000
 WIDE_GB = 1.4
 
 
