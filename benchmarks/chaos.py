@@ -28,15 +28,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import fs
+from unkind_server import UnkindServer
 
 from cluster.node import make_token, package_versions
 from cluster.ray_private import patient_start
@@ -91,50 +90,6 @@ DISK_MB = 24
 ROUND_S = 1500.0
 PATIENCE_S = 90.0  # after so long without a job an event comes all the same
 TIMES = ("host", "git_commit", "finished")
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-INTERNAL = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
-
-
-class UnkindServer:
-    """moto's S3 on loopback behind `mode`: "", throttle, stall or away. A context manager."""
-
-    def __init__(self, seed: int):
-        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import WSGIRequestHandler, make_server
-
-        class Quiet(WSGIRequestHandler):
-            def log(self, *_: object) -> None:
-                """Not to the terminal."""
-
-        self.app, self.mode, self.rng = DomainDispatcherApplication(create_backend_app), "", random.Random(seed)
-        self.requests = self.refused = self.jobs = 0
-        self.server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=Quiet)
-        self.address = f"127.0.0.1:{self.server.server_port}"
-
-    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
-        self.requests += 1
-        self.jobs += environ["REQUEST_METHOD"] == "PUT" and "/store/runs/" in environ["PATH_INFO"]
-        while self.mode == "stall":
-            time.sleep(0.1)
-        if self.mode == "away" or (self.mode == "throttle" and self.rng.random() < 0.5):
-            self.refused += 1
-            status = "503 Slow Down" if self.mode == "throttle" else "500 Internal Server Error"
-            start_response(status, [("Content-Type", "application/xml")])
-            return [SLOW_DOWN if self.mode == "throttle" else INTERNAL]
-        return self.app(environ, start_response)  # type: ignore[no-any-return]
-
-    def __enter__(self) -> UnkindServer:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.mode = ""
-        self.server.shutdown()
-
-    def uri(self, bucket: str) -> str:
-        """Of a store in a new bucket."""
-        fs.S3FileSystem(endpoint_override=self.address, scheme="http", allow_bucket_creation=True).create_dir(bucket)
-        return f"s3://{bucket}/store?endpoint_override={self.address}&scheme=http"
 
 
 class Machines:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import shutil
@@ -307,7 +306,18 @@ class Store:
         source = f"{self.folder(stage, key)}/{manifest['attempt']}"
         if self.is_local:
             return Path(f"{self.base}/{source}")
-        fetch = functools.partial(self.fetch, source)
+
+        def fetch(folder: Path) -> None:
+            self.fetch(source, folder)
+            sizes = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+            damaged = [name for name, size in manifest["files"].items() if sizes.get(name) != size]
+            if damaged:
+                raise Outage(
+                    f"the store {self.root} gave another {stage} artefact {key} than was put there",
+                    value=f"{damaged[0]}: {sizes.get(damaged[0], 'no')} bytes, {manifest['files'][damaged[0]]} by its manifest",
+                    hint=f"again; if it stays so, delete {self.folder(stage, key)} and run the same command: it is made anew",
+                )
+
         return NodeCache(self.cache).folder(f"{stage}/{key}/{manifest['attempt']}", manifest["bytes"], fetch)
 
     def keys(self, stage: str) -> Iterator[str]:

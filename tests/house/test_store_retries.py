@@ -48,6 +48,19 @@ def test_what_stays_away_is_an_outage_after_the_deadline_and_a_first_contact_fai
     assert time.monotonic() - started < 10
 
 
+def test_an_artefact_that_is_not_what_was_stored_is_an_outage_that_names_it_and_is_not_kept(tmp_path: Path) -> None:
+    store, _ = unkind_store(tmp_path / "store", tmp_path / "cache")
+    store.put("refiner", "ab12", lambda out: (out / "model.safetensors").write_text("weights") and None, {})
+    other, _ = unkind_store(tmp_path / "store", tmp_path / "of another node")
+    (stored,) = (tmp_path / "store").rglob("model.safetensors")
+    whole = stored.read_bytes()
+    stored.write_bytes(b"")
+    with pytest.raises(Outage, match=r"refiner artefact ab12.*\n?.*model.safetensors: 0 bytes, 7 by its manifest"):
+        other.path("refiner", "ab12")
+    stored.write_bytes(whole)
+    assert (other.path("refiner", "ab12") / "model.safetensors").read_bytes() == whole
+
+
 def test_an_absent_file_or_a_missing_permission_is_not_tried_again(tmp_path: Path) -> None:
     store, handler = unkind_store(tmp_path / "store", tmp_path / "cache")
     assert store.read_bytes("nothing") is None
