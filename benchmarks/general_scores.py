@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -140,3 +140,23 @@ def line(name: str, found: dict[str, NDArray[np.float64]], coarse: dict[str, NDA
 
 
 HEAD = "| map | mIoU | boundary IoU | difference in mIoU | difference in boundary IoU |\n|---|---|---|---|---|"
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------------------
+
+GAP_PX = 6
+FOUND, TRUE = (255, 60, 40), (255, 255, 255)  # colours of the outlines of map and target
+
+
+def side_by_side(image: NDArray[np.uint8], maps: Sequence[Bools], target: NDArray[np.uint8], zoom: int = 2) -> NDArray[np.uint8]:
+    """The image [H,W,3] once for every map, with the map's outline in red over the target's in white; RGB."""
+    large = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    panels = []
+    for found in maps:
+        panel = large.copy()
+        for mask, colour in (((target == 1), TRUE), (found, FOUND)):
+            edges = cv2.resize(mask.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
+            inner = cv2.erode(edges, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
+            panel[edges != inner] = colour
+        panels += [panel, np.full((large.shape[0], GAP_PX, 3), 255, np.uint8)]
+    return np.concatenate(panels[:-1], axis=1)
