@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import cv2
@@ -58,6 +62,43 @@ def test_the_copy_starts_from_the_model_and_has_a_decision(own: Path, tmp_path: 
     assert Refiner.general(tmp_path / "copy").network.table.names == TABLE.names
     with pytest.raises(BadRequest, match="exists"):
         adapt(AdaptRequest(str(own), tmp_path / "copy", coarse, str(tmp_path / "model"), store=str(tmp_path / "store")))
+
+
+def test_a_stopped_adaptation_goes_on_exactly(own: Path, tmp_path: Path) -> None:
+    """Ctrl-C once the first checkpoint is there: the same command gives the weights of a run that was never stopped."""
+    torch.manual_seed(1)
+    Refiner.build(CONFIG, 3, TABLE, STATS).save(tmp_path / "model")
+
+    def run(name: str) -> None:
+        adapt(AdaptRequest(str(own), tmp_path / f"copy-{name}", "", str(tmp_path / "model"), images=280, tiles=12,
+                           store=str(tmp_path / name), device="cpu"))  # fmt: skip
+
+    run("whole")
+    ended = threading.Event()
+
+    def stop() -> None:
+        while not list((tmp_path / "stopped").glob("scratch/**/checkpoint-*/state.json")):
+            if ended.wait(0.005):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopper = threading.Thread(target=stop)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # where pytest runs in the background it is ignored
+    stopper.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped")
+    finally:
+        ended.set()
+        stopper.join()
+        signal.signal(signal.SIGINT, handler)
+    assert not (tmp_path / "copy-stopped").exists()
+    (state,) = (tmp_path / "stopped").glob("scratch/**/checkpoint-*/state.json")
+    assert 50 <= json.loads(state.read_text())["step"] < 70
+    run("stopped")
+    whole, stopped = (Refiner.load(tmp_path / f"copy-{name}") for name in ("whole", "stopped"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), stopped.parameters(), strict=True))
+    assert whole.decision == stopped.decision
 
 
 def test_only_general_refiners_are_adapted(own: Path, tmp_path: Path) -> None:
