@@ -14,6 +14,7 @@ from sweeps.report.formats import Cell, Column, Table
 from sweeps.report.score_tables import effect_data, effect_text, heading, number, title
 
 REFINED = ("one_pass", "cascade", "diffusion")
+AGAINST = ("diffusion", "one_pass")  # compared with one another too
 Group = dict[str, list[tuple[Variant, Variant]]]  # kind -> (variant, its coarse map)
 
 
@@ -38,16 +39,10 @@ def backbones_table(view: View, metric: str, by: Sequence[str]) -> Table | None:
     every: Group = {kind: [pair for group in groups.values() for pair in group.get(kind, [])] for kind in kinds}
     names = short_names(view.population.axes)
     lines = [*groups.items(), (None, every)]
-    contrasts: list[Contrast] = []
-    for level, group in lines:
-        for kind in kinds:
-            pairs = group.get(kind, [])
-            if pairs:
-                parts = [view.scorer.term(x, metric, s / len(pairs)) for pair in pairs for x, s in zip(pair, (1.0, -1.0))]
-                contrasts.append(Contrast(f"{level} {kind}", None, pairs[0][1], stats.infer(parts)))
-    marked = iter(mark(contrasts))
+    sides = [(kind, "") for kind in kinds] + ([AGAINST] if set(AGAINST) <= set(kinds) else [])
+    marked = {side: _marked(view, metric, lines, side) for side in sides}
     rows = []
-    for level, group in lines:
+    for n, (level, group) in enumerate(lines):
         coarse = [b for pairs in group.values() for _, b in pairs]
         score = float(np.mean([view.scorer.seeds(b, metric).mean() for b in coarse]))
         if level is None:
@@ -55,26 +50,42 @@ def backbones_table(view: View, metric: str, by: Sequence[str]) -> Table | None:
         else:
             cells = [Cell(level_text(names[a], x), x) for a, x in zip(by, level)]
         cells.append(Cell(number(metric, score), score, sort=score))
-        for kind in kinds:
-            pairs = group.get(kind, [])
-            if not pairs:
-                cells += [Cell(""), Cell("–")]
-                continue
-            c = next(marked)
-            score = float(np.mean([view.scorer.seeds(v, metric).mean() for v, _ in pairs]))
-            cells += [
-                Cell(number(metric, score), score, sort=score),
-                Cell(effect_text(c, metric), effect_data(c, metric), sort=c.effect.estimate),
-            ]
+        for side in sides:
+            c = marked[side].get(n)
+            if side != AGAINST:
+                scores = [view.scorer.seeds(v, metric).mean() for v, _ in group.get(side[0], [])]
+                cells.append(
+                    Cell(number(metric, float(np.mean(scores))), float(np.mean(scores)), sort=float(np.mean(scores)))
+                    if scores
+                    else Cell("")
+                )
+            cells.append(Cell(effect_text(c, metric), effect_data(c, metric), sort=c.effect.estimate) if c else Cell("–"))
         rows.append(tuple(cells))
     columns = [*(Column(a, names[a], False) for a in by), Column("coarse", f"coarse {title(metric)}")]
-    for kind in kinds:
-        columns += [Column(kind, kind), Column(f"{kind}_effect", f"Δ {kind} [95 %]")]
+    for kind, other in sides:
+        if other:
+            columns.append(Column(f"{kind}_{other}", f"{kind} - {other} [95 %]"))
+        else:
+            columns += [Column(kind, kind), Column(f"{kind}_effect", f"Δ {kind} [95 %]")]
     header, facts = heading(view, "coarse", metric)
     notes = (
         "Each row: its refined maps, averaged, against their own coarse map. An empty name: the value that is not set (no weights: random; "
         "no pool: a refiner of its own).",
-        f"Intervals as in the main table. Holm over the {len(contrasts)} comparisons of this table; * as there.",
+        "Intervals as in the main table. Holm over the comparisons of a column, each a question of its own; * as there.",
     )
     study = ", ".join(view.trials.studies)
     return Table(f"backbones-{view.name}", f"{study}: every kind of map by backbone", header, tuple(columns), tuple(rows), notes, facts)
+
+
+def _marked(view: View, metric: str, lines: Sequence[tuple[tuple[Level, ...] | None, Group]], side: tuple[str, str]) -> dict[int, Contrast]:
+    """One column: row -> a kind against its coarse maps, or against another kind of the same row."""
+    kind, other = side
+    contrasts = {}
+    for n, (level, group) in enumerate(lines):
+        pairs = group.get(kind, [])
+        rivals = [v for v, _ in group.get(other, [])] if other else [coarse for _, coarse in pairs]
+        if pairs and rivals:
+            parts = [view.scorer.term(v, metric, 1 / len(pairs)) for v, _ in pairs]
+            parts += [view.scorer.term(v, metric, -1 / len(rivals)) for v in rivals]
+            contrasts[n] = Contrast(f"{level} {kind} {other}", None, pairs[0][1], stats.infer(parts))
+    return dict(zip(contrasts, mark(list(contrasts.values())), strict=True))
