@@ -29,7 +29,7 @@ def run(study: Study, store: Store, **more: object) -> None:
 
 
 def test_every_trial_has_its_rows_and_every_unique_job_ran_once(store: Store) -> None:
-    assert counted(store) == {"data": 1, "backbone": 1, "coarse": 2, "refiner": 2, "refined": 5, "counts": 5}
+    assert counted(store) == {"data": 1, "backbone": 1, "coarse": 1, "refiner": 2, "refined": 5, "counts": 5}
     found = final_tables(store)
     assert found["trials"].num_rows == 5
     assert set(found["trials"]["status"].to_pylist()) == {"done"}
