@@ -12,6 +12,7 @@ results/published/<study>/
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import json
 import math
@@ -23,16 +24,19 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from idgbr.config import SECTIONS
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.files import publish, temporary_beside, unwritable
 from idgbr.scores.read import METRICS
 from idgbr.scores.schema import COUNTS_SCHEMA, ENERGIES, LEDGER, counts_schema
+from idgbr.settings import names_of_paths
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.analysis.request import SHOWN, Comparison
@@ -88,6 +92,7 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], compa
         request = {"version": PUBLISHED_VERSION, "study": study, **comparison.to_json()}
         (folder / "published.json").write_text(json.dumps(request, indent=1) + "\n")
         (folder / "README.md").write_text(readme(study, views, comparison, found, (folder / "rows" / "study.json").is_file()))
+        strip_folders(folder)
         old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex}")
         if target.exists():
             target.rename(old)
@@ -98,6 +103,23 @@ def write(target: Path, study: str, trials: Trials, views: Sequence[View], compa
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return target
+
+
+def strip_folders(folder: Path) -> None:
+    """Settings that are paths keep the name of their file in every published file: the folders before it are of the
+    machine that ran the study. Keys hold contents and no paths, so trials stay the same.
+    """
+    rows = folder / "rows" / "trials.parquet"
+    table = pq.read_table(rows)
+    names = {f"{name}.{field}" for name, section in SECTIONS.items() for field in names_of_paths(section)} & set(table.column_names)
+    paths = {PurePath(value) for name in names for value in table[name].unique().to_pylist() if value}
+    full = sorted((str(p) for p in paths if p.is_absolute() and p.name), key=len, reverse=True)
+    for i, field in enumerate(table.schema):
+        for path in full if pa.types.is_string(field.type) else ():
+            table = table.set_column(i, field, pc.replace_substring(table.column(i), path, PurePath(path).name))
+    pq.write_table(table, rows, compression="zstd")
+    for file in (f for f in folder.rglob("*") if f.suffix in (".json", ".md", ".tex", ".html")):
+        file.write_text(functools.reduce(lambda text, path: text.replace(path, PurePath(path).name), full, file.read_text()))
 
 
 def write_summed_rows(folder: Path, study: str, trials: Trials, views: Sequence[View], comparison: Comparison) -> None:

@@ -15,6 +15,9 @@ from idgbr.errors import BadRequest, Disagreement, Missing
 from sweeps.analysis.request import Comparison
 from sweeps.report.commands import publish, verify
 from sweeps.report.commands import published as all_published
+from sweeps.report.publish import strip_folders
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,22 @@ def test_what_is_published_with_the_code_is_what_its_rows_give(capsys, tmp_path)
         assert f"{study}: every number" in capsys.readouterr().out
     with pytest.raises(Missing, match="nothing is published"):
         all_published(str(tmp_path))
+
+
+def test_published_files_hold_no_folders_of_the_machine(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    weights, label = "/somewhere/of/mine/net.safetensors", "backbone.weights=/somewhere/of/mine/net.safetensors seed=0"
+    rows = {"label": [label, "coarse"], "backbone.weights": [weights, ""], "refiner.train_images": [8, 8]}
+    pq.write_table(pa.table(rows), tmp_path / "rows" / "trials.parquet")
+    (tmp_path / "report.html").write_text(f"<td>{label}</td> /somewhere/of")
+    strip_folders(tmp_path)
+    found = pq.read_table(tmp_path / "rows" / "trials.parquet").to_pydict()
+    assert found == rows | {"label": ["backbone.weights=net.safetensors seed=0", "coarse"], "backbone.weights": ["net.safetensors", ""]}
+    assert (tmp_path / "report.html").read_text() == "<td>backbone.weights=net.safetensors seed=0</td> /somewhere/of"
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "results" / "published").iterdir()), ids=lambda p: p.name)
+def test_what_this_repository_publishes_holds_none_either(folder: Path) -> None:
+    table = pq.read_table(folder / "rows" / "trials.parquet")
+    texts = [v for f in table.schema if pa.types.is_string(f.type) for v in table[f.name].unique().to_pylist() if v]
+    assert not [v for v in texts if v.startswith("/") or "=/" in v]
