@@ -24,11 +24,13 @@ class Directives:
     Args:
         stop: write a checkpoint and end. over: the run has ended; workers that occupy a left-out device end too.
         left_out: devices that get no more work.
+        crowded: every place is occupied by a worker that has returned its unit; those workers end.
     """
 
     stop: bool = False
     over: bool = False
     left_out: frozenset[str] = frozenset()
+    crowded: bool = False
 
 
 class ControlActor:
@@ -76,10 +78,11 @@ class ControlReader:
 
 
 class ControlWriter:
-    """The driver's side: sends changes without waiting for an answer."""
+    """The driver's side: sends changes without waiting for an answer. The actor may hold the last of an earlier run."""
 
     def __init__(self, actor: ActorHandle):
-        self.actor, self.sent = actor, Directives()
+        self.actor = actor
+        self.sent: Directives | None = None
 
     def send(self, directives: Directives) -> None:
         """Send the directives to the actor if they differ from the last ones."""

@@ -95,8 +95,7 @@ class Schedule:
         self._furthest: dict[str, float] = {}  # running unit -> the furthest its present task has come
         self._advanced: set[str] = set()  # running units that have finished a task in this attempt
         self._expected: set[str] = set()  # keys that some unit makes
-        self._checked = 0.0
-        self._ran = time.monotonic()
+        self._checked, self._ran = 0.0, time.monotonic()
         self._claimed: dict[str, int] = defaultdict(int)
         self._trials: dict[str, Trial] = {}
         self._users: dict[str, list[Trial]] = defaultdict(list)
@@ -125,9 +124,12 @@ class Schedule:
 
     @property
     def is_idle(self) -> bool:
-        """For some seconds all that is left has been claimed by other drivers, or waits for their artefacts."""
-        is_pausing = any(at > time.monotonic() for at in self._not_before.values())
-        return not self.running and not self.is_finished and not is_pausing and time.monotonic() - self._ran > IDLE_S
+        """For some seconds all that is left has been claimed by other drivers, or waits for their artefacts. A unit that
+        waits only for a place, or for the end of its pause, is this driver's.
+        """
+        if self.running or self.is_finished or time.monotonic() - self._ran <= IDLE_S:
+            return False
+        return not any(u.id not in self.foreign and self._is_ready(u) for u in self.waiting.values())
 
     @property
     def busy(self) -> int:
@@ -205,8 +207,7 @@ class Schedule:
         if not self.foreign or time.monotonic() - self._checked < RECHECK_S:
             return
         self._checked = time.monotonic()
-        claimed = [self.waiting[i] for i in self.foreign if i in self.waiting]
-        self.foreign.clear()
+        claimed, self.foreign = [self.waiting[i] for i in self.foreign if i in self.waiting], {}
         for unit in claimed:
             holder = self.claims.take(unit.claim)
             if holder is not None:
@@ -336,8 +337,7 @@ class Schedule:
         for unit in list(self.waiting.values()):
             if self.waiting.get(unit.id) is not unit:  # dropped with another task meanwhile
                 continue
-            kept: list[Task] = []
-            lost = {outcome.key}
+            kept, lost = list[Task](), {outcome.key}
             for task in unit.tasks:
                 if lost & {task.job.key, *task.job.parents.values()}:
                     lost.add(task.job.key)

@@ -45,6 +45,7 @@ POLL_S = 0.5
 REPORT_S = 2.0
 PLACE_S = 900.0  # how long the workers of one training wait for their places; after six times the training has failed
 HOLD_S = 20.0  # how long a worker keeps its device busy after it has returned a unit that avoids the device
+HOLD_POLL_S = 1.0
 MOST_PENDING = 10_000  # Tune's own limit is not used: the schedule decides how many units wait for a place
 LOST = "its worker was lost (out of memory, or the node died)"
 
@@ -100,17 +101,22 @@ def trainable(context: WorkerContext, control: ActorHandle, placement: Placement
 
 
 def _return(unit: Unit, device: str, reader: ControlReader) -> None:
-    """Return a unit and keep the device occupied, so that Ray places the unit elsewhere: `HOLD_S`, or to the end if
-    it is left out.
-    """
+    """Return a unit, and keep the device occupied so that Ray places the unit elsewhere."""
     from ray import tune
 
     job = unit.tasks[0].job
     returned = Outcome(job.key, job.stage, "returned", 0.0, device=device)
     tune.report({"unit": unit.id, "outcome": json.dumps(dataclasses.asdict(returned))})
+    hold(device, reader)
+
+
+def hold(device: str, reader: ControlReader) -> None:
+    """Wait `HOLD_S`; less where such workers occupy every place; where the device is left out, to the end of the run."""
     until = time.monotonic() + HOLD_S
-    while (device in reader.directives().left_out or time.monotonic() < until) and not (reader.last.over or reader.last.stop):
-        time.sleep(1.0)
+    while not (reader.directives().over or reader.last.stop):
+        if device not in reader.last.left_out and (reader.last.crowded or time.monotonic() >= until):
+            return
+        time.sleep(HOLD_POLL_S)
 
 
 def sharded_fit(placement: Placement, context: WorkerContext) -> Trainer:
@@ -138,19 +144,26 @@ def execute(schedule: Schedule, progress: SweepProgress, context: WorkerContext,
     with interruptible(schedule, progress):
         while True:
             _tune(Run(schedule, progress, capacity, ControlWriter(control), context, unit), function, placement)
-            unit = _next(schedule)
+            unit = next_unit(schedule, progress, capacity)
             if unit is None:
                 return not schedule.stopping
 
 
-def _next(schedule: Schedule) -> Unit | None:
+def next_unit(schedule: Schedule, progress: SweepProgress, capacity: Capacity) -> Unit | None:
     """Wait for a unit that another driver releases; None: the schedule is finished."""
     while not schedule.is_finished:
+        follow(schedule, progress, capacity)
         unit = schedule.take()
         if unit is not None:
             return unit
         time.sleep(POLL_S)
     return None
+
+
+def follow(schedule: Schedule, progress: SweepProgress, capacity: Capacity, idling: int = 0) -> None:
+    """Set how many units may run at once to what the cluster holds now, without the `idling` workers that only occupy a device."""
+    schedule.slots = max(0, capacity.now(schedule, progress) - idling)
+    schedule.cpu_slots = max(1, capacity.beside)  # nodes with room besides may be lost: what waits must start all the same
 
 
 class Run:
@@ -184,11 +197,11 @@ class Run:
             )
         self.named = left_out
         idling = sum(trial not in self.units for trial in self.devices)
-        self.schedule.slots = max(0, self.capacity.now(self.schedule, self.progress) - idling)
-        self.schedule.cpu_slots = max(1, self.capacity.beside)  # nodes with room besides may be lost: what waits must start all the same
+        follow(self.schedule, self.progress, self.capacity, idling)
+        is_crowded = bool(idling) and not self.schedule.slots
         unit, self.first = self.first or self.schedule.take(), None
         is_over = unit is None and (self.schedule.is_finished or self.schedule.is_idle)
-        self.control.send(Directives(self.schedule.stopping, is_over, left_out))
+        self.control.send(Directives(self.schedule.stopping, is_over, left_out, is_crowded))
         return "finished" if is_over else unit
 
     def started(self, trial: str, device: str) -> None:
