@@ -21,7 +21,7 @@ TINY = {
     "backbone.train_images": 8,
     "backbone.batch_images": 4,
     "backbone.warmup_images": 4,
-    "coarse.source": "simulated",
+    "coarse.source": "in_fold",
     "coarse.tile_px": 64,
     "coarse.overlap_px": 16,
     "refiner.channels": (16, 32),
