@@ -135,13 +135,14 @@ def train(
     gpus: Annotated[float, arg(help="of one worker")] = 0.0,
     bf16: bool = False,
     max_failures: int = 3,
+    one_node: Annotated[bool, arg(help="all workers on one node")] = False,
     store: StorePath = "",
 ) -> None:
     """Train a stage, and what it needs, over several workers. The same command resumes, with any number of workers."""
     from cluster.train import RayTraining, train_up_to
     from idgbr.store import default_root
 
-    fit = RayTraining(workers, min_workers, sharding, cpus, gpus, max_failures)
+    fit = RayTraining(workers, min_workers, sharding, cpus, gpus, max_failures, one_node=one_node)
     print(train_up_to(stage, recipe, overrides, store or default_root(), fit, bf16=bf16))
 
 

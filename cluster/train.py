@@ -65,6 +65,7 @@ class RayTraining:
         start_timeout_s: for all workers to be placed.
         silent_s: without a sign of life for so long, a worker writes its stacks to `logs` and ends, which counts as a
             lost worker; 0: never. logs: folder that all nodes share, or of each node; None: standard error.
+        one_node: all workers on one node, whichever is free for them (STRICT_PACK); else on as few as have room now.
     """
 
     workers: int = 2
@@ -76,6 +77,7 @@ class RayTraining:
     start_timeout_s: float = START_TIMEOUT_S
     silent_s: float = 0.0
     logs: Path | None = None
+    one_node: bool = False
 
     @property
     def processes(self) -> int:
@@ -171,6 +173,7 @@ class RayTraining:
                 use_gpu=self.gpus > 0,
                 resources_per_worker={"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})},
                 elastic_resize_monitor_interval_s=20.0,
+                placement_strategy="STRICT_PACK" if self.one_node else "PACK",
             ),
             run_config=RunConfig(
                 name=work.job.key,  # the same training always, another never

@@ -33,6 +33,7 @@ class Capacity:
         self.placement, self.wait_s, self.max_workers = placement, wait_s, max_workers
         self.count = 0
         self.beside = 0  # units without a GPU that fit besides
+        self.whole: int | None = None  # see `Placement.whole`
         self._counted = -COUNT_S
         self._enough = time.monotonic()  # when a job last fitted
 
@@ -67,7 +68,7 @@ class Capacity:
 
     def _fitting(self) -> int:
         nodes = node_resources()
-        self.beside = self.placement.beside(nodes)
+        self.beside, self.whole = self.placement.beside(nodes), self.placement.whole(nodes)
         return slots(self.placement, nodes)
 
     def _ask(self, workers: int) -> bool:

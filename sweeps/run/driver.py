@@ -32,7 +32,8 @@ from sweeps.run.options import RunOptions
 from sweeps.run.placement import Placement
 from sweeps.run.plan import StudyPlan
 from sweeps.run.progress import SweepProgress
-from sweeps.run.schedule import Proposer, Schedule
+from sweeps.run.proposer import Proposer
+from sweeps.run.schedule import Schedule
 from sweeps.run.units import Unit, end_of, units_of
 from sweeps.run.worker import WorkerContext, write_end
 from sweeps.study import Study

@@ -27,6 +27,7 @@ class Placement:
     gpus: Annotated[float, arg(help="GPUs of one worker; below 1: several workers share a GPU")] = 0.0
     workers: Annotated[int, arg(help="workers that share one training, through Ray Train")] = 1
     min_workers: Annotated[int, arg(help="train with so few while the cluster has no more; 0: all of --workers")] = 0
+    one_node: Annotated[bool, arg(help="all --workers of a training on one node (STRICT_PACK); it waits until one is free")] = False
     concurrency: Annotated[int, arg(help="jobs at once at most; 0: as many as fit")] = 0
     sharding: Annotated[str, arg(help="ddp or fsdp; empty: what the recipe says")] = ""
     device: str = "auto"
@@ -40,6 +41,11 @@ class Placement:
             )
         if not 0 <= self.min_workers <= self.workers:
             raise BadRequest("--min-workers lies outside 0 to --workers", value=self.min_workers, allowed=f"0 to {self.workers}")
+        if self.one_node and (self.workers == 1 or self.min_workers):
+            raise BadRequest(
+                "--one-node is for trainings of a fixed number of --workers, more than one",
+                value=f"workers={self.workers}, min_workers={self.min_workers}",
+            )
         if self.gpus % 1 and (self.gpus > 1 or self.workers > 1):
             raise BadRequest(
                 "only one worker alone can take a part of a GPU", value=f"gpus={self.gpus}, workers={self.workers}",
@@ -73,6 +79,10 @@ class Placement:
             nodes: resources of each living node, e.g. {"CPU": 8.0, "GPU": 2.0}.
         """
         return sum(min(_times(name, need, node.get(name, 0.0)) for name, need in self.shape.items()) for node in nodes)
+
+    def whole(self, nodes: Sequence[Mapping[str, float]]) -> int | None:
+        """How many trainings over several workers fit on these nodes at once, each on one of them; None: any nodes do."""
+        return sum(self.fitting([node]) // self.workers for node in nodes) if self.one_node else None
 
     @property
     def cpu_shape(self) -> dict[str, float]:
@@ -121,4 +131,10 @@ def slots(placement: Placement, nodes: Sequence[Mapping[str, float]]) -> int:
             f"a training over {placement.least} workers needs {placement.least} places of {placement.shape}; the cluster has {total}",
             hint=f"--workers {total}, or more nodes",
         )
+    if placement.whole(nodes) == 0:
+        most = max(placement.fitting([node]) for node in nodes)
+        raise Missing(
+            f"a training over {placement.workers} workers on one node needs {placement.workers} places of {placement.shape} there",
+            value=f"the largest node has {most}", hint=f"--workers {most}, or without --one-node",
+        )  # fmt: skip
     return min(total, max(placement.concurrency, placement.workers)) if placement.concurrency else total

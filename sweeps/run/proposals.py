@@ -63,7 +63,7 @@ class Proposal:
 
 
 class Proposals:
-    """Asks Optuna for settings to try and reports their scores to it; a `schedule.Proposer`.
+    """Asks Optuna for settings to try and reports their scores to it; a `proposer.Proposer`.
 
     Args:
         prepared: plan of everything upstream of the searched stage, all of it stored.

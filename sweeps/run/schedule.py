@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from idgbr.errors import IdgbrError, Missing, NoSpace, SomeFailed
 from idgbr.files import unwritable
@@ -21,6 +21,7 @@ from sweeps.run.claims import Claims, Driver
 from sweeps.run.health import Health
 from sweeps.run.limits import GpuClock, RunLimits
 from sweeps.run.plan import StudyPlan, present
+from sweeps.run.proposer import Proposer
 from sweeps.run.units import Outcome, Task, Unit, end_of
 from sweeps.run.worker import write_failed
 from sweeps.study import Trial
@@ -33,29 +34,13 @@ PAUSE_S = 2.0  # before a lost unit is tried again, and twice as long each time
 RETURNS = 5  # how often workers may return a unit because it has failed on their device
 
 
-class Proposer(Protocol):
-    """Where further units come from while a schedule runs: the proposals of a search."""
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Nothing more will come."""
-
-    def propose(self) -> tuple[list[Unit], list[Trial]] | None:
-        """Units of the next proposal and its trials; None: nothing now."""
-
-    def ended(self, trial: Trial, status: str, error: str | None) -> None:
-        """A trial is done, failed or pruned, and its row is written."""
-
-    def needed(self) -> set[str]:
-        """Keys that further proposals will read or write."""
-
-
 class Schedule:
     """The state of a run: what waits, runs, is done or failed.
 
     Args:
         slots: workers that may be busy at once; may change while the schedule runs, as may `cpu_slots`: units that
-            need no GPU, at once beside them.
+            need no GPU, at once beside them, and `whole`: trainings over several workers at once where each takes
+            its places of one node; None: of any.
         proposer: of a search.
         gpus: of one worker, for the count of GPU-hours. least: workers that a wide training may start with where the
             cluster has no more; 0: all of them.
@@ -78,6 +63,7 @@ class Schedule:
         self.plan, self.store, self.claims, self.slots, self.commit = plan, store, claims, slots, commit
         self.limits, self.proposer, self.cpu_slots, self.least = limits or RunLimits(), proposer, 1, least
         self.health = Health()
+        self.whole: int | None = None
         self.waiting: dict[str, Unit] = {}
         self.running: dict[str, Unit] = {}
         self.outcomes: dict[str, Outcome] = {}  # by key
@@ -147,7 +133,7 @@ class Schedule:
             self.stop_for(Missing(f"the budget of {self.limits.gpu_hours:g} GPU-hours is spent", hint=hint))
             return None
         unit = self._take_waiting()
-        while unit is None and self.proposer is not None and self.busy < self.slots and not self._is_wide_waiting():
+        while unit is None and self.proposer is not None and self.busy < self.slots and not (self._is_wide_waiting() or self._is_emptying):
             proposal = self._guarded(self.proposer.propose)
             if proposal is None:
                 break
@@ -158,13 +144,22 @@ class Schedule:
     def _is_wide_waiting(self) -> bool:
         return any(u.workers > 1 and self._is_ready(u) for u in self.waiting.values())
 
+    @property
+    def _is_emptying(self) -> bool:
+        """A training waits for a node of its own: until it has reported, small units would take places that become free there."""
+        wide = (u.id for u in self.running.values() if u.workers > 1)
+        return self.whole is not None and any(i not in self._furthest and i not in self._advanced for i in wide)
+
     def _take_waiting(self) -> Unit | None:
         self._recheck()
-        now, busy = time.monotonic(), self.busy
+        now, busy, wide = time.monotonic(), self.busy, [u.id for u in self.running.values() if u.workers > 1]
         is_full, is_cpu_full = False, sum(u.on_cpu for u in self.running.values()) >= self.cpu_slots
+        is_emptying = self._is_emptying
         for unit in list(self.waiting.values()):
-            if is_cpu_full if unit.on_cpu else is_full:
+            if is_cpu_full if unit.on_cpu else is_full or (is_emptying and unit.workers == 1):
                 continue
+            if unit.workers > 1 and self.whole is not None and len(wide) >= self.whole:
+                continue  # it would wait for a node that another one holds; small units may use what that leaves
             if unit.id in self.foreign or self._not_before.get(unit.id, 0.0) > now or not self._is_ready(unit):
                 continue
             if not unit.on_cpu and busy + min(unit.workers, max(self.slots, self.least or unit.workers)) > self.slots:

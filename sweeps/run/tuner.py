@@ -125,8 +125,9 @@ def sharded_fit(placement: Placement, context: WorkerContext) -> Trainer:
 
     p = placement
     return RayTraining(
-        p.workers, p.min_workers, p.sharding, p.cpus, p.gpus, start_timeout_s=PLACE_S, silent_s=context.silent_s, logs=context.logs
-    )
+        p.workers, p.min_workers, p.sharding, p.cpus, p.gpus, start_timeout_s=PLACE_S, silent_s=context.silent_s, logs=context.logs,
+        one_node=p.one_node,
+    )  # fmt: skip
 
 
 # ---- the driver ------------------------------------------------------------------------------------------------------
@@ -163,6 +164,7 @@ def next_unit(schedule: Schedule, progress: SweepProgress, capacity: Capacity) -
 def follow(schedule: Schedule, progress: SweepProgress, capacity: Capacity, idling: int = 0) -> None:
     """Set how many units may run at once to what the cluster holds now, without the `idling` workers that only occupy a device."""
     schedule.slots = max(0, capacity.now(schedule, progress) - idling)
+    schedule.whole = capacity.whole
     schedule.cpu_slots = max(1, capacity.beside)  # nodes with room besides may be lost: what waits must start all the same
 
 

@@ -48,9 +48,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def schedule(tmp_path: Path, clock: list[float]) -> Iterator[Schedule]:
-    """Of two places; its data are made, so that two units may start."""
+    """Of two places; its data are made, so that two units may start: the backbone and simulated coarse maps."""
     store = Store(tmp_path)
-    made = planning.make(tiny(), store)
+    made = planning.make(tiny(overrides={"coarse.source": "simulated"}), store)
     with Claims(store, "tiny") as claims:
         state = Schedule(made, units_of(made, 2), store, claims, 2, "")
         data = state.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -82,6 +83,40 @@ def test_a_wide_training_waits_for_room_and_is_not_starved(tmp_path: Path) -> No
                 schedule.complete(unit.id)
             assert schedule.busy <= 4
         assert schedule.is_finished
+
+
+def test_a_training_on_one_node_gets_its_node_emptied_and_leaves_the_rest_to_small_units(tmp_path: Path) -> None:
+    store, shape = Store(tmp_path), Placement(workers=2, one_node=True)
+    nodes = [{"CPU": 3.0}, {"CPU": 3.0}]
+    assert (shape.whole(nodes), shape.whole([{"CPU": 1.0}] * 4), Placement(workers=2).whole(nodes)) == (2, 0, None)
+    with pytest.raises(Missing, match="largest node has 1"):
+        slots(shape, [{"CPU": 1.0}] * 4)
+    for wrong in (Placement(workers=1, one_node=False), Placement(workers=2)):
+        assert slots(wrong, nodes) == 6
+    for given in ({"workers": 1}, {"workers": 2, "min_workers": 1}):
+        with pytest.raises(BadRequest, match="one-node"):
+            Placement(one_node=True, **given)
+    made = planning.make(tiny(schedules=("cosine", "linear", "sigmoid", "scaled_linear"), replicates=2, yardsticks=()), store)
+    refiners = [u for u in units_of(made, 6, workers=2) if u.tasks[0].job.stage == "refiner"]
+    wide, small = refiners[:3], [dataclasses.replace(u, workers=1) for u in refiners[3:]]
+    with Claims(store, "tiny") as claims:
+        schedule = Schedule(made, [*wide, *small], store, claims, slots(shape, nodes), "")
+        schedule.whole = shape.whole(nodes)
+        schedule.made |= {parent for unit in refiners for parent in unit.tasks[0].job.parents.values()}
+        first, second = schedule.take(), schedule.take()
+        assert first is not None
+        assert second is not None
+        assert first.workers == second.workers == 2
+        assert schedule.take() is None  # two places are free, but which ones? both trainings may still wait for theirs
+        schedule.advanced(first.id, 8.0)
+        assert schedule.take() is None
+        schedule.advanced(second.id, 8.0)
+        rest = [schedule.take(), schedule.take(), schedule.take()]
+        assert [u and u.workers for u in rest] == [1, 1, None]  # not the third training: no node is free for it
+        schedule.complete(first.id)
+        third = schedule.take()
+        assert third is not None
+        assert third.workers == 2
 
 
 def test_a_wide_training_starts_with_fewer_workers_where_the_cluster_has_no_more(tmp_path: Path) -> None:
