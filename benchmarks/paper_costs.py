@@ -30,10 +30,10 @@ HEAD = """# What the recipes of published data sets cost
 
 `python benchmarks/paper_costs.py > docs/paper-costs.md` writes this page. **Predicted, not measured:** counted FLOPs of a training image,
 times images, over {peak:.0f} TFLOP/s (dense bf16 of an H100) and a share of it: backbones {backbone}, `small` {small}, `_sd15` {large}.
-On an H100 only the small refiner of the CPU recipes was measured (1 %, [performance.md](performance.md#one-h100)): it is too little work
-for the card. Networks of the sizes below have not been timed on a GPU. One experiment trains a backbone for the coarse maps of held-out
-images, one for each fold, and one refiner. `python -m sweeps plan paper_NAME data.root=FOLDER --cluster 8xH100` counts a whole study on
-your files, sampling included.
+On an H100 two things were measured ([performance.md](performance.md#one-h100)): the small refiner of the CPU recipes (1 %: too
+little work for the card) and sampling at Stable Diffusion 1.5's size (9 %, not compiled). Training at the sizes below has not been
+timed on a GPU in bf16. One experiment trains a backbone for the coarse maps of held-out images, one for each fold, and one refiner.
+`python -m sweeps plan paper_NAME data.root=FOLDER --cluster 8xH100` counts a whole study on your files, sampling included.
 
 Memory is of one GPU that trains alone, with as many images a forward pass ("at once") as the memory plan finds room for in 80 GB; the
 global batch is the recipe's on any number of GPUs. On eight, each GPU has an eighth of it.

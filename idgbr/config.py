@@ -36,6 +36,11 @@ class DataConfig(Section):
     classes: str = setting("", "class table (JSON file); empty: the one of the source", path=True)
     bands: tuple[int, ...] = setting((1, 2, 3), "bands read from each image, from 1, in this order")
     split_table: str = setting("", "folder: split table (CSV) below the root; empty: splits.csv")
+    elsewhere: str = setting(
+        "",
+        "another split table of the source, whose scenes are refined and scored in place of the data set's own; nothing trains on them",
+        key_at_default=False,
+    )
     where: str = setting("", 'filter on columns of the split table, e.g. "zoom == 20"')
     variant: str = setting("", "which of several products of a data set (Potsdam: RGB, IRRG or RGBIR); empty: see its reader")
     val_ids: tuple[str, ...] = setting((), "ISPRS: official training tiles that validate; empty: see idgbr/datasets/isprs.py")
@@ -47,6 +52,16 @@ class DataConfig(Section):
     test_scenes: int = setting(3, "synthetic: test scenes", low=0, high=10_000, read_when=_SYNTHETIC)
     scene_px: int = setting(256, "synthetic: side of a scene", low=64, high=20_000, read_when=_SYNTHETIC)
     n_classes: int = setting(2, "synthetic: 2 (background, building), 3 (and road) or 4 (and field)", low=2, high=4, read_when=_SYNTHETIC)
+
+    @property
+    def trained(self) -> DataConfig:
+        """The data set that the networks learn from."""
+        return dataclasses.replace(self, elsewhere="")
+
+    @property
+    def shown(self) -> DataConfig:
+        """The data set whose scenes are refined and scored."""
+        return dataclasses.replace(self, split_table=self.elsewhere, elsewhere="") if self.elsewhere else self
 
 
 @dataclass(frozen=True)

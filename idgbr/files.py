@@ -1,10 +1,12 @@
-"""Output files on a local path: checked before work starts, written whole or not at all."""
+"""Output files on a local path: checked before work starts, written whole or not at all. And what input files hold."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
+import hashlib
 import os
 import shutil
 import uuid
@@ -14,7 +16,9 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from idgbr.errors import BadRequest, IdgbrError, Missing, NoSpace, Outage
+from idgbr.machine import expanded
 from idgbr.retries import is_transient
+from idgbr.settings import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,6 +141,29 @@ def require_variables(path: str, where: str) -> None:
     if path.startswith("$"):
         name = path[1:].split("/")[0]
         raise Missing(f"{name} is not set", value=f"{where}={path}", hint=f"export {name}=FOLDER, or {where}=PATH")
+
+
+def content_digest(path: str, where: str) -> str:
+    """sha256 of a file, or of all files of a folder with their names; remembered while size and time of change stay
+    the same.
+
+    Raises:
+        Missing: nothing is there.
+    """
+    require_variables(path, where)
+    place = expanded(path)
+    if not place.exists():
+        raise Missing(f"{where} names a file that is not there", value=str(place), hint=f"an existing path: {where}=PATH")
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith("."))
+    names = [p.name if place.is_file() else str(p.relative_to(place)) for p in files]
+    stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return digest([[name, _file_digest(*stamp)] for name, stamp in zip(names, stamps, strict=True)])
+
+
+@functools.lru_cache(maxsize=100_000)
+def _file_digest(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_output(path: Path, overwrite: bool = True) -> None:

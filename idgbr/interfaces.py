@@ -27,3 +27,15 @@ def end_if_stopped(stop: Stop | None, what: str) -> None:
     """
     if stop is not None and stop():
         raise Interrupted(f"{what} was stopped", hint="the same command goes on")
+
+
+def until_stopped(report: Report | None, stop: Stop, stage: str) -> Report:
+    """`report`, and the end of a stage that was asked to stop: after any raster but the last."""
+
+    def told(**values: Any) -> None:
+        if report is not None:
+            report(**values)
+        if values.get("done", 0) < values.get("total", 0):
+            end_if_stopped(stop, f"the stage {stage}")
+
+    return told

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from idgbr.config import Experiment, Runtime, about_setting, is_read, to_dict
-from idgbr.errors import Interrupted, Missing
-from idgbr.files import require_variables
-from idgbr.interfaces import Json, Report, Stop, end_if_stopped
-from idgbr.machine import expanded
+from idgbr.errors import Interrupted
+from idgbr.files import content_digest
+from idgbr.interfaces import Json, Report, Stop, until_stopped
 from idgbr.settings import Section, digest, identity
 from idgbr.store import Store
 
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
     from idgbr.training.loop import World
 
 POOL = "pool_"  # begins the names of the jobs that make the training maps of `coarse.pool`
+TRAINING = "training"  # name of the data, and of the coarse maps, that are only trained on: scenes elsewhere are scored
 SIMULATED = "simulated"  # coarse.source, and name of the job that makes such training maps
 SIMULATION = ("source", "iou", "iou_high", "modes")  # settings of `coarse` that simulated maps depend on
 STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
@@ -82,13 +80,18 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
 
     Raises:
         Missing: a file named in the settings is not there.
+        Disagreement: a training image stands in `data.elsewhere`.
     """
     e = experiment
     data = data_job(e)
     own = _coarse_jobs(e, data)
-    made = [data, *own]
     coarse = own[-1]
-    parents = {"data": data.key, "coarse": coarse.key}
+    made = [data, *own]
+    shown = [data, coarse]  # what is refined and scored
+    if e.data.elsewhere:
+        shown = _elsewhere_jobs(e, coarse)
+        made = [dataclasses.replace(data, name=TRAINING), *own[:-1], *shown]
+    refiner_key: dict[str, str] = {}
     if e.refiner.kind != "none":
         trained_on = coarse
         if e.coarse.pool:
@@ -100,20 +103,46 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
             settings = {name: value for name, value in _settings(e, "coarse").items() if name in SIMULATION}
             trained_on = _job("coarse", SIMULATED, settings, {"data": data.key}, coarse.seed)
             made.append(trained_on)
-        refiner = _job("refiner", "refiner", _settings(e, "refiner"), parents | {"coarse": trained_on.key}, e.seed, trains=True)
-        made.append(refiner)
-        parents = parents | {"refiner": refiner.key}
+        elif e.data.elsewhere:
+            made.append(dataclasses.replace(coarse, name=TRAINING))
+        refiner_parents = {"data": data.key, "coarse": trained_on.key}
+        made.append(_job("refiner", "refiner", _settings(e, "refiner"), refiner_parents, e.seed, trains=True))
+        refiner_key = {"refiner": made[-1].key}
+    parents = {"data": shown[0].key, "coarse": shown[1].key}
     refined = _job(
         "refined",
         "refined",
         _settings(e, "sampler") | {"kind": e.refiner.kind} | ({"uncertainty": True} if e.score.uncertainty else {}),
-        parents,
+        parents | refiner_key,
         e.seed if e.refiner.kind == "diffusion" else None,
     )
     made.append(refined)
     counted = _settings(e, "score") | ({"levels": 4} if e.score.uncertainty else {})  # since these counts have level sets
-    made.append(_job("counts", "counts", counted, {"data": data.key, "coarse": coarse.key, "refined": refined.key}, None))
+    made.append(_job("counts", "counts", counted, parents | {"refined": refined.key}, None))
     return tuple(made)
+
+
+def _elsewhere_jobs(e: Experiment, coarse: Job) -> list[Job]:
+    """Data and coarse maps of `data.elsewhere`: by the network of all training scenes, or another model's.
+
+    Raises:
+        Disagreement: a training image is among them.
+    """
+    from idgbr.datasets.elsewhere import require_apart
+
+    require_apart(e.data)
+    e = _as_shown(e)
+    data = data_job(e)
+    full = {name: key for name, key in coarse.parents.items() if name == "full"}
+    return [data, _job("coarse", "coarse", _settings(e, "coarse"), {"data": data.key, **full}, coarse.seed)]
+
+
+def _as_shown(e: Experiment) -> Experiment:
+    """The experiment whose data set is the one that is refined and scored."""
+    if not e.data.elsewhere:
+        return e
+    source = e.coarse.source if e.coarse.source == "external" else "in_fold"  # nothing here was trained on
+    return dataclasses.replace(e, data=e.data.shown, coarse=dataclasses.replace(e.coarse, source=source, pool=()))
 
 
 def _coarse_jobs(e: Experiment, data: Job, prefix: str = "") -> list[Job]:
@@ -150,11 +179,12 @@ def _as_trained(experiment: Experiment, name: str) -> Experiment:
 
 
 def data_job(experiment: Experiment) -> Job:
-    """The job that indexes the data; it needs no file of any later stage."""
+    """The job that indexes the data that are trained on; it needs no file of any later stage."""
     from idgbr import datasets
 
-    inputs = {"inputs": datasets.input_digest(experiment.data)}
-    return _job("data", "data", _settings(experiment, "data") | inputs, {}, None)
+    trained = dataclasses.replace(experiment, data=experiment.data.trained)
+    inputs = {"inputs": datasets.input_digest(trained.data)}
+    return _job("data", "data", _settings(trained, "data") | inputs, {}, None)
 
 
 def run(
@@ -236,18 +266,6 @@ def _kept_rasters(job: Job, store: Store, out: Path) -> Iterator[None]:
         store.delete(name)
 
 
-def _until_stopped(report: Report | None, stop: Stop, stage: str) -> Report:
-    """`report`, and the end of a stage that was asked to stop: after any raster but the last."""
-
-    def told(**values: Any) -> None:
-        if report is not None:
-            report(**values)
-        if values.get("done", 0) < values.get("total", 0):
-            end_if_stopped(stop, f"the stage {stage}")
-
-    return told
-
-
 def scratch_name(job: Job) -> str:
     """Where resume checkpoints of a training, or finished rasters of another stage, live, below the store's root;
     deleted when it is done.
@@ -310,7 +328,9 @@ def _run_plain(
 ) -> None:
     from idgbr import datasets
 
-    report = report if stop is None else _until_stopped(report, stop, job.stage)
+    report = report if stop is None else until_stopped(report, stop, job.stage)
+    if job.name == job.stage:
+        experiment = _as_shown(experiment)
     if job.stage == "data":
         datasets.prepare(experiment.data, out, report)
         return
@@ -366,29 +386,6 @@ def _settings(experiment: Experiment, name: str) -> Json:
             value = content_digest(value, f"{name}.{field}")
         values[field] = list(value) if isinstance(value, tuple) else value
     return values
-
-
-def content_digest(path: str, where: str) -> str:
-    """sha256 of a file, or of all files of a folder with their names; remembered while size and time of change stay
-    the same.
-
-    Raises:
-        Missing: nothing is there.
-    """
-    require_variables(path, where)
-    place = expanded(path)
-    if not place.exists():
-        raise Missing(f"{where} names a file that is not there", value=str(place), hint=f"an existing path: {where}=PATH")
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith("."))
-    names = [p.name if place.is_file() else str(p.relative_to(place)) for p in files]
-    stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-    return digest([[name, _file_digest(*stamp)] for name, stamp in zip(names, stamps, strict=True)])
-
-
-@functools.lru_cache(maxsize=100_000)
-def _file_digest(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _set_threads(runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 the high frequencies.
 
     python -m sweeps run backbones                      nine networks on farm fields, three seeds
+    python -m sweeps run backbones_test                 the same networks and refiners on the 12 test places: sampling alone, once
     python -m sweeps run backbones_oam_buildings        four of them on buildings, three seeds
     python -m sweeps run backbones_elsewhere            the same on 18 places never trained on: sampling alone
     python -m sweeps run backbones_dubai_landcover      four of them on land cover, three seeds
@@ -88,16 +89,29 @@ def _kinds(common: Overrides) -> list[Settings]:
     return [{**common, "refiner.kind": kind} for kind in KINDS]
 
 
-def _backbones(name: str, recipe: str, networks: Iterable[str], iou: tuple[float, float], split: str = "val") -> Study:
-    """The maps of every network, refined by the same three refiners: these learn on simulated maps of an IoU in this
-    range (from, to; to 0: all of the first), so they need none of the networks.
+def _small(low: float, high: float = 0.0) -> Settings:
+    """Settings of every study of small networks. Refiners learn on simulated maps of an IoU from `low` to `high` (0: of
+    `low`), which need no network: the same three refiners serve the maps of all.
     """
-    simulated: Settings = {"coarse.source": "simulated", "coarse.iou": iou[0], "coarse.iou_high": iou[1]}
+    return {**SECOND_DESIGN, **SMALL, **WINDOWS, "coarse.source": "simulated", "coarse.iou": low, "coarse.iou_high": high}
+
+
+# Recipe and settings of the refiners of a data set.
+SETS: dict[str, tuple[str, Settings]] = {
+    "naip_fields": ("demo", _small(0.8)),
+    "oam_buildings": ("buildings_elsewhere", _small(0.6, 0.9)),
+    "dubai_landcover": ("dubai_landcover", _small(0.4, 0.8)),
+}
+
+
+def _backbones(name: str, data: str, networks: Iterable[str], split: str = "val", elsewhere: str = "") -> Study:
+    """The maps of every network, refined by the same refiners."""
+    recipe, settings = SETS[data]
     return Study(
         name=name,
         recipe=recipe,
         points=tuple(point for network in networks for point in _kinds(NETWORKS[network])),
-        overrides={**SECOND_DESIGN, **SMALL, **WINDOWS, **simulated, "sampler.split": split},
+        overrides={**settings, "sampler.split": split, "data.elsewhere": elsewhere},
         replicates=SEEDS,
         yardsticks=("coarse",),
     )
@@ -109,24 +123,31 @@ def backbones() -> Study:
 
     IDGBR_DATA holds the weights of the two networks that start from ImageNet.
     """
-    return _backbones("backbones", "demo", NETWORKS, (0.8, 0.0))
+    return _backbones("backbones", "naip_fields", NETWORKS)
+
+
+def backbones_test() -> Study:
+    """`python -m sweeps run backbones_test`, after `backbones`: the same networks and refiners on the 12 test places of
+    naip_fields. Sampling alone; once, at the end.
+    """
+    return _backbones("backbones_test", "naip_fields", NETWORKS, "test", "demo_test.csv")
 
 
 def backbones_oam_buildings() -> Study:
     """`python -m sweeps run backbones_oam_buildings`: four networks, three seeds, on the validation scene."""
-    return _backbones("backbones_oam_buildings", "buildings_elsewhere", FEWER, (0.6, 0.9))
+    return _backbones("backbones_oam_buildings", "oam_buildings", FEWER)
 
 
 def backbones_elsewhere() -> Study:
     """`python -m sweeps run backbones_elsewhere`, after `backbones_oam_buildings`: the same networks and refiners on 18
     places of buildings_world that nothing was trained or chosen on. Sampling alone; once, at the end.
     """
-    return _backbones("backbones_elsewhere", "buildings_elsewhere", FEWER, (0.6, 0.9), "test")
+    return _backbones("backbones_elsewhere", "oam_buildings", FEWER, "test")
 
 
 def backbones_dubai_landcover() -> Study:
     """`python -m sweeps run backbones_dubai_landcover`: four networks on five classes of land cover, three seeds."""
-    return _backbones("backbones_dubai_landcover", "dubai_landcover", FEWER, (0.4, 0.8))
+    return _backbones("backbones_dubai_landcover", "dubai_landcover", FEWER)
 
 
 def backbones_own() -> Study:
@@ -180,5 +201,14 @@ def samples() -> Study:
 
 STUDIES: dict[str, Callable[[], Study]] = {
     f.__name__: f
-    for f in (backbones, backbones_oam_buildings, backbones_elsewhere, backbones_dubai_landcover, backbones_own, frequency, samples)
+    for f in (
+        backbones,
+        backbones_test,
+        backbones_oam_buildings,
+        backbones_elsewhere,
+        backbones_dubai_landcover,
+        backbones_own,
+        frequency,
+        samples,
+    )
 }

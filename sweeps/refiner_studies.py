@@ -2,10 +2,9 @@
 
     python -m sweeps run refiner_screen_naip_fields       every arm, one seed
     python -m sweeps run refiner_confirm_naip_fields      the best of them, three seeds
-    python -m sweeps run refiner_decisions_naip_fields    sampling alone: steps, samples, averaging, reach
-    python -m sweeps run refiner_test_naip_fields         the best, once, on the test places
+    python -m sweeps run refiner_decisions_naip_fields    sampling alone: samples, averaging, reach
 
-The same for `oam_buildings` and `dubai_landcover`.
+The same for `oam_buildings` and `dubai_landcover`. Test places: `backbones_test` and `backbones_elsewhere`.
 
 The rule, fixed before any of them was run: an arm wins if its paired difference in boundary IoU over `one_pass` with
 the same network is above 0 (interval over places) and its mIoU is not below the coarse map's by more than 0.2. Fair
@@ -17,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from sweeps.claim_studies import NETWORKS, SETS
 from sweeps.study import Overrides, Setting, Study
 
 Settings = dict[str, Setting]
@@ -78,42 +78,32 @@ def refiner_screen(data: str, train_images: int = 4800) -> Study:
     return _study("screen", data, points, train_images, 1)
 
 
-def refiner_confirm(data: str, train_images: int = 12_800, best: str = BEST) -> Study:
+def refiner_confirm(data: str) -> Study:
     """The best arm of the screen against one pass and a cascade of the same network; three seeds. All learn on simulated
     coarse maps, and what they know of their errors is scored too.
+
+    On naip_fields with a pretrained encoder, 12,800 images a refiner: for a GPU. On the others with the small network of
+    `claim_studies`: after `backbones_oam_buildings` or `backbones_dubai_landcover` it trains nothing.
     """
-    arm = DIFFUSION[best]
+    if data != "naip_fields":
+        points = [ONE_PASS, *_steps({"refiner.kind": "cascade"}), *_steps({}), _sampled(4, samples=4), _sampled(4, average=2)]
+        return _small_study("confirm", data, points, {"score.uncertainty": True})
+    arm = DIFFUSION[BEST]
     network = _network(arm)
     points = [ONE_PASS | network, *_steps(CASCADE | network), *_steps(arm)]
     points += [arm | _sampled(4, samples=4), arm | _sampled(4, average=2), arm | _sampled(8, samples=8)]
-    return _study("confirm", data, [point | SIMULATED for point in points], train_images, 3, {"score.uncertainty": True})
+    return _study("confirm", data, [point | SIMULATED for point in points], 12_800, 3, {"score.uncertainty": True})
 
 
-def refiner_decisions(data: str, train_images: int = 12_800, best: str = BEST) -> Study:
-    """Sampling of the best arm: steps x samples x averaging over steps, at three reaches.
+def refiner_decisions(data: str) -> Study:
+    """Sampling alone: samples x averaging over the last steps x reach, of diffusion with four steps; and one pass at
+    every reach. Three seeds, small networks.
 
-    After `refiner_confirm` it trains nothing.
+    After `backbones` (naip_fields) or `backbones_...` of the data set it trains nothing.
     """
-    arm = DIFFUSION[best]
-    points = [
-        arm | _sampled(steps, samples=samples, average=average) | {"sampler.reach_px": reach}
-        for steps in STEPS
-        for samples in (1, 4)
-        for average in ((1,) if steps == 1 else (1, steps // 2))
-        for reach in (0.0, 4.0, 8.0)
-    ]
-    points += [ONE_PASS | _network(arm) | {"sampler.reach_px": reach} for reach in (0.0, 4.0, 8.0)]
-    return _study("decisions", data, [point | SIMULATED for point in points], train_images, 3)
-
-
-def refiner_test(data: str, train_images: int = 12_800, best: str = BEST) -> Study:
-    """What `refiner_confirm` found, once on the test places: one pass and diffusion with four steps.
-
-    After `refiner_confirm` it trains nothing.
-    """
-    arm = DIFFUSION[best]
-    points = [ONE_PASS | _network(arm), arm | {"sampler.steps": 4}]
-    return _study("test", data, [point | SIMULATED for point in points], train_images, 3, {"sampler.split": "test"})
+    reaches: list[Settings] = [{"sampler.reach_px": reach} for reach in (0.0, 4.0, 8.0)]
+    points = [_sampled(4, samples=n, average=k) | reach for n in (1, 4) for k in (1, 2) for reach in reaches]
+    return _small_study("decisions", data, points + [ONE_PASS | reach for reach in reaches])
 
 
 def _network(arm: Settings) -> Settings:
@@ -141,6 +131,20 @@ def _study(what: str, data: str, points: Iterable[Overrides], train_images: int,
     )
 
 
+def _small_study(what: str, data: str, points: Iterable[Overrides], extra: Settings | None = None) -> Study:
+    """A study of the refiners that `claim_studies.backbones...` trains for the set, on the maps of its best network."""
+    recipe, settings = SETS[data]
+    return Study(
+        name=f"refiner_{what}_{data}",
+        recipe=recipe,
+        points=tuple(points),
+        overrides=settings | NETWORKS["lite0_fpn"] | (extra or {}),
+        baseline=ONE_PASS,
+        replicates=3,
+        yardsticks=("coarse",),
+    )
+
+
 def _named(make: Callable[[str], Study], data: str) -> Callable[[], Study]:
     def study() -> Study:
         return make(data)
@@ -151,7 +155,5 @@ def _named(make: Callable[[str], Study], data: str) -> Callable[[], Study]:
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
-    f"{make.__name__}_{data}": _named(make, data)
-    for make in (refiner_screen, refiner_confirm, refiner_decisions, refiner_test)
-    for data in RECIPES
+    f"{make.__name__}_{data}": _named(make, data) for make in (refiner_screen, refiner_confirm, refiner_decisions) for data in RECIPES
 }

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from idgbr import costs
-from idgbr.config import Experiment
+from idgbr.config import DataConfig, Experiment
 from idgbr.datasets.extent import area_px, n_classes
 from idgbr.errors import BadRequest, nearest
 from idgbr.stages import SIMULATED, STAGES, Job
@@ -58,7 +58,10 @@ class Share:
 # little work for it
 TINY_CHANNELS = 128
 TINY = {"refiner": Share(0.010, True), "refined": Share(0.011, True)}
-SHARES = {"backbone": Share(0.08), "small": Share(0.05), "stable_diffusion": Share(0.30)}
+# At Stable Diffusion 1.5's size sampling was measured (4 images of 512 px, bf16, not compiled); training is assumed between
+# that and the 28 % of an A100 that docs/scaling.md quotes
+SHARES = {"backbone": Share(0.08), "small": Share(0.05), "stable_diffusion": Share(0.15)}
+STABLE_DIFFUSION_REFINED = Share(0.086, True)
 GPU_STAGES = ("backbone", "coarse", "refiner", "refined")
 CPU_PX_PER_S = {"data": 20e6, "counts": 5e6}  # of one core: opening every file once; all default scores (benchmarks/scores.py, 6 classes)
 FIXED_S = 20.0  # of a job: process, data set, first batches
@@ -175,18 +178,18 @@ def seconds_of(job: Job, experiment: Experiment, cluster: GpuCluster) -> float:
     e = experiment
     if job.stage in CPU_PX_PER_S:
         split = None if job.stage == "data" else e.sampler.split
-        return FIXED_S + area_px(e.data, split) / CPU_PX_PER_S[job.stage]
+        return FIXED_S + area_px(_data(job, e), split) / CPU_PX_PER_S[job.stage]
     speed = CARDS[cluster.card].peak * share_of(job.stage, e).value
     if job.trains:
         return FIXED_S + getattr(e, job.stage).train_images * _cost(e, job.stage).train_flop / speed
     if job.stage == "coarse":
         if e.coarse.source == "external" or job.name == SIMULATED:
             return FIXED_S
-        windows = area_px(e.data) / (e.coarse.tile_px - e.coarse.overlap_px) ** 2
+        windows = area_px(_data(job, e)) / (e.coarse.tile_px - e.coarse.overlap_px) ** 2
         return FIXED_S + windows * _scaled(_cost(e, "backbone").run_flop, e.coarse.tile_px, e.backbone.crop_px) / speed
     if e.refiner.kind == "none":
         return FIXED_S
-    return FIXED_S + area_px(e.data, e.sampler.split) * costs.refining_flop_px(e, n_classes(e.data)) / speed
+    return FIXED_S + area_px(e.data.shown, e.sampler.split) * costs.refining_flop_px(e, n_classes(e.data)) / speed
 
 
 def share_of(stage: str, experiment: Experiment) -> Share:
@@ -195,7 +198,9 @@ def share_of(stage: str, experiment: Experiment) -> Share:
         return SHARES["backbone"]
     if not experiment.refiner.base and max(experiment.refiner.channels) < TINY_CHANNELS:
         return TINY[stage]
-    return SHARES["stable_diffusion" if experiment.refiner.base else "small"]
+    if experiment.refiner.base:
+        return STABLE_DIFFUSION_REFINED if stage == "refined" else SHARES["stable_diffusion"]
+    return SHARES["small"]
 
 
 def bytes_of(job: Job, experiment: Experiment) -> float:
@@ -204,10 +209,15 @@ def bytes_of(job: Job, experiment: Experiment) -> float:
     if job.trains:
         return 4.0 * _cost(e, job.stage).parameters
     if job.stage == "coarse":
-        return DEFLATED["coarse"] * area_px(e.data) * n_classes(e.data)
+        return DEFLATED["coarse"] * area_px(_data(job, e)) * n_classes(e.data)
     if job.stage == "refined":
-        return DEFLATED["refined"] * area_px(e.data, e.sampler.split)
+        return DEFLATED["refined"] * area_px(e.data.shown, e.sampler.split)
     return 1e6
+
+
+def _data(job: Job, e: Experiment) -> DataConfig:
+    """The data set whose images the job reads."""
+    return e.data.shown if job.name == job.stage else e.data.trained
 
 
 def _scaled(flop: float, side_px: int, counted_px: int) -> float:

@@ -19,7 +19,8 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder as IDGBR_DATA names it; plans ask for the content of the weights file alone."""
     monkeypatch.setenv("IDGBR_DATA", str(tmp_path))
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "tf_efficientnet_lite0_in1k.safetensors").write_bytes(b"weights")
+    for name in ("tf_efficientnet_lite0_in1k", "tf_efficientnet_lite2_in1k_fp16"):
+        (tmp_path / "weights" / f"{name}.safetensors").write_bytes(b"weights")
 
 
 def trials(name: str) -> list[Trial]:
@@ -52,9 +53,12 @@ def test_one_pass_and_cascade_have_the_network_of_the_arm_beside_them(name: str)
     assert len({network_shape(b) for b in best}) == 1
 
 
-@pytest.mark.parametrize("name", ["refiner_decisions", "refiner_test"])
-def test_decisions_and_test_places_train_nothing_that_confirm_did_not(name: str) -> None:
-    assert set(refiners(trials(name))) <= set(refiners(trials("refiner_confirm")))
+@pytest.mark.parametrize("name", ["refiner_decisions_naip_fields", "backbones_test"])
+def test_decisions_and_test_places_train_nothing_that_the_networks_of_the_validation_places_did_not(name: str) -> None:
+    validation, found = (expand(studies.find(study)) for study in ("backbones", name))
+    assert set(refiners(found)) <= set(refiners(validation))
+    trained = [{job.key for t in part for job in t.jobs if job.stage == "backbone"} for part in (found, validation)]
+    assert trained[0] <= trained[1]
 
 
 def test_every_arm_can_be_built_and_sampled_as_the_study_says() -> None:
