@@ -1,6 +1,6 @@
 """KubeRay manifests of a `ClusterSpec`: a RayCluster, a RayJob, and the network policy that keeps others out.
 
-Fields of `ray.io/v1` as of KubeRay 1.6 and 1.7 (`authOptions` came with 1.5.1, `autoscalerOptions.version` with 1.4).
+Fields of `ray.io/v1` as of KubeRay 1.6 (`authOptions` came with 1.5.1, `autoscalerOptions.version` with 1.4).
 Values go through a YAML writer, never into a text template.
 """
 
