@@ -37,6 +37,7 @@ from typing import Any
 import pyarrow as pa
 from unkind_server import UnkindServer
 
+from cluster import ray_private
 from cluster.node import make_token, package_versions
 from cluster.ray_private import patient_start
 from idgbr.store import Store
@@ -313,6 +314,7 @@ def main() -> None:
     found: dict[str, Any] = {"seed": o.seed, "trials": o.trials, "nodes": o.nodes}
     events, ends, rounds = Counter[str](), Counter[str](), []
     set_environment(folder)
+    ray_private.START_S = 600.0  # of a node: the machine may be busy with this and with other work
     with UnkindServer(o.seed) as server:
         study = folder / "chaos_study.py"
         study.write_text(STUDY.replace("IMAGES", str(o.images)).replace("STEPS", str(o.trials // 4)))
