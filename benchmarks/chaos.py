@@ -39,7 +39,8 @@ from unkind_server import UnkindServer
 
 from cluster import ray_private
 from cluster.node import make_token, package_versions
-from cluster.ray_private import patient_start
+from cluster.ray_private import RayletDied, patient_start
+from cluster.session import START_TRIES
 from idgbr.store import Store
 from sweeps import tables
 from sweeps.run.nodes import QUIET
@@ -104,8 +105,17 @@ class Machines:
 
         self.folder, self.made, self.mounts = folder, 0, []
         self.disks: dict[Any, Path] = {}  # node -> its disk
+        head = {"num_cpus": 0, "temp_dir": str(folder / "r")}
+        self.cluster = self._started(lambda: Cluster(initialize_head=True, head_node_args={**head, **self._settings()}))
+
+    @staticmethod
+    def _started(start: Callable[[], Any]) -> Any:
+        """A raylet whose agents start slowly aborts after 15 s, so a busy machine needs several tries."""
+        for _ in range(START_TRIES - 1):
+            with contextlib.suppress(RayletDied), patient_start():
+                return start()
         with patient_start():
-            self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(folder / "r"), **self._settings()})
+            return start()
 
     @staticmethod
     def _settings() -> dict[str, Any]:
@@ -129,8 +139,7 @@ class Machines:
         if not mounted.returncode:
             self.mounts.append(disk)
         variables = {"IDGBR_CACHE": str(disk / "cache"), "CHAOS_DEVICE": str(disk) + ".broken", "PYTHONPATH": os.environ["PYTHONPATH"]}
-        with patient_start():
-            self.disks[self.cluster.add_node(num_cpus=1, env_vars=variables, **self._settings())] = disk
+        self.disks[self._started(lambda: self.cluster.add_node(num_cpus=1, env_vars=variables, **self._settings()))] = disk
 
     def remove(self, node: Any) -> None:
         self.cluster.remove_node(node, allow_graceful=False)
