@@ -44,6 +44,11 @@ class Health:
             if not units:
                 del self.failures[device]
 
+    def readmit(self, devices: set[str]) -> None:
+        """These devices get work again: they are all that is left. Devices of lost nodes count among those seen."""
+        for device in devices:
+            self.failures.pop(device, None)
+
     @property
     def left_out(self) -> frozenset[str]:
         """Devices that get no more work: those with most failures, at most a share of all that were seen."""

@@ -192,15 +192,17 @@ class Run:
 
     def next(self) -> Unit | str | None:
         """The next unit; None: ask again; "finished": nothing more."""
-        left_out = self.schedule.health.left_out
+        health = self.schedule.health
+        held = [device for trial, device in self.devices.items() if trial not in self.units]
+        follow(self.schedule, self.progress, self.capacity, len(held))
+        is_crowded = 0 < self.capacity.count <= len(held)
+        if is_crowded and health.left_out.issuperset(held):
+            self.progress.say(f"used again, for nothing else is left: {', '.join(sorted(set(held)))}")
+            health.readmit(set(held))
+        left_out = health.left_out
         for device in left_out - self.named:
-            self.progress.say(
-                f"no more work for {device}: two units failed there in a row; the last: {self.schedule.health.reasons[device]}"
-            )
+            self.progress.say(f"no more work for {device}: two units failed there in a row; the last: {health.reasons[device]}")
         self.named = left_out
-        idling = sum(trial not in self.units for trial in self.devices)
-        follow(self.schedule, self.progress, self.capacity, idling)
-        is_crowded = bool(idling) and not self.schedule.slots
         unit, self.first = self.first or self.schedule.take(), None
         is_over = unit is None and (self.schedule.is_finished or self.schedule.is_idle)
         self.control.send(Directives(self.schedule.stopping, is_over, left_out, is_crowded))

@@ -95,6 +95,34 @@ def test_when_workers_that_returned_their_units_hold_every_place_the_run_goes_on
     assert not actor.held.crowded
 
 
+def test_devices_that_were_left_out_are_used_again_when_no_other_is_left(
+    schedule: Schedule, clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Devices of nodes that are gone count among those seen, of which at most a half is left out."""
+    monkeypatch.setattr(capacity, "node_resources", lambda: TWO_NODES)
+    actor: Any = Actor()
+    run = tuner.Run(
+        schedule, SweepProgress("tiny", 1), Capacity(Placement()), ControlWriter(actor), WorkerContext(schedule.store, Runtime())
+    )
+    for lost in ("node3", "node4"):
+        schedule.health.used(lost)
+    for node in ("node1", "node2"):
+        for unit in ("u", "v"):
+            schedule.health.failed(node, unit, "CUDA error")
+    units = [started(run, "a", "node1"), started(run, "b", "node2")]
+    run.outcome("a", returned(units[0]))
+    run.next()
+    assert actor.held.left_out == {"node1", "node2"}
+    run.outcome("b", returned(units[1]))
+    run.next()
+    assert actor.held == Directives(crowded=True)
+    assert "used again, for nothing else is left: node1, node2" in capsys.readouterr().err
+    run.left("a", False)
+    run.left("b", False)
+    clock[0] += 10.0  # a unit that was returned pauses for a moment
+    assert isinstance(run.next(), Unit)
+
+
 @pytest.mark.parametrize(
     ("directives", "held_s"),
     [
