@@ -2,7 +2,7 @@
 
 python benchmarks/general.py train --data FOLDER            tiles (once) and training
 python benchmarks/general.py tiles OUT --data FOLDER        the tiles alone
-python benchmarks/general.py score general --data FOLDER    tables; needs scikit-image
+python benchmarks/general.py score general --data FOLDER    tables; needs idgbr[benchmarks]
 python benchmarks/general.py pictures OUT --data FOLDER     pictures of six places
 
 FOLDER holds oam-buildings, dubai-landcover, weights and buildings-world, as IDGBR_DATA.

@@ -1,5 +1,5 @@
-"""How large a data set is, before it is prepared: classes as its reader finds them, pixels from the headers of its
-images."""
+"""How large a data set is, before it is prepared: classes and splits as its reader finds them, pixels from the headers
+of its images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from idgbr.config import DataConfig
 from idgbr.datasets.scan import find
 from idgbr.datasets.sources import layout
+from idgbr.errors import Missing
 from idgbr.labels import ClassTable
 
 
@@ -26,6 +27,26 @@ def n_classes(data: DataConfig) -> int:
         return ClassTable.load(Path(data.classes)).n_classes
     table = find(data).table or layout(data.source).table
     return table.n_classes if table else 2
+
+
+@functools.lru_cache(maxsize=32)
+def require_split(data: DataConfig, split: str) -> None:
+    """Check that the data set has labelled scenes in the split, by names alone.
+
+    Raises:
+        Missing: it has none. Otherwise as `scan.find`.
+    """
+    if data.source == "synthetic":
+        there = {name for name in ("train", "val", "test") if getattr(data, f"{name}_scenes")}
+    else:
+        there = {entry.split for entry in find(data).entries if entry.label is not None}
+    if split not in there:
+        raise Missing(
+            f"the data set has no labelled scenes in the split '{split}'",
+            value=f"data.source={data.source}" + (f", split table {data.split_table}" if data.split_table else ""),
+            allowed=", ".join(f"sampler.split={name}" for name in sorted(there)),
+            hint="another sampler.split, or a split table with this one",
+        )
 
 
 def area_px(data: DataConfig, split: str | None = None) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 from idgbr.config import Experiment
+from idgbr.datasets.extent import require_split
 from idgbr.errors import IdgbrError
 from idgbr.stages import STAGES, Job
 from idgbr.store import Store
@@ -74,9 +75,11 @@ def make(study: Study, store: Store, *, retry_failed: bool = False, trials: Iter
     """Expand the study and compare it with the store.
 
     Raises:
-        BadRequest: the study is wrong. Missing: a file it names is not there.
+        BadRequest: the study is wrong. Missing: a file it names is not there, or a split has no scenes.
     """
     listed = tuple(trials) if trials is not None else tuple(expand(study))
+    for trial in listed:  # what is trained for hours can be scored
+        require_split(trial.experiment.data.shown, trial.experiment.sampler.split)
     status = tables.statuses(store, study.name)
     jobs: dict[str, tuple[Job, Experiment]] = {}
     naive: dict[str, int] = defaultdict(int)

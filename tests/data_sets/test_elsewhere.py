@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 
 from idgbr import stages
 from idgbr.config import DataConfig, Experiment, apply
-from idgbr.errors import BadRequest, Disagreement
+from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.scores.read import read_counts
 from idgbr.store import Store
+from sweeps.run import plan
+from sweeps.study import Axis, Study
 
 SETTINGS = {
     "data.source": "folder",
@@ -85,3 +88,12 @@ def test_a_training_image_elsewhere_is_refused(root: Path) -> None:
 def test_synthetic_scenes_have_no_table_elsewhere() -> None:
     with pytest.raises(BadRequest, match="no split tables"):
         stages.jobs(apply(Experiment(), {"data.elsewhere": "elsewhere.csv"}))
+
+
+def test_a_study_whose_split_has_no_scenes_is_refused_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
+    axes = (Axis("sampler.steps", (1, 2)),)
+    study = Study("elsewhere", "synthetic", axes=axes, overrides={**SETTINGS, "data.root": str(root), "data.elsewhere": "elsewhere.csv"})
+    with pytest.raises(Missing, match=r"no labelled scenes in the split 'val'.*Allowed: sampler\.split=test"):
+        plan.make(study, Store(tmp_path / "store"))
+    there = dataclasses.replace(study, overrides={**study.overrides, "sampler.split": "test"})
+    assert plan.make(there, Store(tmp_path / "store")).trials

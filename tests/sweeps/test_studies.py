@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import pytest
@@ -172,14 +171,13 @@ def test_a_plan_shares_trainings_and_says_what_nothing_shared_would_cost(tmp_pat
     assert made.stages()["counts"]["unique"] == 108
 
 
-def test_ten_thousand_trials_are_planned_within_ten_seconds(tmp_path: Path) -> None:
+def test_ten_thousand_trials_share_their_trainings(tmp_path: Path) -> None:
+    """How long it takes: benchmarks/large_cluster.py."""
     study = Study(
         "big", "synthetic", replicates=4,
         axes=(Axis("refiner.lr", tuple(1e-4 * (1 + i / 100) for i in range(50))), Axis("sampler.steps", tuple(range(1, 51)))),
     )  # fmt: skip
-    before = time.process_time()
     made = plan.make(study, Store(tmp_path))
-    assert time.process_time() - before < 10
     assert len(made.trials) == 10_001
     assert made.stages()["refiner"]["unique"] == 200
 
