@@ -323,7 +323,7 @@ def main() -> None:
     found: dict[str, Any] = {"seed": o.seed, "trials": o.trials, "nodes": o.nodes}
     events, ends, rounds = Counter[str](), Counter[str](), []
     set_environment(folder)
-    ray_private.START_S = 600.0  # of a node: the machine may be busy with this and with other work
+    ray_private.START_S = 300.0  # of a node: the machine may be busy with this and with other work
     with UnkindServer(o.seed) as server:
         study = folder / "chaos_study.py"
         study.write_text(STUDY.replace("IMAGES", str(o.images)).replace("STEPS", str(o.trials // 4)))

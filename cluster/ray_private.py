@@ -125,10 +125,10 @@ def patient_start() -> Iterator[None]:
     import psutil  # Ray brings its own copy, on the path once Ray is imported
     from ray._private import services
 
-    def lives() -> bool:
-        return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in psutil.Process().children())
+    def living() -> set[int]:
+        return {child.pid for child in psutil.Process().children() if child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE}
 
-    look = services.get_node
+    look, before = services.get_node, living()
 
     def patiently(address: str, node_id: str) -> object:
         deadline = time.monotonic() + START_S
@@ -136,7 +136,7 @@ def patient_start() -> Iterator[None]:
             try:
                 return look(address, node_id)
             except RuntimeError as error:
-                if not lives():
+                if not living() - before:
                     raise RayletDied(f"the raylet ended while it was starting: {error}") from error
                 if time.monotonic() > deadline:
                     raise
