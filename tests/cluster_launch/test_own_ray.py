@@ -159,3 +159,26 @@ def test_the_private_parts_of_ray_in_use_are_there() -> None:
     assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)
     assert callable(state.jobs)
     assert list(inspect.signature(services.get_node).parameters) == ["gcs_address", "node_id"]
+
+
+def test_a_raylet_that_dies_while_it_starts_is_noticed_beside_one_that_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
+    raylet = str(shutil.copy(shutil.which("sleep") or "", tmp_path / "raylet"))  # a process is known by its program's name
+
+    def not_there(address: str, node_id: str) -> object:
+        raise RuntimeError("GCS cannot find the node")
+
+    monkeypatch.setattr(services, "get_node", not_there)
+    other = subprocess.Popen([raylet, "600"])
+    try:
+        with ray_private.patient_start():
+            dead = subprocess.Popen([raylet, "0"])
+            os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+            with pytest.raises(ray_private.RayletDied, match="cannot find the node"):
+                services.get_node("", "")
+        assert services.get_node is not_there
+        dead.wait()
+    finally:
+        other.kill()
+        other.wait()
