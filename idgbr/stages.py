@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 POOL = "pool_"  # begins the names of the jobs that make the training maps of `coarse.pool`
 TRAINING = "training"  # name of the data, and of the coarse maps, that are only trained on: scenes elsewhere are scored
 SIMULATED = "simulated"  # coarse.source, and name of the job that makes such training maps
+PARTLY_SIMULATED = (SIMULATED, "mixed", "thirds")  # values of coarse.source
+TUNING = "tuning"  # name of the job that maps the training rasters for the decision of a refiner of such training maps
 SIMULATION = ("source", "iou", "iou_high", "modes")  # settings of `coarse` that simulated maps depend on
 STAGES = ("data", "backbone", "coarse", "refiner", "refined", "counts")
 
@@ -79,8 +81,7 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
     """Every job the experiment needs, in order of dependence; the last one is its counts.
 
     Raises:
-        Missing: a file named in the settings is not there.
-        Disagreement: a training image stands in `data.elsewhere`.
+        Missing: a file that is named is not there. Disagreement: a training image stands in `data.elsewhere`.
     """
     e = experiment
     data = data_job(e)
@@ -106,6 +107,12 @@ def jobs(experiment: Experiment) -> tuple[Job, ...]:
         elif e.data.elsewhere:
             made.append(dataclasses.replace(coarse, name=TRAINING))
         refiner_parents = {"data": data.key, "coarse": trained_on.key}
+        if e.refiner.held_out and e.coarse.source in PARTLY_SIMULATED:
+            # Much of a simulated outline is the target's own: no refiner beats that, and the decision would change nothing.
+            source = "in_fold" if e.coarse.source == SIMULATED else "out_of_fold"
+            settings = _settings(dataclasses.replace(e, coarse=dataclasses.replace(e.coarse, source=source)), "coarse")
+            made.append(_job("coarse", TUNING, settings, coarse.parents, coarse.seed))
+            refiner_parents["tuning"] = made[-1].key
         made.append(_job("refiner", "refiner", _settings(e, "refiner"), refiner_parents, e.seed, trains=True))
         refiner_key = {"refiner": made[-1].key}
     parents = {"data": shown[0].key, "coarse": shown[1].key}
@@ -211,7 +218,10 @@ def run(
     if found is not None:
         return found
     runtime = runtime or Runtime()
-    _set_threads(runtime)
+    if runtime.threads:
+        import torch
+
+        torch.set_num_threads(runtime.threads)
 
     def write(out: Path) -> None:
         if job.trains:
@@ -320,7 +330,8 @@ def train_stage(
             rasters = tuple(r for r in rasters if r.id not in held_out)
         backbone.fit(experiment.backbone, dataset, rasters, **common)
     else:
-        loss.fit(experiment.refiner, dataset, store.path("coarse", job.parents["coarse"]), **common)
+        tuning_dir = store.path("coarse", job.parents["tuning"]) if "tuning" in job.parents else None
+        loss.fit(experiment.refiner, dataset, store.path("coarse", job.parents["coarse"]), tuning_dir=tuning_dir, **common)
 
 
 def _run_plain(
@@ -339,7 +350,8 @@ def _run_plain(
         from idgbr.coarse import stage as coarse
 
         backbones = {name: store.path("backbone", key) for name, key in job.parents.items() if name != "data"}
-        coarse.write(experiment.coarse, dataset, backbones, seed=job.seed or 0, out=out, runtime=runtime, report=report, stop=stop)
+        settings = dataclasses.replace(experiment.coarse, source=job.config["source"])
+        coarse.write(settings, dataset, backbones, seed=job.seed or 0, out=out, runtime=runtime, report=report, stop=stop)
         return
     coarse_dir = store.path("coarse", job.parents["coarse"])
     if job.stage == "refined":
@@ -386,10 +398,3 @@ def _settings(experiment: Experiment, name: str) -> Json:
             value = content_digest(value, f"{name}.{field}")
         values[field] = list(value) if isinstance(value, tuple) else value
     return values
-
-
-def _set_threads(runtime: Runtime) -> None:
-    if runtime.threads:
-        import torch
-
-        torch.set_num_threads(runtime.threads)

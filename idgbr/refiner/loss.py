@@ -244,6 +244,7 @@ def fit(
     report: Report | None = None,
     stop: Stop | None = None,
     max_images: int | None = None,
+    tuning_dir: Path | None = None,
 ) -> None:
     """Train a refiner on the training rasters of `dataset` and their coarse maps; leaves a folder that `Refiner.load`
     reads.
@@ -252,6 +253,7 @@ def fit(
         coarse_dir: folder of the coarse stage. seed: of the replicate: initial weights, crops, noise.
         max_images: train on fewer images than `config.train_images` (quick looks, early rungs); the schedule is
             shortened too.
+        tuning_dir: coarse maps on which the saved decision is tuned; None: `coarse_dir`.
         scratch, world, runtime, report, stop: see `idgbr.training.loop.train`.
 
     Raises:
@@ -286,7 +288,7 @@ def fit(
         saved.write_config(refiner, out)
         if config.held_out:
             refiner = Refiner.load(out, world.device(runtime or Runtime()))
-            refiner.decision = tuned_decision(refiner, dataset, coarse_dir, config.held_out)
+            refiner.decision = tuned_decision(refiner, dataset, tuning_dir or coarse_dir, config.held_out)
             saved.write_config(refiner, out)
 
 

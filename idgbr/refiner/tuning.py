@@ -38,7 +38,7 @@ def tuned_decision(refiner: Refiner, dataset: Dataset, coarse_dir: Path, share: 
     `decisions.tune`).
 
     Args:
-        dataset: with training rasters and labels. coarse_dir: coarse maps of the training rasters. share: of the
+        dataset: with training rasters and labels. coarse_dir: maps of the training rasters like those that will be refined. share: of the
             blocks, as in training.
     """
     sampler = default_sampler(refiner)
