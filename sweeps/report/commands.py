@@ -92,26 +92,30 @@ def tiles(studies: Sequence[str], selection: Selection, *, each: int = 1, out: s
         each: places of each kind.
 
     Raises:
-        Missing: no refined variant, or the artefacts are not in the store.
+        Missing: no refined variant, or the artefacts are not in the store. BadRequest: `out` is not named *.png.
     """
     from sweeps.report import plots
 
+    path = _named(out, ".png")
+
     view = next(views(selection.trials(studies), [selection.metric], split=selection.split, labels=selection.labels))
     shown, _, title = panels_of(view, selection.metric, each)
-    return write_bytes(Path(out), plots.png(plots.places_figure(shown, title)))
+    return write_bytes(path, plots.png(plots.places_figure(shown, title)))
 
 
 def report(studies: Sequence[str], comparison: Comparison, *, out: str = "report.html", tile_images: bool = True) -> Path:
     """One self-contained HTML page.
 
     Raises:
-        Missing: no such study. BadRequest: a baseline, metric, split or label set that is not there.
+        Missing: no such study. BadRequest: a baseline, metric, split or label set that is not there; or `out` is not
+            named *.html.
     """
     from sweeps.report.page import EXTRA_COLUMNS, page
 
+    path = _named(out, ".html")
     trials = comparison.trials(studies)
     text = page(trials, list(views_of(trials, comparison, EXTRA_COLUMNS)), comparison, tile_images)
-    return write_bytes(Path(out), text.encode())
+    return write_bytes(path, text.encode())
 
 
 def frequency(studies: Sequence[str], selection: Selection, *, out: str = "frequency.svg") -> str:
@@ -122,12 +126,14 @@ def frequency(studies: Sequence[str], selection: Selection, *, out: str = "frequ
         The same in words.
 
     Raises:
-        BadRequest: the study does not vary the training images, or has several variants of a kind.
+        BadRequest: the study does not vary the training images, or has several variants of a kind; or `out` is not
+            named *.svg.
     """
     from sweeps.report import plots
     from sweeps.report.frequency_tables import IMAGES, columns_of, paragraph, title_of
     from sweeps.report.page import EXTRA_COLUMNS
 
+    path = _named(out, ".svg")
     view = next(views(selection.trials(studies), [selection.metric], split=selection.split, labels=selection.labels, columns=EXTRA_COLUMNS))
     found = columns_of(view)
     if not found:
@@ -143,7 +149,7 @@ def frequency(studies: Sequence[str], selection: Selection, *, out: str = "frequ
         columns[title_of(images, most)] = (bands, by_distance(view, maps))
     drawn = plots.svg(plots.shares_figure(columns), ink="#222222", grid="#DDDDDD")
     write_bytes(
-        Path(out), drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1).encode() if "xmlns=" not in drawn else drawn.encode()
+        path, drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1).encode() if "xmlns=" not in drawn else drawn.encode()
     )
     return paragraph(view)
 
@@ -201,3 +207,16 @@ def verify(study: str, *, results: str = RESULTS) -> None:
 
     n = recompute(Path(results) / study)
     print(f"{study}: every number of {n} tables is what the rows give")
+
+
+def _named(out: str, suffix: str) -> Path:
+    """`out` as a path.
+
+    Raises:
+        BadRequest: it has another suffix, so that other programs would take the file for what it is not.
+    """
+    path = Path(out)
+    if path.suffix.lower() != suffix:
+        raise BadRequest("the output is of another kind than its name says", value=f"-o {out}", allowed=f"*{suffix}",
+                         hint=f"-o {path.with_suffix(suffix)}")  # fmt: skip
+    return path

@@ -85,6 +85,9 @@ def test_the_figure_has_a_column_for_each_number_of_images_and_is_a_file_of_its_
     assert said.count("Of one_pass's error diffusion removes") == 2
     with pytest.raises(BadRequest, match=r"refiner\.train_images"):
         frequency(["networks"], Selection(stores=(str(claims),)), out=str(out))
+    with pytest.raises(BadRequest, match=r"another kind than its name says.*frequency\.png.*Try: -o .*frequency\.svg"):
+        frequency(["images"], Selection(stores=(str(claims),)), out=str(tmp_path / "frequency.png"))
+    assert not (tmp_path / "frequency.png").exists()
 
 
 def test_published_claims_are_verified_and_listed(claims: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
