@@ -313,7 +313,7 @@ def numbered_fronts(points: Sequence[CostPoint]) -> dict[str, int]:
 
 @style()
 def pareto_figure(points: Sequence[CostPoint], ylabel: str, scale: float = 100.0) -> Figure:
-    """Score against seconds a megapixel and against GPU time of training; the front is a step line, variants carry
+    """Score against seconds a megapixel and against device time of training; the front is a step line, variants carry
     `numbered_fronts`.
     """
     figure = new_figure(9.5, 3.8)
@@ -323,7 +323,7 @@ def pareto_figure(points: Sequence[CostPoint], ylabel: str, scale: float = 100.0
     for ax, cost, xlabel, times in zip(
         figure.subplots(1, 2, sharey=True),
         COSTS,
-        ("refining (s per megapixel)", f"training of the refiner (GPU time, {unit})"),
+        ("refining (s per megapixel)", f"training of the refiner (device time, {unit})"),
         (1.0, factor),
     ):
         for i, kind in enumerate(kinds):
