@@ -43,7 +43,7 @@ def test_the_screen_trains_every_arm_once_on_equal_terms() -> None:
 @pytest.mark.parametrize("name", ["refiner_confirm", "refiner_decisions"])
 def test_one_pass_and_cascade_have_the_network_of_the_arm_beside_them(name: str) -> None:
     found = refiners(trials(name))
-    best = [e.refiner for e in found.values() if e.refiner.recycle]
+    best = [e.refiner for e in found.values() if e.refiner.kind == "diffusion"]
     assert len(best) == 3  # seeds
     others = [e.refiner for e in found.values() if e.refiner.kind != "diffusion"]
     assert others
