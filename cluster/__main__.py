@@ -156,6 +156,7 @@ def refine(
     steps: int | None = None,
     samples: int | None = None,
     reach_px: float | None = None,
+    trust: float | None = None,
     tile_px: int | None = None,
     seed: int = 0,
     confidence: bool = False,
@@ -171,7 +172,7 @@ def refine(
     from cluster import scenes
     from idgbr.store import default_root
 
-    settings = {"steps": steps, "samples": samples, "reach_px": reach_px, "tile_px": tile_px}
+    settings = {"steps": steps, "samples": samples, "reach_px": reach_px, "trust": trust, "tile_px": tile_px}
     work = scenes.Refining(model, store or default_root(), settings, seed, confidence, overwrite, workers, cpus, gpus, bf16, classes)
     scenes.refine(source, coarse, out, work)
 

@@ -95,7 +95,10 @@ def adapt(request: AdaptRequest) -> None:
     shutil.rmtree(tiles)
     decision = Refiner.load(request.out).decision
     if decision is not None and decision.trust == 0:
-        print("on the tiles held out, no setting beat the coarse map: the copy will change nothing (sampler.trust 0)", file=sys.stderr)
+        print(
+            "on the tiles held out, no setting was surely better than the coarse map: the copy keeps that, unless told --trust 1",
+            file=sys.stderr,
+        )
     print(request.out)
 
 

@@ -37,6 +37,7 @@ class SamplerChanges:
     samples: Annotated[int | None, arg(help="samples a tile; more than 1 gives agreement and entropy")] = None
     reach_px: Annotated[float | None, arg(help="pixels farther than this from a coarse boundary are never changed; 0: no limit")] = None
     reach_m: Annotated[float | None, arg(help="the same in metres")] = None
+    trust: Annotated[float | None, arg(help="0: the coarse map, 1: the refined map; between them a mean of log probabilities")] = None
     tile_px: Annotated[int | None, arg(help="tile side")] = None
 
 
@@ -81,7 +82,8 @@ def refine(
             raise BadRequest("the reach is given twice", value=f"{reach_px} px and {changes.reach_m} m", hint="one of the two")
         reach_px = Grid.of(scene).pixels(changes.reach_m, "the reach")
     loaded = load_model(using.model, using.store or default_root(), Runtime(device=using.device, precision=using.precision))
-    sampler = with_settings(loaded.sampler, steps=changes.steps, samples=changes.samples, reach_px=reach_px, tile_px=changes.tile_px)
+    given = {name: getattr(changes, name) for name in ("steps", "samples", "trust", "tile_px")}
+    sampler = with_settings(loaded.sampler, reach_px=reach_px, **given)
     with Progress(f"refine {scene.name}") as progress:
         tally, written = refine_scene(loaded, sampler, request, codes=codes, report=progress)
     print(tally, file=sys.stderr)

@@ -28,6 +28,7 @@ BAND_PX = 2  # of boundary IoU, as in the scores of 256 px tiles
 TRUSTS = (1.0, 0.75, 0.5, 0.25)
 REACHES_PX = (0.0, 4.0, 8.0, 16.0)
 CONFIDENCES = (0.0, 0.97, 0.9)
+ENOUGH_BLOCKS = 8  # to tell from their differences how far a gain holds; fewer are cut in four, which are no longer quite independent
 SURES = (0.0, 0.7, 0.8, 0.9)  # for refiners that meet maps of any quality: they must also leave good ones alone
 
 Floats = NDArray[np.float32]
@@ -151,37 +152,54 @@ def decided_map(
 
 
 def tune(blocks: Sequence[Block], sures: Sequence[float] = (0.0,)) -> Tuned:
-    """The guard under which boundary IoU is greatest while mIoU is not below the coarse map's; else the coarse map
-    itself (trust 0).
+    """The guard under which boundary IoU is greatest, of those whose mIoU is not below the coarse map's and whose gain
+    in boundary IoU is more than its standard error over the blocks; else the coarse map itself (trust 0).
 
-    Among equals the one that changes least comes first.
+    Among equals the one that changes least comes first. The best of many guards looks better than it is: a gain within
+    one standard error is taken for none.
 
     Raises:
         ValueError: no block.
     """
     if not blocks:
         raise ValueError("no blocks to tune a decision on")
-    start = _scores(blocks, [b.coarse.argmax(axis=0).astype(np.uint8) for b in blocks])
+    before = _counts(blocks, [b.coarse.argmax(axis=0).astype(np.uint8) for b in blocks])
+    start = _scores(before.sum(axis=0))
     best: tuple[Any, ...] = (start[1], 0.0, 0.0, 0.0, 0.0, start[0])
     for trust, reach, confidence, sure in itertools.product(sorted(TRUSTS), REACHES_PX, CONFIDENCES, sorted(sures, reverse=True)):
-        miou, boundary = _scores(blocks, [decided_map(b.refined, b.coarse, trust, reach, confidence, sure) for b in blocks])
-        if miou >= start[0] and boundary > best[0]:
+        after = _counts(blocks, [decided_map(b.refined, b.coarse, trust, reach, confidence, sure) for b in blocks])
+        miou, boundary = _scores(after.sum(axis=0))
+        if miou >= start[0] and boundary > best[0] and boundary - start[1] > _gain_error(before, after):
             best = (boundary, trust, reach, confidence, sure, miou)
     boundary, trust, reach, confidence, sure, miou = best
     return Tuned(trust, reach, confidence, miou, boundary, *start, sure=sure)
 
 
-def _scores(blocks: Sequence[Block], maps: Sequence[NDArray[np.uint8]]) -> tuple[float, float]:
-    """(mIoU, boundary IoU) with counts summed over the blocks, means over the classes that occur."""
+def _gain_error(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
+    """Standard error of the gain in boundary IoU between counts [N,4,K] of N pieces of ground: the jackknife (Efron and
+    Tibshirani 1993, eq. 11.5)."""
+    n = len(before)
+    gains = [_scores(after.sum(axis=0) - a)[1] - _scores(before.sum(axis=0) - b)[1] for b, a in zip(before, after, strict=True)]
+    return float(np.sqrt((n - 1) * np.var(gains)))
+
+
+def _counts(blocks: Sequence[Block], maps: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
+    """[N,4,K] of every block, or of its quarters where blocks are few: pixels of a class in both maps and in either,
+    and the same of its boundary band."""
     n_classes = len(blocks[0].coarse)
-    counts = np.zeros((4, n_classes), np.int64)
+    cuts = 1 if len(blocks) >= ENOUGH_BLOCKS else 2
+    counts = []
     for block, index in zip(blocks, maps, strict=True):
         known = block.target != IGNORE
         truth = np.where(known, block.target, index)  # unknown pixels make no edges and count nowhere
         here, there = (np.stack([m == k for k in range(n_classes)]) for m in (index, truth))
         band, wanted = boundary_bands(index, n_classes), boundary_bands(truth.astype(np.uint8), n_classes)
-        for row, (a, b) in enumerate(((here, there), (band, wanted))):
-            counts[2 * row] += (a & b & known).sum(axis=(1, 2))
-            counts[2 * row + 1] += ((a | b) & known).sum(axis=(1, 2))
+        pixels = np.stack([here & there & known, (here | there) & known, band & wanted & known, (band | wanted) & known])
+        counts += [piece.sum(axis=(2, 3)) for rows in np.array_split(pixels, cuts, axis=2) for piece in np.array_split(rows, cuts, axis=3)]
+    return np.stack(counts)
+
+
+def _scores(counts: NDArray[np.int64]) -> tuple[float, float]:
+    """(mIoU, boundary IoU) of counts [4,K]: means over the classes that occur."""
     values = [counts[2 * r][counts[2 * r + 1] > 0] / counts[2 * r + 1][counts[2 * r + 1] > 0] for r in (0, 1)]
     return tuple(float(v.mean()) if len(v) else 1.0 for v in values)  # type: ignore[return-value]

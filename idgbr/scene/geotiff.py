@@ -99,9 +99,17 @@ def refine_scene(
         print(image.note, file=sys.stderr)
     guess = CoarseMap(coarse, model.table, codes)
     require_same_grid(image.grid, guess.grid, str(scene), str(coarse), f"{coarse.stem}_aligned.tif")
-    if model.decided and not guess.is_probabilities and sampler != (plain := without_confidence(sampler)):
+    plain = without_confidence(sampler)
+    if sampler.trust != model.sampler.trust:  # asked for, not the model's: refused below where it needs probabilities
+        plain = dataclasses.replace(plain, trust=sampler.trust)
+    if model.decided and not guess.is_probabilities and sampler != plain:
         print(f"{coarse.name} holds classes without probabilities: of the model's decision only the reach is used", file=sys.stderr)
         sampler = plain
+    if model.decided and sampler.trust == 0:
+        print(
+            "where the model was tuned it was not surely better than the coarse map, so it keeps that; --trust 1 takes the refined map",
+            file=sys.stderr,
+        )
     bands = request.confidence or request.polygons is not None
     decides: Json = {
         "scene": _stamps(scene), "coarse": _stamps(coarse), "model": model.name, "seed": request.seed, "bands": bands,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from idgbr.config import RefinerConfig, SamplerConfig
 from idgbr.errors import BadRequest
-from idgbr.refiner.decisions import Block, boundary_bands, decide, decided_map, guarded, tune
+from idgbr.refiner.decisions import Block, _counts, _gain_error, _scores, boundary_bands, decide, decided_map, guarded, tune
 from idgbr.refiner.refiner import Refiner
 from idgbr.training.held_out import BLOCK_PX, held_out_blocks, hide
 from idgbr.training.samples import TrainSamples, tempered
@@ -105,6 +105,35 @@ def test_the_least_risk_is_that_of_all_candidates() -> None:
     assert not np.array_equal(found, draws[3, 0])  # not the one that stands alone
     assert np.array_equal(decide(draws[:1], draws[0], "mbr"), draws[0])
     assert np.array_equal(decide(draws, draws[0]), draws.mean(0))
+
+
+@pytest.mark.parametrize("n", [3, 9])
+def test_a_gain_within_its_standard_error_is_taken_for_none(n: int) -> None:
+    """Better on one block and a little worse on the others: their sum gains, but the next block may not."""
+
+    def block(coarse_shift: int, refined_shift: int) -> Block:
+        target = np.zeros((48, 48), np.uint8)
+        target[12:36, 12:36] = 1
+        return Block(soft(np.roll(target, refined_shift, 1), 2), soft(np.roll(target, coarse_shift, 1), 2), target)
+
+    steady = tune([block(1 + i % 3, 0) for i in range(n)])
+    assert steady.trust > 0
+    assert steady.boundary_iou == 1
+    lucky = [block(7, 0)] * (n // 3) + [block(0, 1)] * (n - n // 3)
+    before, after = (_scores(_counts(lucky, maps).sum(axis=0)) for maps in (
+        [b.coarse.argmax(0).astype(np.uint8) for b in lucky], [b.refined.argmax(0).astype(np.uint8) for b in lucky]
+    ))  # fmt: skip
+    assert after > before
+    tuned = tune(lucky)
+    assert (tuned.trust, tuned.miou, tuned.boundary_iou) == (0, *before)
+
+
+def test_the_standard_error_is_that_of_the_mean_where_the_score_is_a_mean() -> None:
+    rng = np.random.default_rng(0)
+    before, after = np.ones((2, 12, 4, 1), np.int64) * 1000
+    before[:, 2, 0], after[:, 2, 0] = rng.integers(100, 900, (2, 12))
+    gains = (after - before)[:, 2, 0] / 1000
+    assert _gain_error(before, after) == pytest.approx(gains.std(ddof=1) / np.sqrt(12))
 
 
 @settings(max_examples=15, deadline=None)

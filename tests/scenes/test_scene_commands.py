@@ -17,7 +17,7 @@ from rio_cogeo.cogeo import cog_validate
 from scene_doubles import blobs, refine, small_refiner
 
 from idgbr.commands.align import align
-from idgbr.config import Runtime
+from idgbr.config import Runtime, SamplerConfig
 from idgbr.errors import BadRequest, Disagreement, Missing
 from idgbr.labels import ClassTable, LabelClass
 from idgbr.rasters.read import IGNORE, Grid, Reader, write_class_map, write_probabilities
@@ -171,6 +171,25 @@ def test_a_reach_in_metres_is_that_in_pixels_and_needs_a_crs(tmp_path, inputs, m
         refine(bare, coarse, tmp_path / "o.tif", model=str(model_dir), reach_m=2)
     assert error.value.exit_code == 2
     assert not (tmp_path / "o.tif").exists()
+
+
+def test_a_model_that_keeps_the_coarse_map_says_so_and_can_be_told_to_trust_itself(tmp_path, inputs, model_dir, capsys):
+    scene, coarse, _ = inputs
+    refiner = Refiner.load(model_dir)
+    refiner.decision = SamplerConfig(sampler="ddim", steps=2, trust=0.0)
+    refiner.save(tmp_path / "careful")
+    refine(scene, coarse, tmp_path / "kept.tif", model=str(tmp_path / "careful"))
+    said = capsys.readouterr().err
+    assert "keeps that" in said
+    assert "--trust 1" in said
+    refine(scene, coarse, tmp_path / "refined.tif", model=str(tmp_path / "careful"), trust=1)
+    assert "keeps that" not in capsys.readouterr().err
+    before, kept, refined = (rasterio.open(p).read(1) for p in (coarse, tmp_path / "kept.tif", tmp_path / "refined.tif"))
+    assert ((before > 0) == (kept > 0)).all()
+    assert (refined != kept).any()
+    with pytest.raises(BadRequest, match="needs coarse probabilities"):
+        refine(scene, coarse, tmp_path / "half.tif", model=str(tmp_path / "careful"), trust=0.5)
+    assert not (tmp_path / "half.tif").exists()
 
 
 def test_a_loaded_model_says_how_it_runs(model_dir):
