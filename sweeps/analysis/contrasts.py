@@ -249,7 +249,9 @@ def importance(
         params = {a: column[i] for a, column in columns.items()}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=float(v)))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    found = {name: round(value, 9) for name, value in optuna.importance.get_param_importances(study, evaluator=evaluator).items()}
+    # axes that vary together are equal but for the last digit, which differs from run to run
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def pairs(variants: Sequence[Variant], key: Callable[[Variant], K]) -> dict[K, list[Variant]]:
