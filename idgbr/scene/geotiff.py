@@ -105,7 +105,7 @@ def refine_scene(
     if model.decided and not guess.is_probabilities and sampler != plain:
         print(f"{coarse.name} holds classes without probabilities: of the model's decision only the reach is used", file=sys.stderr)
         sampler = plain
-    if model.decided and sampler.trust == 0:
+    if model.decided and model.sampler.trust == sampler.trust == 0:
         print(
             "where the model was tuned it was not surely better than the coarse map, so it keeps that; --trust 1 takes the refined map",
             file=sys.stderr,

@@ -187,6 +187,10 @@ def test_a_model_that_keeps_the_coarse_map_says_so_and_can_be_told_to_trust_itse
     before, kept, refined = (rasterio.open(p).read(1) for p in (coarse, tmp_path / "kept.tif", tmp_path / "refined.tif"))
     assert ((before > 0) == (kept > 0)).all()
     assert (refined != kept).any()
+    refiner.decision = SamplerConfig(sampler="ddim", steps=2)
+    refiner.save(tmp_path / "bold")
+    refine(scene, coarse, tmp_path / "asked.tif", model=str(tmp_path / "bold"), trust=0)
+    assert "keeps that" not in capsys.readouterr().err  # the user's choice, not the model's
     with pytest.raises(BadRequest, match="needs coarse probabilities"):
         refine(scene, coarse, tmp_path / "half.tif", model=str(tmp_path / "careful"), trust=0.5)
     assert not (tmp_path / "half.tif").exists()
