@@ -76,8 +76,8 @@ def load_full_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: 
             continue
         fresh: dict[str, Tensor] = {}
         for key, value in moments[name].items():
-            if value.ndim == 0:  # AdamW's step counter: lives on the CPU unless fused
-                fresh[key] = value.to(parameter.device) if optimizer.param_groups[0].get("fused") else value.clone()
+            if value.ndim == 0:  # the step counter of a fused AdamW lives beside its parameter
+                fresh[key] = value.to(parameter.device)
             else:
                 fresh[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
                 copy_whole(fresh[key], value)

@@ -103,12 +103,12 @@ def train(
             raise unwritable(str(scratch), error) from error
 
 
-def adamw(module: nn.Module, settings: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW of the trained parameters, fused on GPUs; norms and biases are not decayed."""
+def adamw(module: nn.Module, settings: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW of the trained parameters in one kernel; norms and biases are not decayed."""
     trained = [p for p in module.parameters() if p.requires_grad]
     decayed, plain = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, fused=device.type == "cuda")
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, fused=True)
 
 
 class _Run:
@@ -139,7 +139,7 @@ class _Run:
             compile_parts: Any = getattr(module, "compile_parts", None)
             compile_parts(runtime.compile) if compile_parts else module.compile(mode=runtime.compile)
         self.wrapped = world.wrap(module, runtime)
-        self.optimizer = adamw(module, settings, device)
+        self.optimizer = adamw(module, settings)
         self.ema = {name: value.detach().clone() for name, value in self.network_state().items()} if settings.ema_images else {}
         self.names: list[str] = []  # of the sums: loss, its parts
         self.reset_sums()
