@@ -83,11 +83,12 @@ def refiner_confirm(data: str) -> Study:
     coarse maps, and what they know of their errors is scored too.
 
     On naip_fields with a pretrained encoder, 12,800 images a refiner: for a GPU. On the others with the small network of
-    `claim_studies`: after `backbones_oam_buildings` or `backbones_dubai_landcover` it trains nothing.
+    `claim_studies`, on maps of a pretrained network: after `backbones_oam_buildings` or `backbones_dubai_landcover` it
+    trains nothing.
     """
     if data != "naip_fields":
         points = [ONE_PASS, *_steps({"refiner.kind": "cascade"}), *_steps({}), _sampled(4, samples=4), _sampled(4, average=2)]
-        return _small_study("confirm", data, points, {"score.uncertainty": True})
+        return _small_study("confirm", data, "lite0_fpn", points, {"score.uncertainty": True})
     arm = DIFFUSION[BEST]
     network = _network(arm)
     points = [ONE_PASS | network, *_steps(CASCADE | network), *_steps(arm)]
@@ -97,13 +98,14 @@ def refiner_confirm(data: str) -> Study:
 
 def refiner_decisions(data: str) -> Study:
     """Sampling alone: samples x averaging over the last steps x reach, of diffusion with four steps; and one pass at
-    every reach. Three seeds, small networks.
+    every reach. Three seeds, small networks; on coarse maps that refining improves on naip_fields (a decision about maps
+    that it does not improve is to leave them as they are).
 
     After `backbones` (naip_fields) or `backbones_...` of the data set it trains nothing.
     """
     reaches: list[Settings] = [{"sampler.reach_px": reach} for reach in (0.0, 4.0, 8.0)]
     points = [_sampled(4, samples=n, average=k) | reach for n in (1, 4) for k in (1, 2) for reach in reaches]
-    return _small_study("decisions", data, points + [ONE_PASS | reach for reach in reaches])
+    return _small_study("decisions", data, "small_pan", points + [ONE_PASS | reach for reach in reaches])
 
 
 def _network(arm: Settings) -> Settings:
@@ -131,14 +133,14 @@ def _study(what: str, data: str, points: Iterable[Overrides], train_images: int,
     )
 
 
-def _small_study(what: str, data: str, points: Iterable[Overrides], extra: Settings | None = None) -> Study:
-    """A study of the refiners that `claim_studies.backbones...` trains for the set, on the maps of its best network."""
+def _small_study(what: str, data: str, network: str, points: Iterable[Overrides], extra: Settings | None = None) -> Study:
+    """A study of the refiners that `claim_studies.backbones...` trains for the set, on the maps of one of its networks."""
     recipe, settings = SETS[data]
     return Study(
         name=f"refiner_{what}_{data}",
         recipe=recipe,
         points=tuple(points),
-        overrides=settings | NETWORKS["lite0_fpn"] | (extra or {}),
+        overrides=settings | NETWORKS[network] | (extra or {}),
         baseline=ONE_PASS,
         replicates=3,
         yardsticks=("coarse",),
