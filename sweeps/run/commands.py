@@ -15,7 +15,6 @@ from idgbr.store import Store
 from sweeps import studies, tables
 from sweeps.run import plan as planning
 from sweeps.run import preflight as checks
-from sweeps.run.cost_lines import forecast_lines
 from sweeps.run.driver import resume_line, run_context, say, stopped, worker_context, write_rows
 from sweeps.run.nodes import gpu_memory_gb
 from sweeps.run.notify import notified
@@ -70,6 +69,8 @@ def plan(
     found["impossible"] = checks.preflight(made, store) if preflight and made.to_do else []
     lines: list[str] = []
     if (cluster or budget_gpu_hours) and not found["impossible"]:
+        from sweeps.run.cost_lines import forecast_lines  # imports torch
+
         found["forecast"], lines = forecast_lines(study, made, store, placement, cluster, budget_gpu_hours)
     if as_json:
         print(json.dumps(found, indent=1))

@@ -21,6 +21,7 @@ LIGHT = [
     "sweeps.report.page",
     "sweeps.report.publish",
     "sweeps.report.commands",
+    "sweeps.run.commands",  # finds the study for every verb
 ]
 
 
