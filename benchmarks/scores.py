@@ -328,7 +328,7 @@ def stream(side: int) -> dict[str, float]:
                     line = np.tile(tile, (1, math.ceil(side / 2048)))[: min(2048, side - row), :side]
                     file.write(line, 1, window=((row, row + len(line)), (0, side)))
         start = time.monotonic()
-        subprocess.run([sys.executable, "-m", "idgbr.cli", "score", *map(str, paths), "--json"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "idgbr", "score", *map(str, paths), "--json"], check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"{side} x {side} px: {seconds:.0f} s, {side * side / 1e6 / seconds:.2f} Mpx/s, peak memory {peak:.0f} MiB")

@@ -21,7 +21,7 @@ EXAMPLES = """Examples:
   python -m cluster logs   slurm.toml --follow
   python -m cluster down   slurm.toml
   python -m cluster doctor slurm.toml                                              can these nodes work together?
-  python -m cluster train  real --workers 8 --gpus 1                               one training over several workers
+  python -m cluster train  oam_buildings --workers 8 --gpus 1                      one training over several workers
   python -m cluster refine scenes.csv -o refined/ --model DIR                      many scenes over the nodes
 
 Instead of a spec: the address of a running cluster's dashboard, http://HOST:PORT, with --token-file.

@@ -164,6 +164,8 @@ def score(
     iou_imp_k: Annotated[float, arg(help="k of IoU_imp = IoU_RF - k (1 - IoU_RT)")] = 1.0,
     surface: Annotated[bool, arg(help="also HD95 and ASSD")] = False,
     objects: Annotated[bool, arg(help="also objects, outlines and topology; rasters are read whole")] = False,
+    probabilities: Annotated[Path | None, arg(help="of PRED, one band a class: adds calibration and error detection")] = None,
+    samples: Annotated[Path | None, arg(help="of PRED, one band of class indices a sample: adds energy scores")] = None,
     json: Annotated[bool, arg(help="JSON to stdout")] = False,
     out: Annotated[Path | None, arg(help="write the counts as Parquet")] = None,
     overwrite: bool = False,
@@ -175,7 +177,8 @@ def score(
     run(
         pred, target, coarse=coarse, eroded=eroded, classes=classes, ignore=ignore, tolerance_px=tolerance_px, tolerance_m=tolerance_m,
         boundary_ratio=boundary_ratio, boundary_px=boundary_px, boundary_m=boundary_m, trimap_px=trimap_px, tile_px=tile_px,
-        band_levels=band_levels, iou_imp_k=iou_imp_k, surface=surface, objects=objects, json=json, out=out, overwrite=overwrite,
+        band_levels=band_levels, iou_imp_k=iou_imp_k, surface=surface, objects=objects, probabilities=probabilities,
+        samples=samples, json=json, out=out, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -189,7 +192,3 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 part failed, 2 bad request, 3 missing, 4 disagreement, 130 stopped by the
     user."""
     leave(run_verbs(VERBS, "idgbr", EXAMPLES, argv))
-
-
-if __name__ == "__main__":
-    main()

@@ -100,7 +100,7 @@ def sampler_of(config: SamplerConfig, settings: Json) -> SamplerConfig:
             "refine runs images of any size in one piece; it cuts no tiles and knows no split",
             value=", ".join(f"{name}={settings[name]!r}" for name in foreign),
             allowed=", ".join(f.name for f in dataclasses.fields(SamplerConfig) if f.name not in OF_SCENES),
-            hint="large scenes in tiles: `idgbr refine SCENE COARSE OUT --tile-px 128`",
+            hint="large scenes in tiles: `idgbr refine SCENE COARSE -o OUT --tile-px 128`",
         )
     return dataclasses.replace(config, **settings)
 

@@ -22,15 +22,14 @@ if TYPE_CHECKING:
     from idgbr.datasets import Dataset
 
 CONTEXT_PX = 32  # on every side of a block, seen and not scored
-STEPS, SAMPLES = 4, 4
+STEPS = 4  # several samples buy nothing (docs/refiner.md)
 
 
 def default_sampler(refiner: Refiner) -> SamplerConfig:
-    """Four steps, the mean of four samples; new noise in every step where training recycled guesses or began from
-    zeros."""
+    """Four steps; new noise in every step where training recycled guesses or began from zeros."""
     config = refiner.config
     renewed = config.recycle > 0 or config.first_input == "zero"
-    return SamplerConfig(sampler="renoise" if renewed else "ddim", steps=STEPS, samples=SAMPLES)
+    return SamplerConfig(sampler="renoise" if renewed else "ddim", steps=STEPS)
 
 
 def tuned_decision(refiner: Refiner, dataset: Dataset, coarse_dir: Path, share: float) -> SamplerConfig:

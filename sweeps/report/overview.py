@@ -50,7 +50,8 @@ def text(folders: Sequence[Path]) -> str:
         "# Published results",
         "",
         "Written by `python -m sweeps overview` from the rows of every study. `python -m sweeps verify` recomputes every number.",
-        f"Primary score: {metric} in per cent, mean over seeds and over all variants of a kind of map (in brackets the best variant).",
+        f"Primary score: {metric} in per cent, mean over seeds and over all variants of a kind of map (in brackets the best variant",
+        "that has all seeds).",
         "",
         BEGIN,
         "| study | split, labels | units | seeds | coarse | one pass | cascade | diffusion |",
@@ -63,7 +64,7 @@ def text(folders: Sequence[Path]) -> str:
         *said,
         "## What is not shown",
         "",
-        "- Data sets of the paper, its sizes and its GPUs: recipes `paper` and `paper_sd15` were never run in full.",
+        "- Data sets of the paper, its sizes and its GPUs: studies `paper` and `paper_sd15` were never run in full.",
         "- Results that need a number of seeds or places which a study has not: its table says so (too few scenes, one seed).",
         "- Distance bands and pictures of studies whose maps are not kept here: rows hold counts by place and class alone.",
     ]
@@ -83,11 +84,12 @@ def _row(study: str, view: View, metric: str) -> str:
     units = f"{len(view.sums.units)} {'scenes' if view.sums.unit_kind == 'scene' else 'ground blocks'}"
     cells = []
     for kind in MAPS:
-        scores = [_mean(view, v, metric) for v in view.population.variants if v.kind == kind]
-        if not scores:
+        found = [(_mean(view, v, metric), len(v.seeds)) for v in view.population.variants if v.kind == kind]
+        if not found:
             cells.append("")
             continue
-        best = f" ({number(metric, max(scores))})" if len(scores) > 1 else ""
+        scores, most = [score for score, _ in found], max(n for _, n in found)
+        best = f" ({number(metric, max(score for score, n in found if n == most))})" if len(scores) > 1 else ""
         cells.append(number(metric, sum(scores) / len(scores)) + best)
     return (
         f"| [{study}](published/{study}/tables.md) | {view.split}, {view.label_set} | {units} | {len(seeds)} | " + " | ".join(cells) + " |"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,9 @@ def test_slugs_are_dns_labels_and_differ_where_names_differ() -> None:
 
 def test_command_words_get_their_program_and_may_not_hold_line_breaks() -> None:
     assert with_program(["sweeps", "run", "x"], "python") == ["python", "-m", "sweeps", "run", "x"]
+    for program in ("sweeps", "cluster", "idgbr"):
+        words = with_program([program, "--help"], sys.executable)
+        assert subprocess.run(words, capture_output=True, timeout=100).returncode == 0, words
     assert with_program(["./train.sh", "a b"], "python") == ["./train.sh", "a b"]
     with pytest.raises(BadRequest, match="no command"):
         with_program([], "python")

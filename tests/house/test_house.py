@@ -47,7 +47,7 @@ def test_reading_tables_needs_neither_torch_nor_ray(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("command", [["-m", "idgbr.cli"], ["-m", "sweeps"], ["-m", "cluster"]])
+@pytest.mark.parametrize("command", [["-m", "idgbr"], ["-m", "sweeps"], ["-m", "cluster"]])
 def test_help_imports_nothing_heavy_and_shows_an_example(command: list[str]) -> None:
     code = (
         "import runpy, sys; sys.argv = ['x', '--help']\n"

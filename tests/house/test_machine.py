@@ -145,8 +145,8 @@ def test_a_cache_without_a_home_lies_in_a_temporary_folder_and_this_is_said_once
     "words",
     [
         ["-m", "sweeps", "plan", "quickstart", "--no-preflight", "--store", "STORE"],
-        ["-m", "idgbr.cli", "prepare", "synthetic", "data.scene_px=64", "--store", "STORE"],
-        ["-m", "idgbr.cli", "config", "synthetic"],
+        ["-m", "idgbr", "prepare", "synthetic", "data.scene_px=64", "--store", "STORE"],
+        ["-m", "idgbr", "config", "synthetic"],
     ],
     ids=lambda words: " ".join(words[1:3]),
 )

@@ -16,16 +16,16 @@ from idgbr.rasters.write import write_class_map
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS: dict[str, tuple[list[str], int]] = {
-    "config": (["-m", "idgbr.cli", "config", "synthetic"], 0),
-    "help": (["-m", "idgbr.cli", "--help"], 0),
-    "help of a verb": (["-m", "idgbr.cli", "refine", "--help"], 0),
-    "unbuffered": (["-u", "-m", "idgbr.cli", "config", "synthetic"], 0),
-    "score": (["-m", "idgbr.cli", "score", "FOLDER/pred.tif", "FOLDER/truth.tif"], 0),
-    "score as JSON": (["-m", "idgbr.cli", "score", "FOLDER/pred.tif", "FOLDER/truth.tif", "--json"], 0),
+    "config": (["-m", "idgbr", "config", "synthetic"], 0),
+    "help": (["-m", "idgbr", "--help"], 0),
+    "help of a verb": (["-m", "idgbr", "refine", "--help"], 0),
+    "unbuffered": (["-u", "-m", "idgbr", "config", "synthetic"], 0),
+    "score": (["-m", "idgbr", "score", "FOLDER/pred.tif", "FOLDER/truth.tif"], 0),
+    "score as JSON": (["-m", "idgbr", "score", "FOLDER/pred.tif", "FOLDER/truth.tif", "--json"], 0),
     "plan": (["-m", "sweeps", "plan", "quickstart", "--no-preflight", "--store", "FOLDER/store", "--json"], 0),
     "cluster": (["-m", "cluster", "--help"], 0),
-    "wrong recipe": (["-m", "idgbr.cli", "config", "nonsuch"], 2),
-    "wrong flag": (["-m", "idgbr.cli", "score", "--nonsuch"], 2),
+    "wrong recipe": (["-m", "idgbr", "config", "nonsuch"], 2),
+    "wrong flag": (["-m", "idgbr", "score", "--nonsuch"], 2),
     "wrong verb": (["-m", "cluster", "nonsuch"], 2),
 }
 
@@ -91,7 +91,7 @@ def test_closed_streams_are_no_error(close: Callable[[], object], folder: Path) 
 def test_work_goes_on_without_its_reader(tmp_path: Path) -> None:
     """`prepare | head -1`: the artefact is stored all the same."""
     pipe = closed_pipe()
-    words = ["-m", "idgbr.cli", "prepare", "synthetic", "data.scene_px=64", "--store", "FOLDER"]
+    words = ["-m", "idgbr", "prepare", "synthetic", "data.scene_px=64", "--store", "FOLDER"]
     try:
         assert run(words, tmp_path, stdout=pipe, stderr=pipe).returncode == 0
     finally:

@@ -12,6 +12,7 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import brier_score_loss, jaccard_score, roc_auc_score
 
+from idgbr.cli import VERBS
 from idgbr.commands.score import score
 from idgbr.config import DataConfig, Experiment, SamplerConfig, ScoreConfig, apply
 from idgbr.datasets import load, prepare
@@ -30,6 +31,7 @@ from idgbr.scores.sampled import Sampled
 from idgbr.scores.schema import DOUBT_EDGES, UNCERTAINTY, VOTES_RIGHT, VOTES_WRONG, confidence_columns
 from idgbr.scores.uncertainty import fill, level_sets
 from idgbr.stages import jobs
+from idgbr.verbs import run_verbs
 
 SIDE, K = 60, 3
 
@@ -234,7 +236,8 @@ def test_the_command_scores_probabilities_and_samples(tmp_path: Path, capsys: py
     rows, tile = filled(c)
     for pick in (lambda path: path, lambda path: path.parent):
         given = {name: pick(path) for name, path in paths.items()}
-        score(given["pred"], given["target"], probabilities=given["p"], samples=given["s"], boundary_px=2, json=True)
+        words = [str(given["pred"]), str(given["target"]), "--probabilities", str(given["p"]), "--samples", str(given["s"])]
+        assert run_verbs(VERBS, "idgbr", "", ["score", *words, "--boundary-px", "2", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)["label_sets"]["full"]["scores"]
         for name in ("brier", "ece_near", "error_auroc", "error_auroc_votes", "aurc"):
             assert found[name]["score"] == pytest.approx(value(name, tile), abs=1e-6)
