@@ -257,7 +257,7 @@ def test_fit_saves_a_decision_that_does_no_harm_on_the_held_out_ground(large_sce
     fit(RefinerConfig(**small), dataset, coarse_dir, seed=0, out=tmp_path)
     decision = Refiner.load(tmp_path).decision
     assert decision is not None
-    assert (decision.sampler, decision.steps, decision.samples) == ("renoise", 4, 4)
+    assert (decision.sampler, decision.steps, decision.samples) == ("renoise", 4, 1)
     assert decision.trust == 0  # after two steps it has learnt nothing: the coarse map stays
     assert json.loads((tmp_path / "config.json").read_text())["decision"]["trust"] == 0
     fit(RefinerConfig(**{**small, "held_out": 0.0}), dataset, coarse_dir, seed=0, out=tmp_path / "none")
