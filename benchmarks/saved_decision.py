@@ -34,10 +34,12 @@ SCORES = ("miou", "boundary_iou")
 FEWEST_SCENES = 6
 
 
-def ran(e: Experiment, store: Store, runtime: Runtime) -> dict[str, stages.Job]:
-    """The jobs of an experiment, all done, by name."""
+def ran(e: Experiment, store: Store, runtime: Runtime, before: tuple[str, ...] = ()) -> dict[str, stages.Job]:
+    """The jobs of an experiment by name, all done, or those before the first of these stages."""
     jobs = stages.jobs(e)
     for job in jobs:
+        if job.stage in before:
+            break
         with Progress(f"{job.stage} {job.name}") as progress:
             stages.run(job, store, e, runtime, progress)
     return {job.name: job for job in jobs}
@@ -53,13 +55,7 @@ def by_unit(counts: pl.DataFrame) -> dict[str, list[float]]:
 
 def measured(e: Experiment, store: Store, runtime: Runtime) -> dict[str, Any]:
     """The decision saved with the refiner of `e`, and what refining with it changes."""
-    todo = stages.jobs(e)
-    for job in todo:
-        if job.stage in ("refined", "counts"):
-            break
-        with Progress(f"{job.stage} {job.name}") as progress:
-            stages.run(job, store, e, runtime, progress)
-    refiner = next(job for job in todo if job.stage == "refiner")
+    refiner = ran(e, store, runtime, before=("refined", "counts"))["refiner"]
     saved = Refiner.load(store.path("refiner", refiner.key)).decision
     assert saved is not None
     decision: dict[str, Any] = {name: getattr(saved, name) for name in OF_DECISIONS}

@@ -168,7 +168,7 @@ class RefinerNetwork(nn.Module):
         Args:
             keep: factors of the guidance [B]. guidance_scale: the second branch runs only where it is not 1.
         """
-        z = z.contiguous(memory_format=torch.channels_last)  # a mixture is copied at full size, before the head
+        z = z.contiguous(memory_format=torch.channels_last)  # joined with features of another layout it would be copied twice
         seen = torch.cat([z, condition.entry], 1) if self.config.input_condition and condition.entry is not None else z
         features = self.denoiser.encode(seen, t)
         guidance = self.guidance((*features.skips, features.middle), condition.prepared)

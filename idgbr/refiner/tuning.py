@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from idgbr.datasets import Dataset
 
 CONTEXT_PX = 32  # on every side of a block, seen and not scored
-STEPS = 4  # several samples buy nothing (docs/refiner.md)
+STEPS = 4
 
 
 def default_sampler(refiner: Refiner) -> SamplerConfig:
-    """Four steps; new noise in every step where training recycled guesses or began from zeros."""
+    """Four steps, one sample (several buy nothing, docs/refiner.md); new noise in every step where training recycled guesses or began from zeros."""
     config = refiner.config
     renewed = config.recycle > 0 or config.first_input == "zero"
     return SamplerConfig(sampler="renoise" if renewed else "ddim", steps=STEPS)
