@@ -26,7 +26,8 @@ STEPS = 4
 
 
 def default_sampler(refiner: Refiner) -> SamplerConfig:
-    """Four steps, one sample (several buy nothing, docs/refiner.md); new noise in every step where training recycled guesses or began from zeros."""
+    """Four steps, one sample (several buy nothing, docs/refiner.md); new noise in every step where training recycled guesses
+    or began from zeros."""
     config = refiner.config
     renewed = config.recycle > 0 or config.first_input == "zero"
     return SamplerConfig(sampler="renoise" if renewed else "ddim", steps=STEPS)
